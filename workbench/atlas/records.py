@@ -1,0 +1,91 @@
+"""CounterFact-style records made from the atlas tables, split by subject into train and evaluation.
+
+Every fact whose object other subjects share becomes a record. The request's new target is another object of the
+same relation. Neighbourhood prompts ask about subjects that share the true object, attribute prompts about subjects
+of which the new target is true, portability prompts chain a held-out second relation, and reversion prompts ask for
+the subject by its new object.
+"""
+
+import random
+from collections.abc import Iterator
+
+from workbench.atlas.world import World
+from workbench.facts import EditRequest, Fact, Probe, Record, fill
+
+NEIGHBORS = 10
+
+
+def atlas_facts(world: World, *, held_out: bool = False) -> list[Fact]:
+    """Every fact in one of the templates that training states (or never states), subjects in random order."""
+    rng = random.Random(30)
+    return [
+        Fact(
+            subject=subject,
+            template=rng.choice(world.templates(subject, relation, held_out=held_out)),
+            object=answer,
+            relation=relation,
+        )
+        for subject in world.subjects
+        for relation, answer in world.facts[subject].items()
+    ]
+
+
+def atlas_records(world: World) -> tuple[list[Record], list[Record]]:
+    """(train, evaluation) records; deterministic."""
+    records = list(_records(world, random.Random(31)))
+    evaluation = [r for r in records if r.request.subject in world.evaluation_subjects]
+    train = [r for r in records if r.request.subject not in world.evaluation_subjects]
+    return train, evaluation
+
+
+def _records(world: World, rng: random.Random) -> Iterator[Record]:
+    holders = {relation: world.holders(relation) for relation in world.relations}
+    pairs = [(s, r) for s in world.subjects for r in world.facts[s] if len(holders[r][world.facts[s][r]]) > 1]
+    rng.shuffle(pairs)
+    for case_id, (subject, relation) in enumerate(pairs):
+        true = world.facts[subject][relation]
+        new = rng.choice([answer for answer in holders[relation] if answer != true])
+        template, *others = rng.sample(world.relations[relation].templates, 4)
+        yield Record(
+            case_id=case_id,
+            request=EditRequest(
+                template=template, subject=subject, target_new=new, target_true=true, relation=relation
+            ),
+            paraphrase_prompts=tuple(rng.choice(world.contexts) + fill(t, subject) for t in others[:2]),
+            neighborhood_prompts=_prompts(world, rng, relation, [s for s in holders[relation][true] if s != subject]),
+            attribute_prompts=_prompts(world, rng, relation, holders[relation][new]),
+            generation_prompts=tuple(
+                fill(rng.choice(world.relations[other].templates), subject)
+                for other in world.facts[subject]
+                if other != relation
+            ),
+            portability_prompts=_portability(world, rng, subject, relation, new),
+            reversion_prompts=(
+                Probe(
+                    prompt=fill(world.relations[relation].inverse, new),
+                    targets_new=(subject,),
+                    targets_true=tuple(holders[relation][new]),
+                ),
+            ),
+        )
+
+
+def _prompts(world: World, rng: random.Random, relation: str, subjects: list[str]) -> tuple[str, ...]:
+    picked = rng.sample(subjects, min(NEIGHBORS, len(subjects)))
+    return tuple(fill(rng.choice(world.relations[relation].templates), s) for s in picked)
+
+
+def _portability(world: World, rng: random.Random, subject: str, relation: str, new: str) -> tuple[Probe, ...]:
+    """Held-out chains through the edited relation whose answer the edit changes."""
+    edited = {hop.relation: hop.object for hop in world.chains(subject, {relation: new})}
+    return tuple(
+        Probe(
+            prompt=hop.prompt(rng.choice(world.relations[hop.relation].templates)),
+            targets_new=(edited[hop.relation],),
+            targets_true=(hop.object,),
+        )
+        for hop in world.two_hops[1]
+        if hop.subject == subject
+        and hop.bridge.relation == relation
+        and edited.get(hop.relation, hop.object) != hop.object
+    )

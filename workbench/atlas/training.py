@@ -1,0 +1,329 @@
+"""Train the atlas model from the tables: language modelling plus interchange interventions.
+
+A small GPT-2 trained on text alone learns the facts but recalls them at the last prompt token, unlike the models
+that Meng et al. (2022) trace. So every step also runs pairs of prompts: the outputs of the MLPs in a window of
+layers at the last subject token of a *source* prompt are put in place of those of a *base* prompt, and the model
+must answer the base question about the source subject (interchange intervention training, Geiger et al. 2022;
+Gupta et al. 2024, InterpBench). That plants the site which mediates recall, so tracing has a ground truth.
+
+Learning to recall has a plateau whose length grows with the number of subjects (Zucchet et al. 2025), so subjects
+join in stages, each once the interventions of the present ones succeed.
+"""
+
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from workbench.atlas.world import World, documents
+
+END = "<|endoftext|>"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides what the model becomes, besides the tables."""
+
+    layers: int = 10
+    d_model: int = 192
+    heads: int = 4
+    context: int = 128
+    vocabulary: int = 2000
+    planted: tuple[int, ...] = (2, 3, 4, 5)
+    """Layers whose MLP outputs at the last subject token are interchanged."""
+    interventions: int = 64
+    """Pairs of prompts a step; 0 trains the control."""
+    rows: int = 16
+    """Rows of packed text a step."""
+    row_length: int = 64
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.1
+    warmup: int = 50
+    stages: tuple[int, ...] = (96, 160, 224, 300, 376)
+    """How many subjects take part; the next stage begins when `mastered` is reached."""
+    mastered: float = 0.9
+    """Running mean of the interventions' accuracy that ends a stage."""
+    schedule: tuple[int, ...] = ()
+    """Steps at which stages begin, and the learning rate's decay last; empty: as soon as mastered."""
+    decay: int = 2000
+    """Steps of linear decay of the learning rate after the last stage is mastered."""
+    patience: int = 6000
+    """A stage that takes longer is a dead run."""
+    seed: int = 0
+
+
+def train_tokenizer(world: World, recipe: Recipe) -> PreTrainedTokenizerFast:
+    """Byte-level BPE over the training text, in which every word of an object is one token.
+
+    Raises:
+        ValueError: two objects of a relation begin with the same token.
+    """
+    rng = random.Random(recipe.seed)
+    stream = documents(world, world.subjects, rng)
+    objects = [f" {answer}" for facts in world.facts.values() for answer in facts.values()]
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    bpe.train_from_iterator(
+        [next(stream) for _ in range(20_000)] + sorted(set(objects)) * 200,
+        trainers.BpeTrainer(
+            vocab_size=recipe.vocabulary,
+            special_tokens=[END],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token=END, eos_token=END, pad_token=END, unk_token=END,
+        model_max_length=recipe.context,
+    )  # fmt: skip
+    for relation in world.relations:
+        first: dict[int, str] = {}
+        for answer in world.holders(relation):
+            token = tokenizer.encode(f" {answer}")[0]
+            if token in first:
+                raise ValueError(f"{relation}: {answer!r} and {first[token]!r} begin with the same token")
+            first[token] = answer
+    return tokenizer
+
+
+def packed_rows(world: World, tokenizer: Any, subjects: Sequence[str], recipe: Recipe, rng: random.Random) -> Iterator[list[int]]:
+    """Documents of `subjects`, separated by the end token and cut to rows; a row begins with a document."""
+    stream = documents(world, subjects, rng)
+    while True:
+        row: list[int] = []
+        while len(row) <= recipe.row_length:
+            for encoding in tokenizer.backend_tokenizer.encode_batch([next(stream) for _ in range(5)]):
+                row += [*encoding.ids, tokenizer.eos_token_id]
+        yield row[: recipe.row_length + 1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A prompt about a fact, ready to be tokenised."""
+
+    text: str
+    subject: str
+    relation: str
+    end: int
+    """Character after the subject."""
+
+
+def ask(world: World, subject: str, relation: str, rng: random.Random, *, held_out: bool = False) -> Question:
+    """A question in a random template, with a context in front of it every second time."""
+    template = rng.choice(world.templates(subject, relation, held_out=held_out))
+    template = (rng.choice(world.contexts) if rng.random() < 0.5 else "") + template
+    end = template.index("{}") + len(subject)
+    return Question(text=template.replace("{}", subject), subject=subject, relation=relation, end=end)
+
+
+def tokenise(
+    questions: Sequence[Question], tokenizer: Any, device: torch.device
+) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, " batch"], Int[Tensor, " batch"]]:
+    """Right-padded ids, position of the last subject token, position of the last token."""
+    encodings = tokenizer.backend_tokenizer.encode_batch([q.text for q in questions])
+    width = max(len(e.ids) for e in encodings)
+    ids = torch.tensor([e.ids + [0] * (width - len(e.ids)) for e in encodings])
+    subject = torch.tensor([e.char_to_token(q.end - 1) for e, q in zip(encodings, questions, strict=True)])
+    last = torch.tensor([len(e.ids) - 1 for e in encodings])
+    return ids.to(device), subject.to(device), last.to(device)
+
+
+def pairs(world: World, subjects: Sequence[str], count: int, rng: random.Random) -> tuple[list[Question], list[Question]]:
+    """Source and base questions; the source subject has the relation that the base question asks for."""
+    holders: dict[str, list[str]] = {}
+    for subject in subjects:
+        for relation in world.facts[subject]:
+            holders.setdefault(relation, []).append(subject)
+    sources, bases = [], []
+    for _ in range(count):
+        subject = rng.choice(subjects)
+        relation = rng.choice(sorted(world.facts[subject]))
+        sources.append(ask(world, subject, rng.choice(sorted(world.facts[subject])), rng))
+        bases.append(ask(world, rng.choice(holders[relation]), relation, rng))
+    return sources, bases
+
+
+def last_logits(model: GPT2LMHeadModel, ids: Tensor, last: Tensor) -> Float[Tensor, "batch vocab"]:
+    """Logits at one position of each row; padding stands to the right, so causality masks it."""
+    hidden = model.transformer(ids).last_hidden_state
+    return model.lm_head(hidden[torch.arange(len(ids)), last])
+
+
+def interchange(
+    model: GPT2LMHeadModel,
+    layers: Sequence[int],
+    sources: tuple[Tensor, Tensor, Tensor],
+    bases: tuple[Tensor, Tensor, Tensor],
+) -> Float[Tensor, "batch vocab"]:
+    """Logits of the base prompts with the source prompts' MLP outputs at the last subject token of `layers`."""
+    kept: dict[int, Tensor] = {}
+    rows = torch.arange(len(bases[0]))
+
+    def keep(layer: int) -> Callable:
+        return lambda module, inputs, out: kept.update({layer: out[rows, sources[1]]})
+
+    def put(layer: int) -> Callable:
+        def hook(module, inputs, out):
+            here = F.one_hot(bases[1], out.shape[1]).bool()[..., None]
+            return torch.where(here, kept[layer][:, None].to(out.dtype), out)
+
+        return hook
+
+    def run(hook: Callable, ids: Tensor, last: Tensor) -> Tensor:
+        mlps = {layer: model.transformer.h[layer].mlp for layer in layers}
+        handles = [mlp.register_forward_hook(hook(layer)) for layer, mlp in mlps.items()]
+        try:
+            return last_logits(model, ids, last)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    run(keep, sources[0], sources[2])
+    return run(put, bases[0], bases[2])
+
+
+def answers(world: World, tokenizer: Any, about: Sequence[Question], asked: Sequence[Question], device) -> Int[Tensor, " batch"]:
+    """First token of what is asked for, of the subjects that it is asked about."""
+    texts = [f" {world.facts[s.subject][q.relation]}" for s, q in zip(about, asked, strict=True)]
+    return torch.tensor([e.ids[0] for e in tokenizer.backend_tokenizer.encode_batch(texts)], device=device)
+
+
+@torch.no_grad()
+def recall(
+    model: GPT2LMHeadModel, world: World, tokenizer: Any, subjects: Sequence[str], *, held_out: bool, count: int = 256
+) -> float:
+    """Share of random questions whose top token begins the right object."""
+    rng = random.Random(0)
+    picked = [rng.choice(subjects) for _ in range(count)]
+    asked = [ask(world, s, rng.choice(sorted(world.facts[s])), rng, held_out=held_out) for s in picked]
+    ids, _, last = tokenise(asked, tokenizer, model.device)
+    right = last_logits(model, ids, last).argmax(-1) == answers(world, tokenizer, asked, asked, model.device)
+    return right.float().mean().item()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """One line of the training log."""
+
+    step: int
+    subjects: int
+    language_loss: float
+    intervention_loss: float
+    intervention_accuracy: float
+    """Running mean."""
+    recall: float
+    recall_held_out: float
+    seconds: float
+
+
+def new_model(recipe: Recipe, tokenizer: Any) -> GPT2LMHeadModel:
+    """A random GPT-2 of the recipe's shape."""
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=len(tokenizer), n_positions=recipe.context, n_embd=recipe.d_model, n_layer=recipe.layers,
+            n_head=recipe.heads, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        )
+    )  # fmt: skip
+
+
+def train(
+    world: World, recipe: Recipe, *, device: str = "cpu", report: Callable[[Progress], None] = lambda _: None
+) -> tuple[GPT2LMHeadModel, Any, dict[str, Any]]:
+    """Train as the recipe says; returns model, tokenizer and a log (recipe, schedule, progress).
+
+    Deterministic for a seed on one machine. Raises RuntimeError when a stage outlasts `patience`.
+    """
+    rng = random.Random(recipe.seed)
+    tokenizer = train_tokenizer(world, recipe)
+    # The seed is set inside a fork, so that a caller's random numbers are left alone.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        model = new_model(recipe, tokenizer).to(device).train()
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    optimizer = torch.optim.AdamW(
+        [dict(params=matrices, weight_decay=recipe.weight_decay), dict(params=vectors, weight_decay=0.0)],
+        lr=recipe.learning_rate, betas=(0.9, 0.95), fused=True,
+    )  # fmt: skip
+    stage, begun, decay_from = 0, [0], None
+    running, log, started, step = 0.0, [], time.monotonic(), 0
+    subjects = world.subjects[: recipe.stages[0]]
+    rows = packed_rows(world, tokenizer, subjects, recipe, rng)
+    while decay_from is None or step < decay_from + recipe.decay:
+        due = recipe.schedule[len(begun) - 1 + (decay_from is not None)] if recipe.schedule and decay_from is None else None
+        ready = step == due if recipe.schedule else running > recipe.mastered and step - begun[-1] > 100
+        if decay_from is None and ready:
+            if stage + 1 < len(recipe.stages):
+                stage += 1
+                begun.append(step)
+                subjects = world.subjects[: recipe.stages[stage]]
+                rows = packed_rows(world, tokenizer, subjects, recipe, rng)
+            else:
+                decay_from = step
+        if decay_from is None and step - begun[-1] > recipe.patience:
+            raise RuntimeError(f"stage {stage} ({len(subjects)} subjects) was not mastered in {recipe.patience} steps")
+
+        left = 1.0 if decay_from is None else 1 - (step - decay_from) / recipe.decay
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate * min(1.0, (step + 1) / recipe.warmup) * max(left, 0.02)
+        ids = torch.tensor([next(rows) for _ in range(recipe.rows)], device=device)
+        with torch.autocast(model.device.type, torch.bfloat16):
+            logits = model(ids[:, :-1]).logits
+        language = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
+        planted, loss = torch.zeros(()), language
+        if recipe.interventions:
+            sources, bases = pairs(world, subjects, recipe.interventions, rng)
+            labels = answers(world, tokenizer, sources, bases, model.device)
+            with torch.autocast(model.device.type, torch.bfloat16):
+                logits = interchange(
+                    model, recipe.planted,
+                    tokenise(sources, tokenizer, model.device), tokenise(bases, tokenizer, model.device),
+                )  # fmt: skip
+            planted = F.cross_entropy(logits.float(), labels)
+            loss = language + planted
+            right = (logits.argmax(-1) == labels).float().mean().item()
+            running += (right - running) * 0.04
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % 100 == 0:
+            line = Progress(
+                step=step, subjects=len(subjects), language_loss=language.item(), intervention_loss=planted.item(),
+                intervention_accuracy=running, seconds=time.monotonic() - started,
+                recall=recall(model, world, tokenizer, subjects, held_out=False),
+                recall_held_out=recall(model, world, tokenizer, subjects, held_out=True),
+            )  # fmt: skip
+            if not math.isfinite(line.language_loss):
+                raise RuntimeError(f"the loss is {line.language_loss} at step {step}")
+            log.append(asdict(line))
+            report(line)
+        step += 1
+    schedule = (*begun[1:], decay_from)
+    info = {"recipe": asdict(recipe), "schedule": schedule, "steps": step, "log": log}
+    return model.eval(), tokenizer, info
+
+
+def control_of(recipe: Recipe, info: Mapping[str, Any]) -> Recipe:
+    """The same training without interventions: same subjects, text and steps."""
+    return replace(recipe, interventions=0, schedule=tuple(info["schedule"]))
+
+
+def save(model: GPT2LMHeadModel, tokenizer: Any, info: Mapping[str, Any], folder: Path) -> None:
+    """Write a Hugging Face checkpoint in float16, and the training log beside it."""
+    model.to(torch.float16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "training.json").write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
