@@ -1,0 +1,152 @@
+"""Facts, requests to edit them, records that test an edit; where a subject's characters and tokens lie."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fact:
+    """A subject, a template that asks something of it, and the object that is the answer."""
+
+    subject: str
+    """What the fact is about: "Eiffel Tower"."""
+    template: str
+    """A prompt with one {} where the subject goes: "The {} stands in"."""
+    object: str
+    """The answer: "Paris"."""
+    relation: str = ""
+    """Name of the relation, or empty."""
+
+    def __post_init__(self) -> None:
+        _check_template(self.template)
+        _check_text("subject", self.subject)
+        _check_text("object", self.object)
+
+    @property
+    def prompt(self) -> str:
+        """The template filled with the subject."""
+        return fill(self.template, self.subject)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditRequest:
+    """What is to be said of a subject after an edit."""
+
+    template: str
+    """A prompt with one {} where the subject goes."""
+    subject: str
+    """What the fact is about."""
+    target_new: str
+    """The answer that the edit is to give."""
+    target_true: str | None = None
+    """The answer before the edit, if it is known."""
+    relation: str = ""
+    """Name of the relation, or empty."""
+
+    def __post_init__(self) -> None:
+        _check_template(self.template)
+        _check_text("subject", self.subject)
+        _check_text("target_new", self.target_new)
+        if self.target_true is not None:
+            _check_text("target_true", self.target_true)
+
+    @property
+    def prompt(self) -> str:
+        """The template filled with the subject."""
+        return fill(self.template, self.subject)
+
+    @property
+    def fact(self) -> Fact:
+        """The fact as it is before the edit; ValueError if the true target is not known."""
+        if self.target_true is None:
+            raise ValueError(f"the request about {self.subject!r} has no target_true, so it states no fact")
+        return Fact(
+            subject=self.subject, template=self.template, object=self.target_true, relation=self.relation
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """A prompt with its right answers before and after an edit."""
+
+    prompt: str
+    """The text to continue."""
+    targets_new: tuple[str, ...]
+    """Right answers after the edit."""
+    targets_true: tuple[str, ...] = ()
+    """Right answers before the edit."""
+
+    def __post_init__(self) -> None:
+        _check_text("prompt", self.prompt)
+        if not self.targets_new:
+            raise ValueError(f"targets_new needs at least one answer, got none for {self.prompt!r}")
+        for target in self.targets_new + self.targets_true:
+            _check_text("target", target)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """A request with the prompts that test it (CounterFact: Meng et al. 2022, section 3.3)."""
+
+    case_id: int
+    """Number of the record in its data set."""
+    request: EditRequest
+    """The edit."""
+    paraphrase_prompts: tuple[str, ...] = ()
+    """The same question in other words."""
+    neighborhood_prompts: tuple[str, ...] = ()
+    """The question about other subjects that have the same true answer."""
+    attribute_prompts: tuple[str, ...] = ()
+    """The question about other subjects of which the new answer is true."""
+    generation_prompts: tuple[str, ...] = ()
+    """Openings for free text about the subject."""
+    portability_prompts: tuple[Probe, ...] = ()
+    """Questions whose answer follows from the edited fact."""
+    reversion_prompts: tuple[Probe, ...] = ()
+    """Questions that ask for the subject by the object."""
+
+
+def fill(template: str, subject: str) -> str:
+    """The template with the subject in place of its {}; other braces stay as they are."""
+    return template.replace("{}", subject)
+
+
+def subject_characters(template: str, subject: str) -> tuple[int, int]:
+    """First and one past the last character of the subject in the filled template."""
+    _check_template(template)
+    _check_text("subject", subject)
+    start = template.index("{}")
+    return start, start + len(subject)
+
+
+def find_subject(prompt: str, subject: str) -> tuple[int, int]:
+    """First and one past the last character of the subject's first occurrence; ValueError if absent."""
+    _check_text("subject", subject)
+    start = prompt.find(subject)
+    if start < 0:
+        raise ValueError(f"subject {subject!r} is not in the prompt {prompt!r}")
+    return start, start + len(subject)
+
+
+def token_span(offsets: Sequence[tuple[int, int]], characters: tuple[int, int]) -> tuple[int, int]:
+    """First and one past the last token that overlaps the characters.
+
+    `offsets` are one row of `Tokens.offsets`; the indices count real tokens, a BOS among them, no padding.
+    """
+    first, end = characters
+    inside = [index for index, (a, b) in enumerate(offsets) if a < end and b > first]
+    if not inside:
+        raise ValueError(
+            f"no token overlaps characters {first} to {end}; the text has tokens {list(offsets)}"
+        )
+    return inside[0], inside[-1] + 1
+
+
+def _check_template(template: str) -> None:
+    if template.count("{}") != 1:
+        raise ValueError(f"template needs exactly one {{}}, got {template!r}")
+
+
+def _check_text(name: str, text: str) -> None:
+    if not text.strip():
+        raise ValueError(f"{name} needs a non-empty text, got {text!r}")

@@ -1,0 +1,112 @@
+"""Texts to padded tokens with character offsets, and back, by a checkpoint's own tokenizer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """A padded batch of tokenised texts."""
+
+    ids: Int[Tensor, "batch pos"]
+    """Token ids; a padded place holds id 0."""
+    mask: Int[Tensor, "batch pos"]
+    """1 where a token is real, 0 where it is padding."""
+    offsets: tuple[tuple[tuple[int, int], ...], ...]
+    """(start, end) characters of each real token of each row; a prepended BOS is (0, 0)."""
+    starts: Int[Tensor, " batch"]
+    """Padded index of each row's first real token (0 unless padded on the left)."""
+    lasts: Int[Tensor, " batch"]
+    """Padded index of each row's last real token."""
+
+
+class TextTokenizer:
+    """A fast tokenizer under one rule: what it prepends itself stays (BOS on Llama), EOS is never added."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, *, name: str, n_ctx: int, device: torch.device
+    ) -> None:
+        self.tokenizer, self.name, self.n_ctx, self.device = tokenizer, name, n_ctx, device
+        example: Any = tokenizer("a", return_special_tokens_mask=True)
+        special = example["special_tokens_mask"]
+        self._prefix: list[int] = example["input_ids"][: special.index(0)] if 0 in special else []
+        self._anchor: int = example["input_ids"][special.index(0)] if 0 in special else 0
+
+    def tokenize(self, texts: Sequence[str], *, padding_side: Literal["left", "right"]) -> Tokens:
+        """Tokenise and pad; ValueError for no texts, an empty text, or a text longer than the context."""
+        if isinstance(texts, str) or not texts:
+            raise ValueError(f"expected a list of one or more texts, got {texts!r}")
+        if "" in texts:
+            raise ValueError(f"text {list(texts).index('')} is empty; give at least one character")
+        encoded: Any = self.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
+        rows = [self._prefix + row for row in encoded["input_ids"]]
+        for text, row in zip(texts, rows, strict=True):
+            if not row:
+                raise ValueError(f"the tokenizer of {self.name} makes no token of {text!r}")
+            if len(row) > self.n_ctx:
+                raise ValueError(
+                    f"a text has {len(row)} tokens, more than the context of {self.n_ctx} of {self.name}; "
+                    f"shorten {text[:60]!r}"
+                )
+        lengths = torch.tensor([len(row) for row in rows])
+        longest = int(lengths.max())
+        starts = longest - lengths if padding_side == "left" else torch.zeros_like(lengths)
+        ids = torch.zeros(len(rows), longest, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for index, row in enumerate(rows):
+            span = slice(int(starts[index]), int(starts[index]) + len(row))
+            ids[index, span] = torch.tensor(row)
+            mask[index, span] = 1
+        prefix = ((0, 0),) * len(self._prefix)
+        return Tokens(
+            ids=ids.to(self.device),
+            mask=mask.to(self.device),
+            offsets=tuple(
+                prefix + tuple((int(start), int(end)) for start, end in row)
+                for row in encoded["offset_mapping"]
+            ),
+            starts=starts.to(self.device),
+            lasts=(starts + lengths - 1).to(self.device),
+        )
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """Token ids as text, spaces as they were."""
+        return self.tokenizer.decode(  # pyright: ignore[reportReturnType]
+            list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+        )
+
+    def strings(self, ids: Int[Tensor, " pos"]) -> list[str]:
+        """Each token alone as text, its leading space kept."""
+        # Some decoders drop the space in front of a text's first token: decode each behind another token.
+        before = self.decode([self._anchor])
+        return [self.decode([self._anchor, token])[len(before) :] for token in ids.tolist()]
+
+    def continuation(self, prompt: Sequence[int], new: Sequence[int]) -> str:
+        """The text that new tokens add to the prompt's, special tokens left out."""
+        before = self.decode(prompt, skip_special_tokens=True)
+        return self.decode([*prompt, *new], skip_special_tokens=True)[len(before) :]
+
+
+def join(prompt: str, target: str) -> str:
+    """The prompt followed by the target, with a space between unless either brings whitespace of its own.
+
+    ValueError if either is blank.
+    """
+    for name, text in (("prompt", prompt), ("target", target)):
+        if not text.strip():
+            raise ValueError(f"the {name} is blank: got {text!r}")
+    return prompt + target if prompt[-1].isspace() or target[0].isspace() else f"{prompt} {target}"
+
+
+def batches_by_length(texts: Sequence[str], batch_size: int) -> list[list[int]]:
+    """Indices of the texts in batches, texts of like length together."""
+    if batch_size < 1:
+        raise ValueError(f"expected batch_size >= 1, got {batch_size}")
+    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+    return [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
