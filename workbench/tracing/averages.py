@@ -1,0 +1,157 @@
+"""Average effects over facts by a token's role (Meng et al. 2022, figure 2), and the layer they show.
+
+One role a token: the prompt's last token is "last" whatever else it is, then the subject's last token is
+"last_subject", its first "first_subject". So a subject of one token has only a last token, and a prompt that
+ends with its subject has no "last_subject": recall and read-out cannot be told apart there.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from workbench.tracing.trace import CausalTrace
+
+ROLES = ("first_subject", "middle_subject", "last_subject", "first_subsequent", "further", "last")
+"""Roles of a prompt's tokens, in the order of the paper's figure; tokens before the subject have none."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AverageEffect:
+    """Average indirect effect of one site over facts, with 95 % intervals (Student's t over facts)."""
+
+    site: str
+    """Where states were restored."""
+    window: int
+    """Layers restored together, 1 for `resid_post`; a layer's column is the window centred on it."""
+    mean: Float[Tensor, "role layer"]
+    """Mean over facts of the indirect effect, rows as `ROLES`; NaN where no fact has the role."""
+    half_width: Float[Tensor, "role layer"]
+    """The interval is mean +- half_width; NaN where fewer than two facts have the role."""
+    counts: Mapping[str, int]
+    """By role, how many facts have it."""
+    total: float
+    """Average total effect: mean over facts of the clean minus the corrupted probability."""
+    total_half_width: float
+    """Half width of its 95 % interval; NaN for one fact."""
+    facts: int
+    """How many facts were averaged."""
+
+    def row(self, role: str) -> Float[Tensor, " layer"]:
+        """The mean of one role, by layer; ValueError for an unknown role."""
+        return self.mean[_role_index(role)]
+
+
+def token_roles(n_tokens: int, subject: tuple[int, int]) -> tuple[str | None, ...]:
+    """Every token's role in a prompt whose subject is the tokens [first, end); None before the subject."""
+    first, end = subject
+
+    def role(pos: int) -> str | None:
+        if pos < first:
+            return None
+        if pos == n_tokens - 1:
+            return "last"
+        if pos < end:
+            return "last_subject" if pos == end - 1 else "first_subject" if pos == first else "middle_subject"
+        return "first_subsequent" if pos == end else "further"
+
+    return tuple(role(pos) for pos in range(n_tokens))
+
+
+def average_effects(traces: Sequence[CausalTrace], site: str) -> AverageEffect:
+    """Average indirect effect of `site` by role and layer; a fact's tokens of one role are averaged first.
+
+    ValueError for no traces, traces of models of different depth or different windows, and a site not traced.
+    """
+    if not traces:
+        raise ValueError("average effects need at least one trace, got none; does the model know any fact?")
+    windowed = site != "resid_post"
+    shapes = {(trace.indirect_effect(site).shape[1], trace.window if windowed else 1) for trace in traces}
+    if len(shapes) > 1:
+        raise ValueError(f"traces to average must agree in (layers, window), got {sorted(shapes)}")
+    n_layers, window = shapes.pop()
+
+    by_role: dict[str, list[Tensor]] = {role: [] for role in ROLES}
+    for trace in traces:
+        effect = trace.indirect_effect(site).double()
+        roles = token_roles(len(trace.tokens), trace.subject)
+        for role in ROLES:
+            positions = [pos for pos, name in enumerate(roles) if name == role]
+            if positions:
+                by_role[role].append(effect[positions].mean(dim=0))
+
+    means, half_widths = [], []
+    for role in ROLES:
+        none = torch.empty(0, n_layers, dtype=torch.float64)
+        mean, half_width = _mean_and_half_width(torch.stack(by_role[role]) if by_role[role] else none)
+        means.append(mean)
+        half_widths.append(half_width)
+    totals = torch.tensor([[trace.total_effect] for trace in traces], dtype=torch.float64)
+    total, total_half_width = _mean_and_half_width(totals)
+    return AverageEffect(
+        site=site,
+        window=window,
+        mean=torch.stack(means).float(),
+        half_width=torch.stack(half_widths).float(),
+        counts={role: len(by_role[role]) for role in ROLES},
+        total=total.item(),
+        total_half_width=total_half_width.item(),
+        facts=len(traces),
+    )
+
+
+def mediating_layer(
+    traces: Sequence[CausalTrace], *, site: str = "mlp_out", role: str = "last_subject"
+) -> int:
+    """The layer with the greatest average indirect effect of `site` at the tokens of `role`.
+
+    For a windowed site it is the centre of the restored window (`restored_layers`). The lowest such layer on
+    a tie. ValueError where no trace has a token of that role.
+    """
+    row = average_effects(traces, site).row(role)
+    if row.isnan().all():
+        raise ValueError(f"none of the {len(traces)} traces has a token in role {role!r}; add prompts")
+    return int(row.argmax())
+
+
+def _role_index(role: str) -> int:
+    if role not in ROLES:
+        raise ValueError(f"role must be one of {', '.join(ROLES)}, got {role!r}")
+    return ROLES.index(role)
+
+
+def _mean_and_half_width(
+    values: Float[Tensor, "fact layer"],
+) -> tuple[Float[Tensor, " layer"], Float[Tensor, " layer"]]:
+    """Mean over facts, and half width of its 95 % interval by Student's t; NaN for too few facts."""
+    n_facts = values.shape[0]
+    missing = torch.full_like(values.sum(dim=0), math.nan)
+    if n_facts == 0:
+        return missing, missing
+    if n_facts == 1:
+        return values[0], missing
+    return values.mean(dim=0), student_t_975(n_facts - 1) * values.std(dim=0) / math.sqrt(n_facts)
+
+
+def student_t_975(degrees: int) -> float:
+    """97.5 % point of Student's t, from its distribution in closed form (Abramowitz and Stegun 26.7.3)."""
+    low, high = 1.9, 13.0
+    while high - low > 1e-9:
+        middle = (low + high) / 2
+        low, high = (middle, high) if _central_probability(middle, degrees) < 0.95 else (low, middle)
+    return (low + high) / 2
+
+
+def _central_probability(t: float, degrees: int) -> float:
+    """P(|T| < t) for Student's t with a whole number of degrees of freedom."""
+    theta = math.atan(t / math.sqrt(degrees))
+    odd = degrees % 2
+    term = series = 0.0 if degrees == 1 else (math.cos(theta) if odd else 1.0)
+    for k in range(2 + odd, degrees - 1 + odd, 2):
+        term *= (k - 1) / k * math.cos(theta) ** 2
+        series += term
+    inner = math.sin(theta) * series
+    return 2 / math.pi * (theta + inner) if odd else inner
