@@ -1,0 +1,28 @@
+"""Hyperparameters by method and model, as published or tuned; kept in data/presets."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+PRESETS = Path(__file__).resolve().parents[2] / "data" / "presets"
+"""One JSON file a method: model -> source and fields of the editor."""
+
+
+def preset(method: str, model: str) -> dict[str, Any]:
+    """The editor's fields for a model: `ROME(**preset("rome", "gpt2-xl"), second_moment=...)`.
+
+    A `layer` of None means the layer that tracing located. Models are found by the last part of their name,
+    whatever its case. ValueError lists what is known.
+    """
+    path = PRESETS / f"{method.lower()}.json"
+    if not path.is_file():
+        methods = ", ".join(sorted(file.stem for file in PRESETS.glob("*.json")))
+        raise ValueError(f"no presets for method {method!r}; there are some for {methods}")
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    name = model.rstrip("/").rsplit("/", 1)[-1].lower()
+    if name not in entries:
+        raise ValueError(
+            f"no {method} preset for model {model!r}; there are some for {', '.join(sorted(entries))}: "
+            f"choose the one of a similar model, or give the hyperparameters yourself"
+        )
+    return entries[name]["fields"]

@@ -1,0 +1,169 @@
+"""ROME: rank-one model editing (Meng et al. 2022, section 3), with r-ROME's corrected key as an option."""
+
+import hashlib
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from workbench.editors.lookup import at_subject, check_contexts, in_contexts
+from workbench.editors.values import OptimisedValue, optimise_value
+from workbench.edits import Edit, WeightUpdate, provenance
+from workbench.facts import EditRequest
+from workbench.models import Model
+from workbench.statistics import SecondMoment, factorise
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ROME:
+    """Writes one key-value pair a request into one layer's W_out (equation 2):
+
+        dW = u (v* - W k)^T / <k, u>,    u = C^-1 k / ||C^-1 k||
+
+    with C the second moment of keys, k the key at the subject's last token, averaged over contexts, and v*
+    the value that makes the model say the new target. As published, k in the denominator (and in W k) is the
+    key of the bare prompt; Gupta et al. 2024 (arXiv:2403.07175) show that this mismatch makes some edits
+    disable the model.
+
+    Defaults are the published hyperparameters for GPT2-XL. Where a model's MLP outputs are small, the
+    published decay, weight_decay * ||delta|| / ||W k||^2, outweighs the likelihood: lower `weight_decay` until
+    it does not. An edit's provenance tells the terms of the final loss, and both norms.
+    """
+
+    layer: int
+    """The layer edited; usually the one that tracing located."""
+    second_moment: SecondMoment | Float[Tensor, "d_mlp d_mlp"] | None
+    """C of the layer's keys; None for the identity, u = k / ||k||."""
+    contexts: tuple[str, ...] = ("{}",)
+    """Texts with a {} for the prompt, the bare {} first; key and value are averaged over them."""
+    steps: int = 20
+    """How many losses are evaluated; one fewer Adam steps are made."""
+    learning_rate: float = 0.5
+    """Of Adam."""
+    weight_decay: float = 0.5
+    """Multiplies ||delta|| / ||initial||^2."""
+    clamp: float = 4.0
+    """Largest ||delta|| / ||initial||."""
+    kl_weight: float = 0.0625
+    """Multiplies the divergence on `kl_template`."""
+    loss_layer: int | None = None
+    """Layer whose residual stream the target is read from; None for the last."""
+    kl_template: str = "{} is a"
+    """Prompt on which the model should go on saying what it says, at the subject's last token."""
+    key_denominator: Literal["prompt", "mean"] = "prompt"
+    """Key and output in the closed form: the bare prompt's (as published) or their means (r-ROME)."""
+
+    def __post_init__(self) -> None:
+        check_contexts(self.contexts)
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        if self.kl_template.count("{}") != 1:
+            raise ValueError(f"kl_template needs exactly one {{}}, got {self.kl_template!r}")
+        if self.key_denominator not in ("prompt", "mean"):
+            raise ValueError(f"key_denominator is 'prompt' or 'mean', got {self.key_denominator!r}")
+        if isinstance(self.second_moment, SecondMoment) and self.second_moment.layer != self.layer:
+            raise ValueError(f"second moment is of layer {self.second_moment.layer}, but layer {self.layer} is edited")
+
+    def __call__(self, model: Model, requests: Sequence[EditRequest]) -> Edit:
+        """The edit that makes each request true, computed on the weights that those before it leave behind.
+
+        The model is left bit for bit as it was. IndexError for a layer out of range; ValueError if there is
+        no request, if C is singular, not finite or of another size than the keys, or if the value diverges.
+        """
+        if not requests:
+            raise ValueError("ROME needs at least one request")
+        weight = model.weight(self.layer)
+        if self._matrix is not None and len(self._matrix) != len(weight):
+            raise ValueError(
+                f"second moment is {' x '.join(map(str, self._matrix.shape))}, but the keys of layer "
+                f"{self.layer} of {model.name} have {len(weight)} dimensions; is it another model's?"
+            )
+        made = provenance(model, self._hyperparameters())
+        single: list[Edit] = []
+        final: list[dict[str, float | int]] = []
+        with ExitStack() as before:
+            for request in requests:
+                if single:
+                    before.enter_context(single[-1].applied(model))
+                update, value = self._rewrite(model, request)
+                single.append(Edit(updates=(update,), method="ROME", requests=(request,), provenance={}))
+                final.append(_summary(value))
+        return Edit(
+            updates=tuple(edit.updates[0] for edit in single),
+            method="ROME",
+            requests=tuple(requests),
+            provenance=made | {"optimisation": final},
+        )
+
+    def _rewrite(self, model: Model, request: EditRequest) -> tuple[WeightUpdate, OptimisedValue]:
+        templates = in_contexts(request.template, self.contexts)
+        key_name, out_name = model.hook_name("mlp_key", self.layer), model.hook_name("mlp_out", self.layer)
+        states = at_subject(model, [key_name, out_name], templates, request.subject)
+        keys, outputs = states[key_name].double().cpu(), states[out_name].double().cpu()
+        u = self._direction(keys.mean(dim=0))
+        value = optimise_value(
+            model,
+            request,
+            templates,
+            site="mlp_out",
+            layer=self.layer,
+            steps=self.steps,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            clamp=self.clamp,
+            kl_weight=self.kl_weight,
+            kl_template=self.kl_template,
+            loss_layer=self.loss_layer,
+        )
+        if self.key_denominator == "prompt":
+            key, output = keys[0], outputs[0]
+        else:
+            key, output = keys.mean(dim=0), outputs.mean(dim=0)
+        wanted = (value.initial + value.delta).double().cpu()
+        right = (wanted - output) / (key @ u)
+        dtype = torch.promote_types(model.dtype, torch.float32)
+        update = WeightUpdate(
+            layer=self.layer,
+            left=rearrange(u.to(dtype), "i -> i 1"),
+            right=rearrange(right.to(dtype), "j -> 1 j"),
+        )
+        return update, value
+
+    def _direction(self, key: Float[Tensor, " d_mlp"]) -> Float[Tensor, " d_mlp"]:
+        u = key if self._factor is None else torch.cholesky_solve(key[:, None], self._factor)[:, 0]
+        return u / u.norm()
+
+    @cached_property
+    def _matrix(self) -> Tensor | None:
+        return self.second_moment.matrix if isinstance(self.second_moment, SecondMoment) else self.second_moment
+
+    @cached_property
+    def _factor(self) -> Tensor | None:
+        # Made once for all the edits of this editor: it is cubic in d_mlp.
+        return None if self._matrix is None else factorise(self._matrix, self.layer)
+
+    def _hyperparameters(self) -> dict[str, Any]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self._matrix is not None:
+            content = self._matrix.detach().cpu().contiguous().numpy().tobytes()
+            counted = self.second_moment.count if isinstance(self.second_moment, SecondMoment) else None
+            values["second_moment"] = {"sha256": hashlib.sha256(content).hexdigest(), "tokens": counted}
+        return values
+
+
+def _summary(value: OptimisedValue) -> dict[str, float | int]:
+    last = value.losses[-1]
+    return {
+        "evaluations": len(value.losses),
+        "nll": last.nll,
+        "kl": last.kl,
+        "weight_decay": last.weight_decay,
+        "initial_norm": value.initial.norm().item(),
+        "delta_norm": value.delta.norm().item(),
+    }

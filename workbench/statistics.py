@@ -1,0 +1,203 @@
+"""Second moments of an MLP's keys over text: several layers in one pass, or read from a cache."""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from rich.progress import track
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from workbench.files import write_whole
+from workbench.models import Model, Tokens
+
+_FORMAT = 1
+_TEXTS_AT_ONCE = 1024
+_SINGULAR = 1e-14
+"""Pivots below this, relative to the largest diagonal entry, are rounding errors."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SecondMoment:
+    """C = mean of k k^T over tokens, with k the input of a layer's W_out (Meng et al. 2022, equation 2)."""
+
+    layer: int
+    """The layer whose keys were counted."""
+    matrix: Float[Tensor, "d_mlp d_mlp"]
+    """C, uncentred, in float64."""
+    count: int
+    """How many tokens it is the mean of."""
+
+
+def second_moments(
+    model: Model,
+    layers: Sequence[int],
+    texts: Sequence[str],
+    *,
+    max_tokens: int | None = None,
+    batch_size: int = 32,
+    cache: Path | None = None,
+    progress: bool = False,
+) -> dict[int, SecondMoment]:
+    """Second moment of the keys of each layer over all tokens of `texts` (or the first `max_tokens`).
+
+    Every text is a sequence of its own, split where it exceeds the context; blank texts are left out. With a
+    `cache` folder, what is there for these weights, texts and `max_tokens` is read, and the rest is computed
+    and written; a damaged cache file is computed anew, with a warning. IndexError for a layer out of range;
+    ValueError if there is no text, or a key is not finite.
+    """
+    layers = sorted(set(layers))
+    names = {layer: model.hook_name("mlp_key", layer) for layer in layers}
+    if max_tokens is not None and max_tokens < 1:
+        raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
+    texts = [text for text in texts if text.strip()]
+    if not texts:
+        raise ValueError("second moments need at least one text that is not blank")
+
+    found: dict[int, SecondMoment] = {}
+    paths: dict[int, Path] = {}
+    if cache is not None:
+        paths = _cache_paths(model, layers, texts, max_tokens, cache)
+        found = {layer: moment for layer in layers if (moment := _read(paths[layer], layer, model.d_mlp))}
+    if missing := {layer: name for layer, name in names.items() if layer not in found}:
+        computed = _compute(model, missing, texts, max_tokens, batch_size, progress)
+        for layer, moment in computed.items():
+            if layer in paths:
+                _write(paths[layer], moment)
+        found |= computed
+    return {layer: found[layer] for layer in layers}
+
+
+def factorise(matrix: Float[Tensor, "d d"], layer: int) -> Float[Tensor, "d d"]:
+    """Lower Cholesky factor of C, in float64, for `torch.cholesky_solve`; ValueError if there is none."""
+    matrix = matrix.detach().cpu().double()
+    if not matrix.isfinite().all():
+        raise ValueError(f"the second moment of layer {layer} is not finite")
+    factor, failed = torch.linalg.cholesky_ex((matrix + matrix.T) / 2)
+    pivots = factor.diagonal().square()
+    if failed or pivots.min() <= _SINGULAR * matrix.diagonal().max():
+        raise ValueError(
+            f"the second moment of layer {layer} is singular, so C^-1 k is undefined; collect it over more "
+            f"tokens and more varied ones (many more than the {len(matrix)} dimensions of a key)"
+        )
+    return factor
+
+
+def _compute(
+    model: Model,
+    names: dict[int, str],
+    texts: Sequence[str],
+    max_tokens: int | None,
+    batch_size: int,
+    progress: bool,
+) -> dict[int, SecondMoment]:
+    # Apple's GPUs have no float64.
+    device = torch.device("cpu") if model.device.type == "mps" else model.device
+    sums = {layer: torch.zeros(model.d_mlp, model.d_mlp, dtype=torch.float64, device=device) for layer in names}
+    count = 0
+    starts = range(0, len(texts), _TEXTS_AT_ONCE)
+    for start in track(starts, description="second moments", disable=not progress, transient=True):
+        room = None if max_tokens is None else max_tokens - count
+        if room == 0:
+            break
+        rows = _rows(model, texts[start : start + _TEXTS_AT_ONCE], room)
+        for tokens in _batches(model, rows, batch_size):
+            keys = model.activations(tokens, list(names.values()))
+            real = tokens.mask.bool()
+            for layer, name in names.items():
+                k = keys[name][real].to(device=device, dtype=torch.float64)
+                sums[layer] += k.T @ k
+        count += sum(map(len, rows))
+    for layer, total in sums.items():
+        if not total.isfinite().all():
+            raise ValueError(f"keys of layer {layer} of {model.name} are not finite; check its weights or use float32")
+    return {
+        layer: SecondMoment(layer=layer, matrix=(total / count).cpu(), count=count) for layer, total in sums.items()
+    }
+
+
+def _rows(model: Model, texts: Sequence[str], room: int | None) -> list[list[int]]:
+    """Token ids of each text, split at the context's length, together at most `room` tokens."""
+    example = model.tokenize(["a"])
+    bos = [int(token) for token, span in zip(example.ids[0], example.offsets[0], strict=True) if span == (0, 0)]
+    step = model.n_ctx - len(bos)
+    encoded: list[list[int]] = model.tokenizer(list(texts), add_special_tokens=False)["input_ids"]  # type: ignore
+    rows: list[list[int]] = []
+    for ids in encoded:
+        for start in range(0, len(ids), step):
+            row = [*bos, *ids[start : start + step]]
+            if room is not None:
+                # The model is causal: cutting a text's end leaves the keys before it as they are.
+                row = row[:room]
+                room -= len(row)
+            if row:
+                rows.append(row)
+    return rows
+
+
+def _batches(model: Model, rows: Sequence[list[int]], batch_size: int) -> Iterator[Tokens]:
+    """The rows, padded on the right, alike in length within a batch."""
+    ordered = sorted(rows, key=len)
+    for start in range(0, len(ordered), batch_size):
+        batch = ordered[start : start + batch_size]
+        ids = torch.zeros(len(batch), len(batch[-1]), dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for index, row in enumerate(batch):
+            ids[index, : len(row)] = torch.tensor(row)
+            mask[index, : len(row)] = 1
+        yield Tokens(
+            ids=ids.to(model.device),
+            mask=mask.to(model.device),
+            offsets=tuple(((0, 0),) * len(row) for row in batch),
+            starts=torch.zeros(len(batch), dtype=torch.long, device=model.device),
+            lasts=(mask.sum(dim=1) - 1).to(model.device),
+        )
+
+
+def _cache_paths(
+    model: Model, layers: Sequence[int], texts: Sequence[str], max_tokens: int | None, cache: Path
+) -> dict[int, Path]:
+    digest = hashlib.sha256()
+    for text in texts:
+        encoded = text.encode()
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    # The ids too, since two tokenizers may share weights and texts.
+    digest.update(json.dumps(_rows(model, texts[:16], None)).encode())
+    key = {"format": _FORMAT, "model": model.fingerprint(), "texts": digest.hexdigest(), "tokens": max_tokens}
+    paths = {}
+    for layer in layers:
+        name = hashlib.sha256(json.dumps(key | {"layer": layer}, sort_keys=True).encode()).hexdigest()
+        paths[layer] = Path(cache) / f"second_moment-{layer}-{name[:32]}.safetensors"
+    return paths
+
+
+def _read(path: Path, layer: int, d_mlp: int) -> SecondMoment | None:
+    """What a cache file holds; None if there is none or, with a warning, if it is not what was written."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(str(path), "pt") as file:
+            metadata, matrix = file.metadata() or {}, file.get_tensor("matrix")
+        if metadata.get("sha256") != _digest(matrix):
+            raise ValueError("its content does not have the checksum it was written with")
+        if metadata["layer"] != str(layer) or matrix.shape != (d_mlp, d_mlp):
+            raise ValueError(f"it holds {tuple(matrix.shape)} of layer {metadata['layer']}")
+        return SecondMoment(layer=layer, matrix=matrix, count=int(metadata["count"]))
+    except Exception as error:  # whatever is wrong with a cache file, it can be computed again
+        warnings.warn(f"cached second moment '{path}' is damaged ({error}); computing it again", stacklevel=3)
+        return None
+
+
+def _write(path: Path, moment: SecondMoment) -> None:
+    metadata = {"layer": str(moment.layer), "count": str(moment.count), "sha256": _digest(moment.matrix)}
+    write_whole(path, save({"matrix": moment.matrix.contiguous()}, metadata=metadata))
+
+
+def _digest(matrix: Tensor) -> str:
+    return hashlib.sha256(str(matrix.dtype).encode() + matrix.contiguous().numpy().tobytes()).hexdigest()
