@@ -1,0 +1,179 @@
+"""The sections of a study, from whatever its run folder holds so far."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from workbench.report.blocks import Answer, Block, Example, Examples, Figure, Paragraph, Section, Table
+from workbench.runs import Run, SavedFigure, SavedTable
+from workbench.scores import Evaluation, PromptScores
+from workbench.summaries import summarise
+from workbench.tables import generation_table, main_table
+
+EXAMPLES = 6
+"""Records shown in full."""
+
+_LOCATE_FIGURES, _LOCATE_TABLES = ("average_effects", "trace_"), ("average_effects",)
+_MEASURE_FIGURES, _MEASURE_TABLES = ("scores",), ("scores", "generation", "accuracy", "change")
+
+_CAVEATS = (
+    "A causal trace says that restoring a state is enough to bring the answer back. It does not say that "
+    "the fact is stored there, nor that the state is needed; how well a layer can be edited is a question "
+    "of its own (Hase et al. 2023).",
+    "The noise, its scale and the window of layers are choices. A window restores several layers at once, "
+    "so its centre is blurred by half its width.",
+    "Facts that the model does not know are left out of the trace; scores count every record.",
+    "Teacher-forced scores compare the probabilities of two given answers. They can be high where the "
+    "model, left to itself, writes something else: read them beside the generated ones.",
+    "Each record is edited alone and the weights are restored before the next one. Many edits kept at once "
+    "do more harm than these numbers show.",
+    "Intervals cover the choice of facts and records, not that of the model, the seed or the prompts' wording.",
+)
+
+
+def study_headline(run: Run) -> str:
+    """What was located and what editing did, in a sentence or two, from the run's results.json."""
+    results, sentences = run.read_json("results.json"), []
+    if "layer" in results:
+        sentences.append(_located(results))
+    if "scores" in results:
+        sentences.append(_edited(results))
+    return " ".join(sentences) or "Nothing was finished yet: there is no result to report."
+
+
+def _located(results: dict[str, Any]) -> str:
+    planted = results.get("planted")
+    where = f" (recall was planted in layers {planted[0]} to {planted[-1]})" if planted else ""
+    window = results.get("window", 1)
+    centre = f", the centre of a window of {window}" if window > 1 else ""
+    sentence = (
+        f"Tracing {results.get('facts_traced', 0):,} facts locates their recall in the MLP of layer "
+        f"{results['layer']}{centre}{where}"
+    )
+    if results.get("total_effect"):
+        share = 100 * results["peak_effect"] / results["total_effect"]
+        sentence += f"; restored at the last subject token, it regains {share:.0f} % of what the noise takes"
+    return sentence + "."
+
+
+def _edited(results: dict[str, Any]) -> str:
+    scores = {name: score["value"] for name, score in results["scores"].items()}
+    texts = {
+        "ES": "the new answer beats the old one on {:.0f} % of the prompts",
+        "PS": "on {:.0f} % of their paraphrases",
+        "NS": "the old one still wins on {:.0f} % of the prompts about neighbors",
+    }
+    said = [text.format(100 * scores[name]) for name, text in texts.items() if scores.get(name) is not None]
+    if not said:
+        said = ["no record has a score"]
+    *most, last = said
+    listed = f"{', '.join(most)}, and {last}" if most else last
+    return f"With {results.get('method', 'edits')} on {results.get('records_edited', 0):,} records, {listed}."
+
+
+def study_sections(run: Run) -> list[Section]:
+    """Locate, measure, examples, whatever else the run has saved, caveats; empty ones are left out."""
+    figures, tables = run.figures(), run.tables()
+    other_figures = [name for name in figures if not name.startswith((*_LOCATE_FIGURES, *_MEASURE_FIGURES))]
+    other_tables = [name for name in tables if name not in (*_LOCATE_TABLES, *_MEASURE_TABLES)]
+    sections = [
+        Section(title="Where facts are recalled", blocks=_locate(run, figures, tables)),
+        Section(title="What editing did", blocks=_measure(run, figures, tables)),
+        Section(title="Examples", blocks=_examples(run)),
+        Section(
+            title="More results",
+            blocks=[*_figures(figures, other_figures), *_tables(tables, other_tables)],
+        ),
+        Section(title="Caveats", blocks=[Paragraph(text=text) for text in _CAVEATS]),
+    ]
+    return [section for section in sections if section.blocks]
+
+
+def _locate(run: Run, figures: dict[str, SavedFigure], tables: dict[str, SavedTable]) -> list[Block]:
+    traced = run.rows("traces")
+    if not figures.keys() & {"average_effects"} and not traced:
+        return []
+    text = (
+        "Noise on the embeddings of a fact's subject makes the model lose the answer. Then one state of the "
+        "clean run is restored at a time: where that brings the answer's probability back, the state "
+        "carries the fact (causal tracing, Meng et al. 2022). The effect is the probability regained."
+    )
+    if "average_effects" not in figures:
+        text = f"{_were(len(traced), 'fact')} traced before the run stopped; averages come once all are."
+    names = [*(n for n in figures if n == "average_effects"), *(n for n in figures if n.startswith("trace_"))]
+    return [Paragraph(text=text), *_figures(figures, names), *_tables(tables, _LOCATE_TABLES)]
+
+
+def _measure(run: Run, figures: dict[str, SavedFigure], tables: dict[str, SavedTable]) -> list[Block]:
+    rows = run.rows("evaluations")
+    if "scores" in tables:
+        text = (
+            "Each record is edited alone, measured, and undone: the weights afterwards are those before, "
+            "bit for bit. A good edit gives the new answer on the prompt and its paraphrases and leaves "
+            "prompts about other subjects as they were."
+        )
+        return [Paragraph(text=text), *_figures(figures, _MEASURE_FIGURES), *_tables(tables, _MEASURE_TABLES)]
+    if not rows:
+        return []
+    text = f"{_were(len(rows), 'record')} measured before the run stopped; these are the scores so far."
+    by_method: dict[str, list[Evaluation]] = {}
+    for row in rows:
+        by_method.setdefault(row.get("method", "edited"), []).append(Evaluation.from_dict(row))
+    summaries = {method: summarise(evaluations) for method, evaluations in by_method.items()}
+    tables_so_far = (main_table(summaries), generation_table(summaries))
+    return [Paragraph(text=text), *(Table.of(SavedTable.of(table)) for table in tables_so_far)]
+
+
+def _examples(run: Run) -> list[Block]:
+    rows = run.rows("evaluations")[:EXAMPLES]
+    if not rows:
+        return []
+    caption = (
+        "The first records in full, one prompt of each kind: the model's own greedy continuation before and "
+        "after the edit, and what a good edit makes it say."
+    )
+    return [Examples(caption=caption, examples=[_example(row) for row in rows])]
+
+
+def _example(row: dict[str, Any]) -> Example:
+    evaluation, request = Evaluation.from_dict(row), row.get("request", {})
+    prompt = request.get("template", "").replace("{}", request.get("subject", ""))
+    change = f"{request.get('target_true') or '?'} → {request.get('target_new', '')}"
+    pairs = [
+        (kind, before[0], evaluation.post.prompts[kind][0]) for kind, before in evaluation.pre.prompts.items() if before
+    ]
+    return Example(
+        title=f"{prompt} … {change}" if prompt else f"Record {evaluation.case_id}",
+        answers=[_answer(kind, before, after) for kind, before, after in pairs],
+    )
+
+
+def _answer(kind: str, before: PromptScores, after: PromptScores) -> Answer:
+    keeps = kind == "neighborhood"
+    protocol = "top1" if after.generated is None else "generated"
+    right = after.correct("true" if keeps else "new", protocol)
+    wanted = after.targets_true if keeps else after.targets_new
+    return Answer(
+        label=kind,
+        prompt=after.prompt,
+        before=_first_line(before.generated),
+        after=_first_line(after.generated),
+        wanted=" / ".join(wanted),
+        right=None if right != right else right == 1.0,  # NaN: there is no answer to compare with
+    )
+
+
+def _first_line(text: str | None) -> str:
+    return "(not generated)" if text is None else " ".join(text.split())
+
+
+def _were(count: int, noun: str) -> str:
+    return f"1 {noun} was" if count == 1 else f"{count:,} {noun}s were"
+
+
+def _figures(figures: dict[str, SavedFigure], names: Sequence[str]) -> list[Block]:
+    saved = [figures[name] for name in names if name in figures]
+    return [Figure(path=figure.path, caption=figure.caption) for figure in saved]
+
+
+def _tables(tables: dict[str, SavedTable], names: Sequence[str]) -> list[Block]:
+    return [Table.of(tables[name]) for name in names if name in tables]
