@@ -18,14 +18,11 @@ from workbench.tracing import (
     mediating_layer,
     token_roles,
 )
-from workbench.tracing.averages import student_t_975
 
 FACT = Fact(subject="Björk's “Ω”", template="The label of {} is", object="One Little", relation="label")
 
 
-def make_trace(
-    n_tokens=7, subject=(2, 5), *, n_layers=4, clean=0.9, corrupted=0.1, window=3, effect=None, **changes
-):
+def make_trace(n_tokens=7, subject=(2, 5), *, n_layers=4, clean=0.9, corrupted=0.1, window=3, effect=None, **changes):
     """A trace whose `mlp_out` has the indirect effect given, [pos, layer]."""
     effect = torch.zeros(n_tokens, n_layers) if effect is None else effect
     fields = {
@@ -166,14 +163,6 @@ def test_intervals_are_student_t_over_facts():
     assert average.total == pytest.approx(0.5)
     assert average.total_half_width == pytest.approx(4.302653 * 0.3 / math.sqrt(3), rel=1e-5)
     assert (average.facts, average.window, average.site) == (3, 3, "mlp_out")
-
-
-@pytest.mark.parametrize(
-    ("degrees", "expected"),
-    [(1, 12.7062), (2, 4.3027), (3, 3.1824), (4, 2.7764), (10, 2.2281), (21, 2.0796), (9999, 1.9602)],
-)
-def test_student_t_as_in_the_tables(degrees, expected):
-    assert student_t_975(degrees) == pytest.approx(expected, abs=1e-4)
 
 
 def test_few_facts_give_no_interval():

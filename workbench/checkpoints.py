@@ -62,9 +62,7 @@ def load_checkpoint(name: str, *, device: str, dtype: torch.dtype) -> Checkpoint
             reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
             raise unusable(reason) from error
         if not tokenizer.is_fast:
-            raise unusable(
-                "its tokenizer is not a fast one, and the place of a subject needs character offsets"
-            )
+            raise unusable("its tokenizer is not a fast one, and the place of a subject needs character offsets")
         hf = hf.to(device).eval()
         # Taken before bridging, which renames: these are the names that a checkpoint is saved under.
         parameters, persistent = dict(hf.named_parameters()), hf.state_dict().keys()

@@ -28,9 +28,7 @@ class Sampler:
                 f"expected temperature >= 0 and top_k >= 1 or None, got {self.temperature} and {self.top_k}"
             )
         if self.temperature > 0 and self.generator is None:
-            raise ValueError(
-                f"sampling at temperature {self.temperature} needs generator=torch.Generator(...)"
-            )
+            raise ValueError(f"sampling at temperature {self.temperature} needs generator=torch.Generator(...)")
 
     def __call__(self, logits: Float[Tensor, "batch vocab"]) -> Int[Tensor, " batch"]:
         """One token a row."""

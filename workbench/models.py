@@ -119,9 +119,7 @@ class Model:
 
     def _layer(self, layer: int | None) -> int:
         if layer is None or not 0 <= layer < self.n_layers:
-            raise IndexError(
-                f"layer {layer} is out of range; {self.name} has layers 0 to {self.n_layers - 1}"
-            )
+            raise IndexError(f"layer {layer} is out of range; {self.name} has layers 0 to {self.n_layers - 1}")
         return layer
 
     def logits(
@@ -149,9 +147,7 @@ class Model:
         stop = 1 + max((int(layer[1]) for layer in layers if layer), default=-1)
         early = all(layer or name == _HOOK_NAMES["embed"] for layer, name in zip(layers, names, strict=True))
         hooks = [(name, keeper(name)) for name in names]
-        self._run(
-            tokens.ids, tokens.mask, hooks, 1, stop_at_layer=stop if early and stop < self.n_layers else None
-        )
+        self._run(tokens.ids, tokens.mask, hooks, 1, stop_at_layer=stop if early and stop < self.n_layers else None)
         return found
 
     def _run(
@@ -174,14 +170,10 @@ class Model:
 
         for name, _ in hooks:
             if name not in known:
-                raise ValueError(
-                    f"{self.name} has no hook {name!r}; Model.hook_name gives the names of the sites"
-                )
+                raise ValueError(f"{self.name} has no hook {name!r}; Model.hook_name gives the names of the sites")
         if keep_last is not None and self._can_keep:
             options["logits_to_keep"] = keep_last
-        watching: list[Any] = [
-            (name, watched(index, function)) for index, (name, function) in enumerate(hooks)
-        ]
+        watching: list[Any] = [(name, watched(index, function)) for index, (name, function) in enumerate(hooks)]
         output = self.bridge.run_with_hooks(ids, fwd_hooks=watching, attention_mask=mask, **options)
         silent = sorted({name for index, (name, _) in enumerate(hooks) if index not in fired})
         if silent:
@@ -249,9 +241,7 @@ class Model:
             found[index] = log_probs.gather(-1, ids[:, None])[:, 0]
         return [found[index] for index in range(len(prompts))]
 
-    def greedy_matches(
-        self, prompts: Sequence[str], targets: Sequence[str], *, batch_size: int = 64
-    ) -> list[bool]:
+    def greedy_matches(self, prompts: Sequence[str], targets: Sequence[str], *, batch_size: int = 64) -> list[bool]:
         """Whether, teacher-forced, every token of the target is the most likely one."""
         found: dict[int, bool] = {}
         for index, logits, ids in self._teacher_forced(prompts, targets, batch_size):
@@ -263,9 +253,7 @@ class Model:
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yield (index, logits [target vocab] that predict the target, target ids [target]), in any order."""
         if len(prompts) != len(targets):
-            raise ValueError(
-                f"got {len(prompts)} prompts but {len(targets)} targets; give one target a prompt"
-            )
+            raise ValueError(f"got {len(prompts)} prompts but {len(targets)} targets; give one target a prompt")
         texts = [join(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
         for batch in batches_by_length(texts, batch_size):
             tokens = self.tokenize([texts[index] for index in batch], padding_side="left")
@@ -317,8 +305,8 @@ class Model:
 def load_model(name_or_path: str, *, device: str = "auto", dtype: torch.dtype = torch.float32) -> Model:
     """Load "atlas", a local Hugging Face folder, or a model of the Hugging Face hub, for reading and editing.
 
-    Raw weights in `dtype`, evaluation mode, gradients off, eager attention. ValueError for a model that cannot
-    be had or has no fast tokenizer.
+    Raw weights in `dtype`, evaluation mode, gradients off, eager attention. ValueError for a model that
+    cannot be had or has no fast tokenizer.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

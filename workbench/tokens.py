@@ -29,9 +29,7 @@ class Tokens:
 class TextTokenizer:
     """A fast tokenizer under one rule: what it prepends itself stays (BOS on Llama), EOS is never added."""
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, *, name: str, n_ctx: int, device: torch.device
-    ) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, name: str, n_ctx: int, device: torch.device) -> None:
         self.tokenizer, self.name, self.n_ctx, self.device = tokenizer, name, n_ctx, device
         example: Any = tokenizer("a", return_special_tokens_mask=True)
         special = example["special_tokens_mask"]
@@ -68,8 +66,7 @@ class TextTokenizer:
             ids=ids.to(self.device),
             mask=mask.to(self.device),
             offsets=tuple(
-                prefix + tuple((int(start), int(end)) for start, end in row)
-                for row in encoded["offset_mapping"]
+                prefix + tuple((int(start), int(end)) for start, end in row) for row in encoded["offset_mapping"]
             ),
             starts=starts.to(self.device),
             lasts=(starts + lengths - 1).to(self.device),

@@ -8,12 +8,27 @@ PRESETS = Path(__file__).resolve().parents[2] / "data" / "presets"
 """One JSON file a method: model -> source and fields of the editor."""
 
 
+PUBLISHED_CONTEXT_LENGTHS = ((5, 10), (10, 10))
+"""(tokens, how many) of the contexts that ROME's published code samples."""
+
+
 def preset(method: str, model: str) -> dict[str, Any]:
     """The editor's fields for a model: `ROME(**preset("rome", "gpt2-xl"), second_moment=...)`.
 
     A `layer` of None means the layer that tracing located. Models are found by the last part of their name,
     whatever its case. ValueError lists what is known.
     """
+    return _entry(method, model)["fields"]
+
+
+def context_lengths(method: str, model: str) -> tuple[tuple[int, int], ...]:
+    """`lengths` of `sample_contexts` for a model, as published unless its preset says otherwise; errors as `preset`."""
+    return tuple(
+        (tokens, count) for tokens, count in _entry(method, model).get("context_lengths", PUBLISHED_CONTEXT_LENGTHS)
+    )
+
+
+def _entry(method: str, model: str) -> dict[str, Any]:
     path = PRESETS / f"{method.lower()}.json"
     if not path.is_file():
         methods = ", ".join(sorted(file.stem for file in PRESETS.glob("*.json")))
@@ -23,6 +38,6 @@ def preset(method: str, model: str) -> dict[str, Any]:
     if name not in entries:
         raise ValueError(
             f"no {method} preset for model {model!r}; there are some for {', '.join(sorted(entries))}: "
-            f"choose the one of a similar model, or give the hyperparameters yourself"
+            "borrow one with --preset, or give the hyperparameters yourself"
         )
-    return entries[name]["fields"]
+    return entries[name]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
+from scipy.stats import t as student_t
 from torch import Tensor
 
 from workbench.tracing.trace import CausalTrace
@@ -103,9 +104,7 @@ def average_effects(traces: Sequence[CausalTrace], site: str) -> AverageEffect:
     )
 
 
-def mediating_layer(
-    traces: Sequence[CausalTrace], *, site: str = "mlp_out", role: str = "last_subject"
-) -> int:
+def mediating_layer(traces: Sequence[CausalTrace], *, site: str = "mlp_out", role: str = "last_subject") -> int:
     """The layer with the greatest average indirect effect of `site` at the tokens of `role`.
 
     For a windowed site it is the centre of the restored window (`restored_layers`). The lowest such layer on
@@ -133,25 +132,4 @@ def _mean_and_half_width(
         return missing, missing
     if n_facts == 1:
         return values[0], missing
-    return values.mean(dim=0), student_t_975(n_facts - 1) * values.std(dim=0) / math.sqrt(n_facts)
-
-
-def student_t_975(degrees: int) -> float:
-    """97.5 % point of Student's t, from its distribution in closed form (Abramowitz and Stegun 26.7.3)."""
-    low, high = 1.9, 13.0
-    while high - low > 1e-9:
-        middle = (low + high) / 2
-        low, high = (middle, high) if _central_probability(middle, degrees) < 0.95 else (low, middle)
-    return (low + high) / 2
-
-
-def _central_probability(t: float, degrees: int) -> float:
-    """P(|T| < t) for Student's t with a whole number of degrees of freedom."""
-    theta = math.atan(t / math.sqrt(degrees))
-    odd = degrees % 2
-    term = series = 0.0 if degrees == 1 else (math.cos(theta) if odd else 1.0)
-    for k in range(2 + odd, degrees - 1 + odd, 2):
-        term *= (k - 1) / k * math.cos(theta) ** 2
-        series += term
-    inner = math.sin(theta) * series
-    return 2 / math.pi * (theta + inner) if odd else inner
+    return values.mean(dim=0), float(student_t.ppf(0.975, n_facts - 1)) * values.std(dim=0) / math.sqrt(n_facts)

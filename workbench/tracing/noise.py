@@ -50,7 +50,5 @@ def gaussian_noise(
     if not (math.isfinite(std) and std >= 0):
         raise ValueError(f"noise needs a finite standard deviation of at least 0, got {std}")
     if samples < 1 or subject_tokens < 1:
-        raise ValueError(
-            f"noise needs at least 1 sample and 1 subject token, got {samples} and {subject_tokens}"
-        )
+        raise ValueError(f"noise needs at least 1 sample and 1 subject token, got {samples} and {subject_tokens}")
     return std * torch.randn(samples, subject_tokens, d_model, generator=generator)

@@ -121,6 +121,5 @@ def check_probabilities(values: Float[Tensor, "..."], *, model: str, prompt: str
     """ValueError where a run gave NaN, which means that weights or activations are not finite."""
     if not torch.isfinite(values).all():
         raise ValueError(
-            f"model {model!r} gives NaN probabilities for {prompt!r}: its weights hold NaN or infinity; "
-            "load it again"
+            f"model {model!r} gives NaN probabilities for {prompt!r}: its weights hold NaN or infinity; load it again"
         )

@@ -1,0 +1,61 @@
+"""Where is a fact recalled? Heat maps of single facts in the layout of Meng et al. (2022), figure 1, and averages.
+
+    python analyses/locate_facts.py                                   # 40 facts of the embedded model
+    python analyses/locate_facts.py --model gpt2-xl --records known_1000.json --limit 100
+    python analyses/locate_facts.py --prompt "{} is located in the city of" --subject Colosseum --object Rome
+
+Writes figures (PNG, PDF), tables and a report into --out; a run that was interrupted goes on where it stopped.
+"""
+
+import argparse
+from pathlib import Path
+
+from workbench.datasets import read_facts
+from workbench.facts import Fact
+from workbench.models import ATLAS, load_model
+from workbench.report import write_report
+from workbench.runs import Run
+from workbench.stages import default_window, locate
+
+
+def main() -> None:
+    """Trace, print the mediating layer, and write the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="atlas")
+    parser.add_argument("--records", type=Path, default=ATLAS / "records_evaluation.json")
+    parser.add_argument("--limit", type=int, default=40, help="how many facts are traced")
+    parser.add_argument("--prompt", help="a single fact instead: its template with {}")
+    parser.add_argument("--subject", help="its subject")
+    parser.add_argument("--object", help="its answer")
+    parser.add_argument("--window", type=int, help="layers restored together (default 10; atlas: those planted)")
+    parser.add_argument("--samples", type=int, default=10, help="noise samples a fact")
+    parser.add_argument("--noise", type=float, default=3.0, help="in standard deviations of subject embeddings")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/locate_facts"))
+    arguments = parser.parse_args()
+
+    facts = read_facts(arguments.records)
+    if arguments.prompt:
+        if not (arguments.subject and arguments.object):
+            parser.error("a single fact needs --prompt, --subject and --object")
+        # The other facts stay in the set, so that the noise has their subjects' scale.
+        facts = [Fact(subject=arguments.subject, template=arguments.prompt, object=arguments.object), *facts]
+        arguments.limit = 1
+    model = load_model(arguments.model)
+    window = arguments.window or default_window(model)
+    run = Run.create(arguments.out, {**vars(arguments), "command": "locate_facts", "window": window})
+    run.check_model(model.fingerprint())
+    try:
+        with run.running():
+            located = locate(
+                run, model, facts, limit=arguments.limit, seed=arguments.seed, window=window,
+                samples=arguments.samples, noise=arguments.noise,
+            )  # fmt: skip
+            print(f"{len(located.found.traces)} facts traced, {len(located.found.skipped)} not known")
+            print(f"mediating layer: {located.layer}")
+    finally:
+        print(f"report: {write_report(run, title='Where facts are recalled')}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""The commands as a user types them, on the tiny golden model and a few records of its own small world."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import workbench.stages
+from workbench.cli import app
+from workbench.datasets import write_counterfact
+from workbench.facts import EditRequest, Probe, Record
+from workbench.runs import Run
+
+GOLDEN = Path(__file__).parent / "golden" / "tiny-gpt2"
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three records in CounterFact's schema about countries that the tiny model knows."""
+    capitals = (("Portugal", "Lisbon", "Moscow"), ("Japan", "Tokyo", "Rome"), ("Egypt", "Cairo", "Athens"))
+    path = tmp_path_factory.mktemp("records") / "records.json"
+    write_counterfact(
+        [
+            Record(
+                case_id=index,
+                request=EditRequest(
+                    template="The capital of {} is", subject=subject, target_new=new, target_true=true, relation="P36"
+                ),
+                paraphrase_prompts=(f"In the book, {subject}'s capital city is",),
+                neighborhood_prompts=("The capital of France is",),
+                generation_prompts=(f"People in {subject} speak",),
+                reversion_prompts=(Probe(prompt=f"{new} is the capital of", targets_new=(subject,)),),
+            )
+            for index, (subject, true, new) in enumerate(capitals)
+        ],
+        path,
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "corpus.txt"
+    path.write_text("".join((GOLDEN / "corpus.txt").read_text(encoding="utf-8").splitlines(keepends=True)[:300]))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Second moments of the tests stay out of the user's cache, and are computed once."""
+    monkeypatch.setattr(workbench.stages, "CACHE", tmp_path_factory.getbasetemp() / "cache")
+
+
+@pytest.fixture
+def study(records: Path, text: Path) -> list[object]:
+    return ["study", "--model", GOLDEN, "--records", records, "--text", text, "--preset", "gpt2-xl", "--limit", 2,
+            "--traces", 2, "--samples", 2, "--window", 3, "--layer", 2]  # fmt: skip
+
+
+def test_help_names_every_command_and_option() -> None:
+    shown = run("--help")
+    assert shown.exit_code == 0
+    for command in ("trace", "edit", "evaluate", "study"):
+        assert command in shown.stdout
+        options = run(command, "--help").stdout
+        for option in ("--out", "--seed") + (() if command == "evaluate" else ("--model", "--records", "--limit")):
+            assert option in options
+
+
+def test_study_ends_with_a_report_and_goes_on_after_ctrl_c(
+    study: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(*study, "--out", tmp_path / "whole")
+    assert whole.exit_code == 0, whole.output
+    assert f"Report: {tmp_path / 'whole' / 'report.html'}" in whole.output
+    finished = Run.open(tmp_path / "whole")
+    assert finished.status == "complete"
+    assert finished.read_json("results.json")["records_edited"] == 2
+    assert {"average_effects", "scores", "trace_1"} <= finished.figures().keys()
+    assert {"average_effects", "scores", "generation", "change"} <= finished.tables().keys()
+
+    evaluate, calls = workbench.stages.evaluate, []
+
+    def stopped(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return evaluate(*arguments, **options)
+
+    monkeypatch.setattr(workbench.stages, "evaluate", stopped)
+    cut = run(*study, "--out", tmp_path / "cut")
+    assert cut.exit_code == 130
+    assert "goes on from there" in cut.output
+    half = Run.open(tmp_path / "cut")
+    assert half.status == "interrupted"
+    assert len(half.rows("evaluations")) == 1
+    assert "interrupted" in (tmp_path / "cut" / "report.html").read_text(encoding="utf-8")
+
+    assert run(*study, "--out", tmp_path / "cut").exit_code == 0
+    assert len(calls) == 3, "only the record that was missing is evaluated"
+    for name in ("tables/scores.csv", "tables/generation.csv", "tables/average_effects.csv"):
+        assert (tmp_path / "cut" / name).read_text() == (tmp_path / "whole" / name).read_text()
+
+    other = run(*study, "--out", tmp_path / "cut", "--seed", 1)
+    assert other.exit_code == 1
+    assert "seed was 0 and is now 1" in other.output
+
+
+def test_trace_edit_and_evaluate_hand_on_their_folders(records: Path, text: Path, tmp_path: Path) -> None:
+    common = ["--model", GOLDEN, "--records", records]
+    traced = run("trace", *common, "--limit", 2, "--samples", 2, "--window", 3, "--out", tmp_path / "trace")
+    assert traced.exit_code == 0, traced.output
+    layer = json.loads((tmp_path / "trace" / "results.json").read_text())["layer"]
+    made = run("edit", *common, "--text", text, "--preset", "gpt2-xl", "--trace", tmp_path / "trace", "--limit", 2,
+               "--out", tmp_path / "edit")  # fmt: skip
+    assert made.exit_code == 0, made.output
+    assert f"2 edits at layer {layer}" in made.output
+    scored = run("evaluate", tmp_path / "edit", "--out", tmp_path / "scores")
+    assert scored.exit_code == 0, scored.output
+    assert len(Run.open(tmp_path / "scores").rows("evaluations")) == 2
+    wrong = run("evaluate", tmp_path / "trace")
+    assert wrong.exit_code == 1
+    assert "is not a run of `workbench edit`" in wrong.output
+
+
+def test_a_single_request_is_shown_before_and_after(records: Path, text: Path, tmp_path: Path) -> None:
+    shown = run("edit", "--model", GOLDEN, "--records", records, "--text", text, "--preset", "gpt2-xl", "--layer", 2,
+                "--prompt", "In {}, most people speak", "--subject", "Argentina", "--target", "Polish",
+                "--out", tmp_path / "one")  # fmt: skip
+    assert shown.exit_code == 0, shown.output
+    assert "Before  Spanish." in shown.output
+    assert "After   Polish" in shown.output
+    half = run("edit", "--model", GOLDEN, "--prompt", "{} is", "--out", tmp_path / "two")
+    assert half.exit_code == 1
+    assert "--subject, --target is missing" in half.output
+
+
+def test_bad_input_is_one_clear_line(study: list[object], records: Path, tmp_path: Path) -> None:
+    def error(*options: object) -> str:
+        """What the study says when an option is changed; later options override earlier ones."""
+        result = run(*study, "--out", tmp_path / "bad", *options)
+        assert result.exit_code == 1, result.output
+        assert result.output.count("error: ") == 1
+        assert "Traceback" not in result.output
+        assert not (tmp_path / "bad").exists(), "nothing is begun"
+        return result.output
+
+    assert "none.json" in error("--records", tmp_path / "none.json")
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text('[{"question": "?"}]')
+    assert "wrong.json" in error("--records", wrong)
+    content = json.loads(records.read_text(encoding="utf-8"))
+    content[1]["requested_rewrite"]["prompt"] = "The capital is"
+    wrong.write_text(json.dumps(content))
+    assert "record 1: field 'requested_rewrite.prompt'" in error("--records", wrong)
+    wrong.write_text("[]")
+    assert "wrong.json" in error("--records", wrong)
+    assert "layer 99" in error("--layer", 99)
+    assert "no-such-model" in error("--model", tmp_path / "no-such-model")
+    assert "no rome preset" in error("--preset", "no-such-model")
+    assert "there are rome" in error("--method", "magic")
+    assert "--dtype is float32" in error("--dtype", "int8")

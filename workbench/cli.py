@@ -1,0 +1,292 @@
+"""`workbench trace | edit | evaluate | study`: the flow from a fact to a report, each command into a run folder.
+
+Heavy imports stand inside the commands, so that `--help` answers at once.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from workbench.facts import Record
+    from workbench.models import Model
+    from workbench.runs import Run
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    help="Where in a language model is a fact recalled, and can it be rewritten there without breaking the rest?\n\n"
+    "Start with `workbench study`: it runs everything on a small embedded model and ends with a report.",
+)
+console = Console(soft_wrap=True)
+
+ModelName = Annotated[
+    str, typer.Option("--model", help="'atlas' (embedded), a local Hugging Face folder, or a hub name such as gpt2-xl.")
+]
+Records = Annotated[
+    str,
+    typer.Option(
+        "--records",
+        help="A JSON file in CounterFact's or known_1000's format (known_1000: tracing only), or 'atlas'.",
+    ),
+]
+Out = Annotated[Path | None, typer.Option("--out", help="The run's folder. [default: runs/COMMAND-MODEL]")]
+Seed = Annotated[int, typer.Option("--seed", help="Of noise, contexts, sampling and bootstrap.")]
+Limit = Annotated[int, typer.Option("--limit", min=1, help="How many records are edited.")]
+Traces = Annotated[int, typer.Option("--traces", min=1, help="How many facts are traced.")]
+Window = Annotated[
+    int | None,
+    typer.Option("--window", min=1, help="Layers restored together. [default: 10 as published; atlas: those planted]"),
+]
+Samples = Annotated[int, typer.Option("--samples", min=1, help="Noise samples a fact.")]
+Noise = Annotated[float, typer.Option("--noise", min=0.0, help="In standard deviations of the subjects' embeddings.")]
+Layer = Annotated[int | None, typer.Option("--layer", help="The layer to edit. [default: the located one]")]
+Method = Annotated[str, typer.Option("--method", help="The editor: rome.")]
+Text = Annotated[
+    str | None,
+    typer.Option(
+        "--text",
+        help="Text for the second moment of keys: a .txt or .jsonl file, 'wikitext' (hub), or 'atlas'. "
+        "[default: wikitext; atlas for the embedded model]",
+    ),
+]
+Preset = Annotated[
+    str | None, typer.Option("--preset", help="Model whose published hyperparameters are used. [default: --model's]")
+]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto.")]
+Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
+
+
+@app.command()
+def trace(
+    model: ModelName = "atlas",
+    records: Records = "atlas",
+    out: Out = None,
+    seed: Seed = 0,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="How many facts are traced.")] = 40,
+    window: Window = None,
+    samples: Samples = 10,
+    noise: Noise = 3.0,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+) -> None:
+    """Locate facts by causal tracing: which layer's MLPs mediate them at the subject's last token?"""
+    with _session():
+        from workbench import stages
+        from workbench.datasets import read_facts
+        from workbench.models import load_model
+
+        facts = read_facts(stages.records_path(records))
+        loaded = load_model(model, device=device, dtype=_dtype(dtype))
+        window = window or stages.default_window(loaded)
+        settings = {"command": "trace", "model": model, "records": records, "seed": seed, "limit": limit,
+                    "window": window, "samples": samples, "noise": noise, "dtype": dtype}  # fmt: skip
+        with _run(out, settings, loaded) as run:
+            located = stages.locate(
+                run, loaded, facts, limit=limit, seed=seed, window=window, samples=samples, noise=noise
+            )
+            console.print(f"Layer {located.layer} mediates {len(located.found.traces)} facts in {model}.")
+
+
+@app.command()
+def edit(
+    model: ModelName = "atlas",
+    records: Records = "atlas",
+    out: Out = None,
+    seed: Seed = 0,
+    limit: Limit = 100,
+    method: Method = "rome",
+    preset: Preset = None,
+    layer: Layer = None,
+    located: Annotated[
+        Path | None, typer.Option("--trace", help="Folder of a `workbench trace` run, whose located layer is edited.")
+    ] = None,
+    prompt: Annotated[str, typer.Option("--prompt", help='One request: "{} stands in the city of".')] = "",
+    subject: Annotated[str, typer.Option("--subject", help="Its subject: 'Eiffel Tower'.")] = "",
+    target: Annotated[str, typer.Option("--target", help="Its new answer: 'Rome'.")] = "",
+    text: Text = None,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+) -> None:
+    """Rewrite facts: one edit a record, saved as edits/CASE.safetensors; or one request, tried and shown."""
+    with _session():
+        from workbench import stages
+        from workbench.datasets import read_records
+        from workbench.models import load_model
+
+        given = {"--prompt": prompt, "--subject": subject, "--target": target}
+        if any(given.values()) and not all(given.values()):
+            missing = ", ".join(name for name, value in given.items() if not value)
+            raise ValueError(f"one request needs --prompt, --subject and --target: {missing} is missing")
+        every = read_records(stages.records_path(records))
+        chosen = [_request(prompt, subject, target)] if prompt else every[:limit]
+        layer = _located_layer(located) if layer is None and located is not None else layer
+        loaded = load_model(model, device=device, dtype=_dtype(dtype))
+        stages.check_editor(loaded, method, layer=layer, preset_of=preset)
+        text = text or stages.default_text(loaded)
+        settings = {"command": "edit", "model": model, "records": records, "seed": seed, "limit": len(chosen),
+                    "method": method, "preset": preset, "layer": layer, "text": text, "dtype": dtype,
+                    "request": [prompt, subject, target] if prompt else None}  # fmt: skip
+        with _run(out, settings, loaded, report=False) as run:
+            if layer is None:
+                layer = stages.find_layer(loaded, stages.known_answers(every), seed=seed)
+            editor = stages.make_editor(
+                loaded, method, preset_of=preset, layer=layer, texts=stages.statistics_texts(text), seed=seed
+            )
+            edits = stages.edit_records(run, loaded, editor, chosen)
+            for record, made in stages.progress(edits, f"Editing with {method}", len(chosen)):
+                if prompt:
+                    stages.show_edit(console, loaded, record, made)
+            console.print(f"{len(chosen)} edits at layer {editor.layer}: {run.folder / 'edits'}")
+
+
+@app.command()
+def evaluate(
+    edits: Annotated[Path, typer.Argument(help="Folder of a `workbench edit` run over records.")],
+    out: Out = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Score the edits of a `workbench edit` run: efficacy, paraphrase, neighborhood, portability, fluency."""
+    with _session():
+        from workbench import stages
+        from workbench.datasets import read_records
+        from workbench.models import load_model
+        from workbench.runs import Run
+
+        made = Run.open(edits)
+        if made.settings.get("command") != "edit" or made.settings.get("request"):
+            raise ValueError(f"'{edits}' is not a run of `workbench edit` over records; make one with `workbench edit`")
+        every = read_records(stages.records_path(made.settings["records"]))
+        chosen = [r for r in every if (edits / f"edits/{r.case_id}.safetensors").exists()]
+        if not chosen:
+            raise ValueError(f"'{edits}' holds no edits; run `workbench edit --out {edits}` to the end")
+        loaded = load_model(made.settings["model"], device=device, dtype=_dtype(made.settings["dtype"]))
+        made.check_model(loaded.fingerprint())
+        settings = dict(made.settings) | {
+            "command": "evaluate",
+            "edits": str(edits),
+            "seed": seed,
+            "limit": len(chosen),
+        }
+        with _run(out, settings, loaded) as run:
+            stages.score_edits(run, loaded, stages.load_edits(made, chosen), total=len(chosen), seed=seed)
+
+
+@app.command()
+def study(
+    model: ModelName = "atlas",
+    records: Records = "atlas",
+    out: Out = None,
+    seed: Seed = 0,
+    limit: Limit = 100,
+    traces: Traces = 40,
+    window: Window = None,
+    samples: Samples = 10,
+    noise: Noise = 3.0,
+    method: Method = "rome",
+    preset: Preset = None,
+    layer: Layer = None,
+    text: Text = None,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+) -> None:
+    """The whole flow: locate facts, rewrite them at the layer that mediates them, measure what that did, report.
+
+    On the embedded model this takes a few minutes. Interrupted with Ctrl-C, it goes on where it stopped when called
+    again with the same settings.
+    """
+    with _session():
+        from workbench import stages
+        from workbench.datasets import read_records
+        from workbench.models import load_model
+
+        chosen = read_records(stages.records_path(records))
+        loaded = load_model(model, device=device, dtype=_dtype(dtype))
+        window = window or stages.default_window(loaded)
+        stages.check_editor(loaded, method, layer=layer, preset_of=preset)
+        text = text or stages.default_text(loaded)
+        settings = {"command": "study", "model": model, "records": records, "seed": seed, "limit": limit,
+                    "traces": traces, "window": window, "samples": samples, "noise": noise, "method": method,
+                    "preset": preset, "layer": layer, "text": text, "dtype": dtype}  # fmt: skip
+        with _run(out, settings, loaded) as run:
+            located = stages.locate(
+                run, loaded, stages.known_answers(chosen), limit=traces, seed=seed, window=window, samples=samples,
+                noise=noise,
+            )  # fmt: skip
+            layer = located.layer if layer is None else layer
+            editor = stages.make_editor(
+                loaded, method, preset_of=preset, layer=layer, texts=stages.statistics_texts(text), seed=seed
+            )
+            edits = stages.edit_records(run, loaded, editor, chosen[:limit])
+            stages.score_edits(run, loaded, edits, total=len(chosen[:limit]), seed=seed)
+
+
+def main() -> None:
+    """Entry point."""
+    app()
+
+
+# What the commands share ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _session() -> Iterator[None]:
+    """One clear line instead of a traceback for what a user can mend; 130 after Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print("Interrupted. What is finished is kept; the same command goes on from there.")
+        raise typer.Exit(130) from None
+    except (ValueError, OSError, IndexError, RuntimeError) as error:
+        if os.environ.get("WORKBENCH_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
+@contextmanager
+def _run(out: Path | None, settings: dict[str, Any], model: "Model", *, report: bool = True) -> Iterator["Run"]:
+    """The run's folder, its state, and a report at its end, also when it is interrupted."""
+    from workbench.report import write_report
+    from workbench.runs import Run
+
+    folder = out or Path("runs") / f"{settings['command']}-{Path(settings['model']).name}"
+    run = Run.create(folder, settings)
+    run.check_model(model.fingerprint())
+    try:
+        with run.running():
+            yield run
+    finally:
+        if report:
+            console.print(f"Report: {write_report(run)}")
+
+
+def _request(prompt: str, subject: str, target: str) -> "Record":
+    from workbench.facts import EditRequest, Record
+
+    return Record(case_id=0, request=EditRequest(template=prompt, subject=subject, target_new=target))
+
+
+def _located_layer(folder: Path) -> int:
+    from workbench.runs import Run
+
+    layer = Run.open(folder).read_json("results.json").get("layer")
+    if layer is None:
+        raise ValueError(f"'{folder}' has located no layer: run `workbench trace --out {folder}` to the end")
+    return layer
+
+
+def _dtype(name: str) -> Any:
+    import torch
+
+    if name not in ("float32", "bfloat16", "float16"):
+        raise ValueError(f"--dtype is float32, bfloat16 or float16, got {name!r}")
+    return getattr(torch, name)

@@ -1,0 +1,306 @@
+"""The steps of a study - locate, edit and measure - each into a run folder, so that each can be stopped and resumed."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from workbench import figures, tables
+from workbench.atlas.world import World, sample_texts
+from workbench.editors import EDITORS
+from workbench.editors.contexts import sample_contexts
+from workbench.editors.presets import context_lengths, preset
+from workbench.edits import Edit
+from workbench.evaluation import Evaluation, Summary, evaluate, summarise
+from workbench.facts import Fact, Record
+from workbench.models import ATLAS, SITES, Model
+from workbench.runs import Run
+from workbench.statistics import second_moments
+from workbench.texts import read_texts
+from workbench.tracing import (
+    ROLES,
+    AverageEffect,
+    CausalTrace,
+    TraceSet,
+    average_effects,
+    embedding_noise_std,
+    mediating_layer,
+    trace_facts,
+)
+from workbench.tracing.sweep import TracedFact
+
+PUBLISHED_WINDOW = 10
+"""Layers restored together for MLPs and attention (Meng et al. 2022)."""
+CACHE = ATLAS.parents[1] / ".cache"
+"""Second moments, under keys of weights, layer and text."""
+SHOWN_TOKENS = 12
+"""Tokens generated to show a single edit."""
+HEAT_MAPS = 3
+"""Single facts whose heat maps a run shows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Located:
+    """What tracing a set of facts shows."""
+
+    found: TraceSet
+    averages: tuple[AverageEffect, ...]
+    """By site, in the order of `SITES`."""
+    layer: int
+    """The layer whose MLPs mediate recall at the last subject token: handed to the editors."""
+
+
+def records_path(name: str) -> Path:
+    """The file of records that a name stands for: "atlas" for the embedded evaluation records, else a path."""
+    return ATLAS / "records_evaluation.json" if name == "atlas" else Path(name)
+
+
+def statistics_texts(name: str) -> list[str]:
+    """Texts over which an MLP's keys are averaged: "atlas" for the embedded model's own, else see `read_texts`."""
+    return sample_texts(World.load()) if name == "atlas" else read_texts(name)
+
+
+def planted_layers(model: Model) -> range | None:
+    """The layers that the embedded model was trained to recall in; None for any other model."""
+    if model.name != "atlas":
+        return None
+    planted = json.loads((ATLAS / "model" / "training.json").read_text(encoding="utf-8"))["recipe"]["planted"]
+    return range(planted[0], planted[-1] + 1)
+
+
+def default_window(model: Model) -> int:
+    """Ten layers as published; on the embedded model as many as were planted."""
+    planted = planted_layers(model)
+    return len(planted) if planted else PUBLISHED_WINDOW
+
+
+def locate(
+    run: Run,
+    model: Model,
+    facts: Sequence[Fact],
+    *,
+    limit: int,
+    seed: int,
+    window: int,
+    samples: int = 10,
+    noise: float = 3.0,
+) -> Located:
+    """Trace the first `limit` facts, find the mediating layer, and save traces, figures and tables.
+
+    The noise's scale comes from the subjects of all `facts`. Facts traced in an earlier, interrupted run are read.
+    ValueError if the model knows none of the facts.
+    """
+    folder = run.folder / "traces"
+    known = {row["index"]: row["known"] for row in run.rows("traces")}
+    earlier = [
+        TracedFact(
+            index=index, fact=facts[index], trace=CausalTrace.load(folder / f"{index:05d}.safetensors") if ok else None
+        )
+        for index, ok in known.items()
+    ]
+    chosen = facts[:limit]
+    results = trace_facts(
+        model,
+        chosen,
+        seed=seed,
+        noise_std=noise * embedding_noise_std(model, facts),
+        samples=samples,
+        window=window,
+        done=known.keys(),
+        skip_before_subject=True,
+    )
+    new = []
+    for traced in progress(results, "Tracing facts", len(chosen) - len(known)):
+        if traced.trace is not None:
+            traced.trace.save(folder / f"{traced.index:05d}.safetensors")
+        run.append("traces", {"index": traced.index, "known": traced.trace is not None, "prompt": traced.fact.prompt})
+        new.append(traced)
+    found = TraceSet.collect([*earlier, *new])
+    if not found.traces:
+        raise ValueError(
+            f"{model.name} knows none of the {len(chosen)} facts traced (its top token is never the answer): "
+            "choose records that it knows, or raise --limit"
+        )
+    located = Located(
+        found=found,
+        averages=tuple(average_effects(found.traces, site) for site in SITES),
+        layer=mediating_layer(found.traces),
+    )
+    _show_location(run, model, located)
+    return located
+
+
+def _show_location(run: Run, model: Model, located: Located) -> None:
+    planted = planted_layers(model)
+    traces, mlp = located.found.traces, located.averages[SITES.index("mlp_out")]
+    counted = f"{len(traces)} facts that {model.name} knows ({len(located.found.skipped)} skipped: not known)"
+    run.save_figure(
+        "average_effects",
+        figures.average_effect_figure(located.averages, planted=planted),
+        caption=f"Average indirect effect of restoring one state (MLP and attention: windows of {mlp.window} layers) "
+        f"over {counted}; bands are 95 % intervals over facts. Average total effect {mlp.total:.3f}.",
+    )
+    for trace in traces[:HEAT_MAPS]:
+        run.save_figure(
+            f"trace_{traces.index(trace) + 1}",
+            figures.trace_heatmap(trace),
+            caption=f"Causal trace of “{trace.fact.prompt}”. Subject tokens carry a star.",
+        )
+    lines = [
+        {
+            "Site": average.site,
+            "Role": figures.ROLE_LABELS[role],
+            "Facts": average.counts[role],
+            "Peak layer": int(average.row(role).argmax()),
+            "Average indirect effect": f"{average.row(role).max():.3f}"
+            f" ± {average.half_width[index][average.row(role).argmax()]:.3f}",
+        }
+        for average in located.averages
+        for index, role in enumerate(ROLES)
+        if average.counts[role]
+    ]
+    run.save_table(
+        "average_effects",
+        pd.DataFrame(lines),
+        caption=f"Largest average indirect effect by site and token role, over {counted}; ± is half of a 95 % "
+        f"interval (Student's t). Average total effect {mlp.total:.3f} ± {mlp.total_half_width:.3f}.",
+    )
+    run.note(
+        layer=located.layer,
+        window=mlp.window,
+        facts_traced=len(traces),
+        facts_skipped=len(located.found.skipped),
+        total_effect=mlp.total,
+        peak_effect=float(mlp.row("last_subject").max()),
+        planted=list(planted) if planted else None,
+    )
+
+
+def default_text(model: Model) -> str:
+    """What `statistics_texts` reads for a model unless told: its own texts for the embedded one, else wikitext."""
+    return "atlas" if model.name == "atlas" else "wikitext"
+
+
+def known_answers(records: Sequence[Record]) -> list[Fact]:
+    """The facts of those records that state what is true; ValueError if none does."""
+    facts = [record.request.fact for record in records if record.request.target_true is not None]
+    if not facts:
+        raise ValueError("none of the records has a true target, so there is no fact to trace")
+    return facts
+
+
+def find_layer(model: Model, facts: Sequence[Fact], *, limit: int = 20, seed: int = 0) -> int:
+    """The mediating layer of the first `limit` facts, with nothing saved; ValueError if the model knows none."""
+    std = 3.0 * embedding_noise_std(model, facts)
+    chosen = facts[:limit]
+    traces = trace_facts(
+        model, chosen, seed=seed, noise_std=std, window=default_window(model), skip_before_subject=True
+    )
+    return mediating_layer(TraceSet.collect(progress(traces, "Locating", len(chosen))).traces)
+
+
+def check_editor(model: Model, method: str, *, layer: int | None, preset_of: str | None = None) -> None:
+    """Raise what `make_editor` would raise, before anything is computed; a layer of None is yet to be located."""
+    if method not in EDITORS:
+        raise ValueError(f"no editor {method!r}; there are {', '.join(sorted(EDITORS))}")
+    preset(method, preset_of or model.name)
+    if layer is not None:
+        model.hook_name("mlp_key", layer)
+
+
+def make_editor(
+    model: Model, method: str, *, layer: int, texts: Sequence[str], seed: int, preset_of: str | None = None
+) -> Any:
+    """An editor with its preset, contexts sampled from the model and the second moment of the layer's keys.
+
+    The preset is that of `preset_of`, by default the model's own; a borrowed one reads the loss from the last layer.
+    Second moments are cached in `.cache/`. ValueError for an unknown method or no preset, IndexError for a layer out
+    of range.
+    """
+    check_editor(model, method, layer=layer, preset_of=preset_of)
+    options = preset(method, preset_of or model.name) | {"layer": layer}
+    if preset_of is not None:
+        options["loss_layer"] = None
+    generator = torch.Generator(device=model.device).manual_seed(seed)
+    contexts = sample_contexts(model, lengths=context_lengths(method, preset_of or model.name), generator=generator)
+    moments = second_moments(model, [layer], texts, cache=CACHE, progress=True)
+    return EDITORS[method](second_moment=moments[layer], contexts=contexts, **options)
+
+
+def edit_records(run: Run, model: Model, editor: Any, records: Sequence[Record]) -> Iterator[tuple[Record, Edit]]:
+    """Make and save one edit a record, or read the one that is there; the model is left as it is."""
+    for record in records:
+        path = run.folder / "edits" / f"{record.case_id}.safetensors"
+        if path.exists():
+            yield record, Edit.load(path)
+            continue
+        edit = editor(model, [record.request])
+        edit.save(path)
+        yield record, edit
+
+
+def load_edits(run: Run, records: Sequence[Record]) -> Iterator[tuple[Record, Edit]]:
+    """The edits that `edit_records` saved."""
+    for record in records:
+        yield record, Edit.load(run.folder / "edits" / f"{record.case_id}.safetensors")
+
+
+def show_edit(console: Console, model: Model, record: Record, edit: Edit) -> None:
+    """Print what the model says to the request's prompt before and after the edit (greedy)."""
+    prompt = record.request.prompt
+    before = model.generate([prompt], max_new_tokens=SHOWN_TOKENS)[0]
+    with edit.applied(model):
+        after = model.generate([prompt], max_new_tokens=SHOWN_TOKENS)[0]
+    console.print(f"Prompt  {prompt}\nBefore {before}\nAfter  {after}", markup=False, highlight=False)
+
+
+def score_edits(
+    run: Run, model: Model, edits: Iterable[tuple[Record, Edit]], *, total: int, seed: int
+) -> list[Evaluation]:
+    """Score every record before and after its edit, one line of `evaluations.jsonl` each, then tables and figures.
+
+    The weights are compared bit for bit after every record: RuntimeError if they did not come back exactly.
+    """
+    untouched = model.fingerprint()
+    finished = {row["case_id"]: row for row in run.rows("evaluations")}
+    method = ""
+    for record, edit in progress(edits, "Editing and scoring", total):
+        method = edit.method
+        if record.case_id in finished:
+            continue
+        evaluation = evaluate(model, edit, record, seed=seed)
+        if model.fingerprint() != untouched:
+            raise RuntimeError(f"record {record.case_id}: the weights after the edit are not those before it")
+        finished[record.case_id] = evaluation.to_dict() | {"method": method, "request": asdict(record.request)}
+        run.append("evaluations", finished[record.case_id])
+    evaluations = [Evaluation.from_dict(row) for row in finished.values()]
+    _show_scores(run, {method: summarise(evaluations, seed=seed)})
+    return evaluations
+
+
+def _show_scores(run: Run, summaries: dict[str, Summary]) -> None:
+    for label, table in {
+        "scores": tables.main_table(summaries),
+        "generation": tables.generation_table(summaries),
+        "accuracy": tables.accuracy_table(summaries),
+        "change": tables.change_table(summaries),
+    }.items():
+        run.save_table(label, table)
+    run.save_figure("scores", figures.score_figure(summaries), caption="Scores before and after the edits.")
+    for method, summary in summaries.items():
+        run.note(
+            method=method,
+            records_edited=summary.n,
+            scores={metric: summary.post[metric].to_dict() for metric in ("S", "ES", "PS", "NS")},
+        )
+
+
+def progress(items: Iterable[Any], label: str, total: int) -> Iterable[Any]:
+    """The items with a progress bar that shows the time left."""
+    return track(items, label, total=total)
