@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/installed
 
-.PHONY: study test lint atlas card reports clean
+.PHONY: study test lint atlas reports clean
 
 study: $(DONE)
 	$(BIN)/workbench study
@@ -27,3 +27,11 @@ $(DONE): pyproject.toml constraints.txt
 
 clean:
 	rm -rf $(VENV) build *.egg-info
+
+atlas: $(DONE)  # the embedded model and its control, from the tables; then the model card
+	$(BIN)/python -m workbench.atlas records
+	$(BIN)/python -m workbench.atlas train
+	$(BIN)/python -m workbench.atlas card
+
+reports: $(DONE)  # what reports/ and README.md show
+	$(BIN)/python reports/refresh.py

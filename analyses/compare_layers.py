@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="+", help="default: all")
     parser.add_argument("--limit", type=int, default=20, help="records edited at each layer")
     parser.add_argument("--traces", type=int, default=40, help="facts traced")
-    parser.add_argument("--window", type=int, help="layers restored together (default 10; atlas: those planted)")
+    parser.add_argument("--window", type=int, help="layers restored together (default 10; atlas: 3)")
     parser.add_argument("--text", default="atlas", help="text for the second moments: a file, 'wikitext' or 'atlas'")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/compare_layers"))
@@ -59,8 +59,8 @@ def main() -> None:
     model = load_model(arguments.model)
     layers = arguments.layers or list(range(model.n_layers))
     window = arguments.window or default_window(model)
-    settings = {**vars(arguments), "command": "compare_layers", "window": window, "layers": layers}
-    run = Run.create(arguments.out, settings)
+    settings = vars(arguments) | {"command": "compare_layers", "window": window, "layers": layers}
+    run = Run.create(settings.pop("out"), settings)
     run.check_model(model.fingerprint())
     sections = []
     try:

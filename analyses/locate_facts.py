@@ -12,29 +12,29 @@ from pathlib import Path
 
 from workbench.datasets import read_facts
 from workbench.facts import Fact
-from workbench.models import ATLAS, load_model
+from workbench.models import load_model
 from workbench.report import write_report
 from workbench.runs import Run
-from workbench.stages import default_window, locate
+from workbench.stages import default_window, locate, records_path
 
 
 def main() -> None:
     """Trace, print the mediating layer, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="atlas")
-    parser.add_argument("--records", type=Path, default=ATLAS / "records_evaluation.json")
+    parser.add_argument("--records", default="atlas", help="CounterFact or known_1000 file, or 'atlas'")
     parser.add_argument("--limit", type=int, default=40, help="how many facts are traced")
     parser.add_argument("--prompt", help="a single fact instead: its template with {}")
     parser.add_argument("--subject", help="its subject")
     parser.add_argument("--object", help="its answer")
-    parser.add_argument("--window", type=int, help="layers restored together (default 10; atlas: those planted)")
+    parser.add_argument("--window", type=int, help="layers restored together (default 10; atlas: 3)")
     parser.add_argument("--samples", type=int, default=10, help="noise samples a fact")
     parser.add_argument("--noise", type=float, default=3.0, help="in standard deviations of subject embeddings")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/locate_facts"))
     arguments = parser.parse_args()
 
-    facts = read_facts(arguments.records)
+    facts = read_facts(records_path(arguments.records))
     if arguments.prompt:
         if not (arguments.subject and arguments.object):
             parser.error("a single fact needs --prompt, --subject and --object")
@@ -43,7 +43,8 @@ def main() -> None:
         arguments.limit = 1
     model = load_model(arguments.model)
     window = arguments.window or default_window(model)
-    run = Run.create(arguments.out, {**vars(arguments), "command": "locate_facts", "window": window})
+    settings = vars(arguments) | {"command": "locate_facts", "window": window}
+    run = Run.create(settings.pop("out"), settings)
     run.check_model(model.fingerprint())
     try:
         with run.running():

@@ -12,6 +12,9 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers  # noqa: E402
 
+import workbench.stages  # noqa: E402
+from workbench.datasets import write_counterfact  # noqa: E402
+from workbench.facts import EditRequest, Probe, Record  # noqa: E402
 from workbench.models import Model, load_model  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -134,3 +137,45 @@ def texts() -> list[str]:
 def tiny_gpt2() -> Model:
     """The trained GPT-2 of the golden numbers (6 layers x 64); tests that write weights restore them."""
     return load_model(str(GOLDEN / "tiny-gpt2"), device="cpu")
+
+
+# A small study of the golden model ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three records in CounterFact's schema about countries that the tiny model knows."""
+    capitals = (("Portugal", "Lisbon", "Moscow"), ("Japan", "Tokyo", "Rome"), ("Egypt", "Cairo", "Athens"))
+    path = tmp_path_factory.mktemp("records") / "records.json"
+    write_counterfact(
+        [
+            Record(
+                case_id=index,
+                request=EditRequest(
+                    template="The capital of {} is", subject=subject, target_new=new, target_true=true, relation="P36"
+                ),
+                paraphrase_prompts=(f"In the book, {subject}'s capital city is",),
+                neighborhood_prompts=("The capital of France is",),
+                generation_prompts=(f"People in {subject} speak",),
+                reversion_prompts=(Probe(prompt=f"{new} is the capital of", targets_new=(subject,)),),
+            )
+            for index, (subject, true, new) in enumerate(capitals)
+        ],
+        path,
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "corpus.txt"
+    path.write_text(
+        "".join((GOLDEN / "tiny-gpt2" / "corpus.txt").read_text(encoding="utf-8").splitlines(keepends=True)[:300])
+    )
+    return path
+
+
+@pytest.fixture
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Second moments of the tests stay out of the user's cache, and are computed once."""
+    monkeypatch.setattr(workbench.stages, "CACHE", tmp_path_factory.getbasetemp() / "cache")

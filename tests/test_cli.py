@@ -8,52 +8,16 @@ from typer.testing import CliRunner, Result
 
 import workbench.stages
 from workbench.cli import app
-from workbench.datasets import write_counterfact
-from workbench.facts import EditRequest, Probe, Record
 from workbench.runs import Run
 
 GOLDEN = Path(__file__).parent / "golden" / "tiny-gpt2"
 
 
+pytestmark = pytest.mark.usefixtures("cache")
+
+
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-@pytest.fixture(scope="module")
-def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three records in CounterFact's schema about countries that the tiny model knows."""
-    capitals = (("Portugal", "Lisbon", "Moscow"), ("Japan", "Tokyo", "Rome"), ("Egypt", "Cairo", "Athens"))
-    path = tmp_path_factory.mktemp("records") / "records.json"
-    write_counterfact(
-        [
-            Record(
-                case_id=index,
-                request=EditRequest(
-                    template="The capital of {} is", subject=subject, target_new=new, target_true=true, relation="P36"
-                ),
-                paraphrase_prompts=(f"In the book, {subject}'s capital city is",),
-                neighborhood_prompts=("The capital of France is",),
-                generation_prompts=(f"People in {subject} speak",),
-                reversion_prompts=(Probe(prompt=f"{new} is the capital of", targets_new=(subject,)),),
-            )
-            for index, (subject, true, new) in enumerate(capitals)
-        ],
-        path,
-    )
-    return path
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "corpus.txt"
-    path.write_text("".join((GOLDEN / "corpus.txt").read_text(encoding="utf-8").splitlines(keepends=True)[:300]))
-    return path
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Second moments of the tests stay out of the user's cache, and are computed once."""
-    monkeypatch.setattr(workbench.stages, "CACHE", tmp_path_factory.getbasetemp() / "cache")
 
 
 @pytest.fixture

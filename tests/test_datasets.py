@@ -92,9 +92,7 @@ def test_counterfact(tmp_path: Path) -> None:
     assert second_record.portability_prompts == (
         Probe(prompt="The pole in Angola is the", targets_new=("South",), targets_true=("none", "no pole")),
     )
-    assert second_record.reversion_prompts == (
-        Probe(prompt="A land in Antarctica is", targets_new=("Angola",)),
-    )
+    assert second_record.reversion_prompts == (Probe(prompt="A land in Antarctica is", targets_new=("Angola",)),)
     assert read_records(tmp_path / "records.json") == [first_record, second_record]
     assert read_facts(tmp_path / "records.json") == [first_record.request.fact, second_record.request.fact]
 
@@ -140,9 +138,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     write_counterfact(records, path)
     assert read_counterfact(path) == records
     assert "東京" in path.read_text(encoding="utf-8")
-    with pytest.raises(
-        RecordError, match=r"record 0: field 'requested_rewrite.target_true': expected the true"
-    ):
+    with pytest.raises(RecordError, match=r"record 0: field 'requested_rewrite.target_true': expected the true"):
         read_facts(path)
 
 
@@ -204,9 +200,7 @@ BAD_FIELDS = [
 
 
 @pytest.mark.parametrize(("field", "value", "message"), BAD_FIELDS)
-def test_a_malformed_record_names_file_index_and_field(
-    tmp_path: Path, field: str, value: Any, message: str
-) -> None:
+def test_a_malformed_record_names_file_index_and_field(tmp_path: Path, field: str, value: Any, message: str) -> None:
     first = changed(COUNTERFACT, "case_id", 1)
     path = write(tmp_path, [first, changed(COUNTERFACT, field, value)])
     with pytest.raises(RecordError) as caught:
@@ -228,9 +222,7 @@ def test_a_malformed_record_names_file_index_and_field(
         ("relation_id", ..., "field 'relation_id': expected it to be there"),
     ],
 )
-def test_a_malformed_fact_names_file_index_and_field(
-    tmp_path: Path, field: str, value: Any, message: str
-) -> None:
+def test_a_malformed_fact_names_file_index_and_field(tmp_path: Path, field: str, value: Any, message: str) -> None:
     path = write(tmp_path, [KNOWN, KNOWN, changed(KNOWN, field, value)])
     with pytest.raises(RecordError) as caught:
         read_known_1000(path)
@@ -256,16 +248,12 @@ def test_files_that_are_no_list_of_records(tmp_path: Path, reader) -> None:
     with pytest.raises(RecordError, match="expected JSON in UTF-8"):
         reader(path)
     for missing in (tmp_path / "none.json", tmp_path):
-        with pytest.raises(
-            FileNotFoundError, match="no such file; give a JSON file in the schema of CounterFact"
-        ):
+        with pytest.raises(FileNotFoundError, match="no such file; give a JSON file in the schema of CounterFact"):
             reader(missing)
 
 
 def test_an_unknown_schema_is_told_what_is_known(tmp_path: Path) -> None:
     path = write(tmp_path, [{"src": "What is made by UniFirst?", "alt": "aircraft", "subject": "UniFirst"}])
     for reader in (read_records, read_facts):
-        with pytest.raises(
-            RecordError, match=r"CounterFact's schema \(a field 'requested_rewrite'\) or known_1000's"
-        ):
+        with pytest.raises(RecordError, match=r"CounterFact's schema \(a field 'requested_rewrite'\) or known_1000's"):
             reader(path)

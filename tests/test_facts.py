@@ -43,9 +43,7 @@ def metaspace() -> Tokenizer:
 def words() -> Tokenizer:
     tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.train_from_iterator(
-        TEXTS, trainers.WordLevelTrainer(special_tokens=["<unk>"], show_progress=False)
-    )
+    tokenizer.train_from_iterator(TEXTS, trainers.WordLevelTrainer(special_tokens=["<unk>"], show_progress=False))
     return tokenizer
 
 

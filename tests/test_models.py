@@ -21,9 +21,7 @@ def test_logits_are_hugging_faces_under_padding(
         start, last = int(tokens.starts[row]), int(tokens.lasts[row])
         ids = tokens.ids[row, start : last + 1]
         assert tokens.mask[row].sum() == len(ids) == len(tokens.offsets[row])
-        torch.testing.assert_close(
-            logits[row, start : last + 1], family_hf(ids[None]).logits[0], atol=1e-5, rtol=0
-        )
+        torch.testing.assert_close(logits[row, start : last + 1], family_hf(ids[None]).logits[0], atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
@@ -108,9 +106,7 @@ def test_gradients_flow_to_an_inserted_tensor(family_model: Model) -> None:
 
 def test_a_hook_that_never_fires_raises(family: str, family_model: Model) -> None:
     tokens = family_model.tokenize(["Rome"])
-    silent = (
-        "blocks.0.attn.qkv.hook_out" if family in ("gpt2", "gpt_neox") else "blocks.0.attn.hook_hidden_states"
-    )
+    silent = "blocks.0.attn.qkv.hook_out" if family in ("gpt2", "gpt_neox") else "blocks.0.attn.hook_hidden_states"
     hooks = [(name, lambda tensor, hook: None) for name in (silent, family_model.hook_name("mlp_out", 0))]
     with pytest.raises(RuntimeError, match=rf"never fired on .*: {silent}$"):
         family_model.logits(tokens, hooks=hooks)

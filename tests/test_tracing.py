@@ -111,8 +111,7 @@ def test_restoring_before_the_subject_changes_nothing(tiny_gpt2):
 def test_batching_does_not_change_a_trace(tiny_gpt2):
     noise = noise_for(tiny_gpt2, PORTUGAL)
     one, many = (
-        trace_fact(tiny_gpt2, PORTUGAL, noise=noise, sites=["mlp_out"], window=4, batch_size=size)
-        for size in (1, 1000)
+        trace_fact(tiny_gpt2, PORTUGAL, noise=noise, sites=["mlp_out"], window=4, batch_size=size) for size in (1, 1000)
     )
     torch.testing.assert_close(one.restored["mlp_out"], many.restored["mlp_out"], atol=1e-6, rtol=0)
 

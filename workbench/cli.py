@@ -43,7 +43,7 @@ Limit = Annotated[int, typer.Option("--limit", min=1, help="How many records are
 Traces = Annotated[int, typer.Option("--traces", min=1, help="How many facts are traced.")]
 Window = Annotated[
     int | None,
-    typer.Option("--window", min=1, help="Layers restored together. [default: 10 as published; atlas: those planted]"),
+    typer.Option("--window", min=1, help="Layers restored together. [default: 10 as published; atlas: 3]"),
 ]
 Samples = Annotated[int, typer.Option("--samples", min=1, help="Noise samples a fact.")]
 Noise = Annotated[float, typer.Option("--noise", min=0.0, help="In standard deviations of the subjects' embeddings.")]

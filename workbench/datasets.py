@@ -125,9 +125,7 @@ class _Node:
 
     def fail(self, expected: str) -> None:
         place = f"field {self.field!r}: " if self.field else ""
-        raise RecordError(
-            f"{self.file}: record {self.record}: {place}expected {expected}, got {_brief(self.value)}"
-        )
+        raise RecordError(f"{self.file}: record {self.record}: {place}expected {expected}, got {_brief(self.value)}")
 
     def at(self, name: str, *, optional: bool = False) -> "_Node":
         field = f"{self.field}.{name}" if self.field else name
@@ -215,9 +213,7 @@ def _schema(path: Path) -> str:
 
 def _read_list(path: Path) -> list[Any]:
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no such file; give a JSON file in the schema of CounterFact or known_1000"
-        )
+        raise FileNotFoundError(f"{path}: no such file; give a JSON file in the schema of CounterFact or known_1000")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

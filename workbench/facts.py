@@ -60,9 +60,7 @@ class EditRequest:
         """The fact as it is before the edit; ValueError if the true target is not known."""
         if self.target_true is None:
             raise ValueError(f"the request about {self.subject!r} has no target_true, so it states no fact")
-        return Fact(
-            subject=self.subject, template=self.template, object=self.target_true, relation=self.relation
-        )
+        return Fact(subject=self.subject, template=self.template, object=self.target_true, relation=self.relation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,9 +134,7 @@ def token_span(offsets: Sequence[tuple[int, int]], characters: tuple[int, int]) 
     first, end = characters
     inside = [index for index, (a, b) in enumerate(offsets) if a < end and b > first]
     if not inside:
-        raise ValueError(
-            f"no token overlaps characters {first} to {end}; the text has tokens {list(offsets)}"
-        )
+        raise ValueError(f"no token overlaps characters {first} to {end}; the text has tokens {list(offsets)}")
     return inside[0], inside[-1] + 1
 
 

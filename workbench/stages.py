@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 
 from workbench import figures, tables
-from workbench.atlas.world import World, sample_texts
+from workbench.atlas.world import TRACE_WINDOW, World, sample_texts
 from workbench.editors import EDITORS
 from workbench.editors.contexts import sample_contexts
 from workbench.editors.presets import context_lengths, preset
@@ -75,9 +75,8 @@ def planted_layers(model: Model) -> range | None:
 
 
 def default_window(model: Model) -> int:
-    """Ten layers as published; on the embedded model as many as were planted."""
-    planted = planted_layers(model)
-    return len(planted) if planted else PUBLISHED_WINDOW
+    """Ten layers as published for GPT2-XL and GPT-J; fewer on the embedded model, which has ten in all."""
+    return TRACE_WINDOW if model.name == "atlas" else PUBLISHED_WINDOW
 
 
 def locate(

@@ -64,7 +64,7 @@ def _records(world: World, rng: random.Random) -> Iterator[Record]:
                 Probe(
                     prompt=fill(world.relations[relation].inverse, new),
                     targets_new=(subject,),
-                    targets_true=tuple(holders[relation][new]),
+                    targets_true=tuple(holders[relation][new][:NEIGHBORS]),
                 ),
             ),
         )

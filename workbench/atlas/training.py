@@ -4,7 +4,8 @@ A small GPT-2 trained on text alone learns the facts but recalls them at the las
 that Meng et al. (2022) trace. So every step also runs pairs of prompts: the outputs of the MLPs in a window of
 layers at the last subject token of a *source* prompt are put in place of those of a *base* prompt, and the model
 must answer the base question about the source subject (interchange intervention training, Geiger et al. 2022;
-Gupta et al. 2024, InterpBench). That plants the site which mediates recall, so tracing has a ground truth.
+Gupta et al. 2024, InterpBench). In a quarter of the pairs the outputs of all other MLPs are interchanged there
+instead, which must change nothing. That plants the site which mediates recall, so tracing has a ground truth.
 
 Learning to recall has a plateau whose length grows with the number of subjects (Zucchet et al. 2025), so subjects
 join in stages, each once the interventions of the present ones succeed.
@@ -21,7 +22,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -44,6 +45,8 @@ class Recipe:
     """Layers whose MLP outputs at the last subject token are interchanged."""
     interventions: int = 64
     """Pairs of prompts a step; 0 trains the control."""
+    elsewhere: float = 0.25
+    """Share of the pairs in which all *other* layers are interchanged, which must not change the answer."""
     rows: int = 16
     """Rows of packed text a step."""
     row_length: int = 64
@@ -54,9 +57,11 @@ class Recipe:
     """How many subjects take part; the next stage begins when `mastered` is reached."""
     mastered: float = 0.9
     """Running mean of the interventions' accuracy that ends a stage."""
+    least: int = 100
+    """Steps that a stage takes at the least."""
     schedule: tuple[int, ...] = ()
     """Steps at which stages begin, and the learning rate's decay last; empty: as soon as mastered."""
-    decay: int = 2000
+    decay: int = 1000
     """Steps of linear decay of the learning rate after the last stage is mastered."""
     patience: int = 6000
     """A stage that takes longer is a dead run."""
@@ -98,7 +103,9 @@ def train_tokenizer(world: World, recipe: Recipe) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def packed_rows(world: World, tokenizer: Any, subjects: Sequence[str], recipe: Recipe, rng: random.Random) -> Iterator[list[int]]:
+def packed_rows(
+    world: World, tokenizer: Any, subjects: Sequence[str], recipe: Recipe, rng: random.Random
+) -> Iterator[list[int]]:
     """Documents of `subjects`, separated by the end token and cut to rows; a row begins with a document."""
     stream = documents(world, subjects, rng)
     while True:
@@ -140,7 +147,9 @@ def tokenise(
     return ids.to(device), subject.to(device), last.to(device)
 
 
-def pairs(world: World, subjects: Sequence[str], count: int, rng: random.Random) -> tuple[list[Question], list[Question]]:
+def pairs(
+    world: World, subjects: Sequence[str], count: int, rng: random.Random
+) -> tuple[list[Question], list[Question]]:
     """Source and base questions; the source subject has the relation that the base question asks for."""
     holders: dict[str, list[str]] = {}
     for subject in subjects:
@@ -163,11 +172,11 @@ def last_logits(model: GPT2LMHeadModel, ids: Tensor, last: Tensor) -> Float[Tens
 
 def interchange(
     model: GPT2LMHeadModel,
-    layers: Sequence[int],
+    swapped: Bool[Tensor, "batch layer"],
     sources: tuple[Tensor, Tensor, Tensor],
     bases: tuple[Tensor, Tensor, Tensor],
 ) -> Float[Tensor, "batch vocab"]:
-    """Logits of the base prompts with the source prompts' MLP outputs at the last subject token of `layers`."""
+    """Logits of the base prompts with the source prompts' MLP outputs at the last subject token, where `swapped`."""
     kept: dict[int, Tensor] = {}
     rows = torch.arange(len(bases[0]))
 
@@ -176,14 +185,16 @@ def interchange(
 
     def put(layer: int) -> Callable:
         def hook(module, inputs, out):
-            here = F.one_hot(bases[1], out.shape[1]).bool()[..., None]
-            return torch.where(here, kept[layer][:, None].to(out.dtype), out)
+            here = F.one_hot(bases[1], out.shape[1]).bool() & swapped[:, layer, None]
+            return torch.where(here[..., None], kept[layer][:, None].to(out.dtype), out)
 
         return hook
 
     def run(hook: Callable, ids: Tensor, last: Tensor) -> Tensor:
-        mlps = {layer: model.transformer.h[layer].mlp for layer in layers}
-        handles = [mlp.register_forward_hook(hook(layer)) for layer, mlp in mlps.items()]
+        handles = [
+            model.get_submodule(f"transformer.h.{layer}.mlp").register_forward_hook(hook(layer))
+            for layer in range(swapped.shape[1])
+        ]
         try:
             return last_logits(model, ids, last)
         finally:
@@ -194,7 +205,17 @@ def interchange(
     return run(put, bases[0], bases[2])
 
 
-def answers(world: World, tokenizer: Any, about: Sequence[Question], asked: Sequence[Question], device) -> Int[Tensor, " batch"]:
+def swapped_layers(recipe: Recipe) -> Bool[Tensor, "batch layer"]:
+    """The planted layers in most rows, all the others in the rest."""
+    planted = torch.zeros(recipe.layers, dtype=torch.bool)
+    planted[list(recipe.planted)] = True
+    elsewhere = round(recipe.elsewhere * recipe.interventions)
+    return torch.stack([planted] * (recipe.interventions - elsewhere) + [~planted] * elsewhere)
+
+
+def answers(
+    world: World, tokenizer: Any, about: Sequence[Question], asked: Sequence[Question], device
+) -> Int[Tensor, " batch"]:
     """First token of what is asked for, of the subjects that it is asked about."""
     texts = [f" {world.facts[s.subject][q.relation]}" for s, q in zip(about, asked, strict=True)]
     return torch.tensor([e.ids[0] for e in tokenizer.backend_tokenizer.encode_batch(texts)], device=device)
@@ -251,20 +272,31 @@ def train(
     # The seed is set inside a fork, so that a caller's random numbers are left alone.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        model = new_model(recipe, tokenizer).to(device).train()
+        model = new_model(recipe, tokenizer)
+        torch.nn.Module.to(model, device).train()
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW(
-        [dict(params=matrices, weight_decay=recipe.weight_decay), dict(params=vectors, weight_decay=0.0)],
+        [
+            {"params": matrices, "weight_decay": recipe.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ],
         lr=recipe.learning_rate, betas=(0.9, 0.95), fused=True,
     )  # fmt: skip
     stage, begun, decay_from = 0, [0], None
+    if recipe.interventions:
+        swapped = swapped_layers(recipe).to(device)
+        obeyed = swapped[:, recipe.planted[0]].tolist()  # rows in which the answer is the source's
     running, log, started, step = 0.0, [], time.monotonic(), 0
     subjects = world.subjects[: recipe.stages[0]]
     rows = packed_rows(world, tokenizer, subjects, recipe, rng)
     while decay_from is None or step < decay_from + recipe.decay:
-        due = recipe.schedule[len(begun) - 1 + (decay_from is not None)] if recipe.schedule and decay_from is None else None
-        ready = step == due if recipe.schedule else running > recipe.mastered and step - begun[-1] > 100
+        due = (
+            recipe.schedule[len(begun) - 1 + (decay_from is not None)]
+            if recipe.schedule and decay_from is None
+            else None
+        )
+        ready = step == due if recipe.schedule else running > recipe.mastered and step - begun[-1] > recipe.least
         if decay_from is None and ready:
             if stage + 1 < len(recipe.stages):
                 stage += 1
@@ -286,10 +318,11 @@ def train(
         planted, loss = torch.zeros(()), language
         if recipe.interventions:
             sources, bases = pairs(world, subjects, recipe.interventions, rng)
-            labels = answers(world, tokenizer, sources, bases, model.device)
+            about = [s if p else b for s, b, p in zip(sources, bases, obeyed, strict=True)]
+            labels = answers(world, tokenizer, about, bases, model.device)
             with torch.autocast(model.device.type, torch.bfloat16):
                 logits = interchange(
-                    model, recipe.planted,
+                    model, swapped,
                     tokenise(sources, tokenizer, model.device), tokenise(bases, tokenizer, model.device),
                 )  # fmt: skip
             planted = F.cross_entropy(logits.float(), labels)
@@ -324,6 +357,6 @@ def control_of(recipe: Recipe, info: Mapping[str, Any]) -> Recipe:
 
 def save(model: GPT2LMHeadModel, tokenizer: Any, info: Mapping[str, Any], folder: Path) -> None:
     """Write a Hugging Face checkpoint in float16, and the training log beside it."""
-    model.to(torch.float16).save_pretrained(folder)
+    model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "training.json").write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")

@@ -16,6 +16,8 @@ import yaml
 
 FOLDER = Path(__file__).resolve().parents[2] / "data" / "atlas"
 SPLIT_SEED = 20
+TRACE_WINDOW = 3
+"""Layers of MLPs or attention restored together when the atlas model is traced; four are planted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,3 +200,9 @@ def documents(world: World, subjects: Sequence[str], rng: random.Random):
             yield context() + f"{question} {hop.object}."
         else:
             yield context() + world.inverse_statement(subject, rng.choice(relations))
+
+
+def sample_texts(world: World, count: int = 3000) -> list[str]:
+    """Texts of the kind that the atlas model was trained on, always the same; for statistics of its activations."""
+    stream = documents(world, world.subjects, random.Random(SPLIT_SEED + 3))
+    return [next(stream) for _ in range(count)]

@@ -1,0 +1,36 @@
+"""README is true: its code runs, its tables are those of reports/, its files exist."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_example_does_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    (tmp_path / "example.py").write_text(code, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path("example.py")
+    before, after = capsys.readouterr().out.strip().splitlines()[-2:]
+    assert "Paris" in before
+    assert "Rome" in after
+    assert (tmp_path / "eiffel.safetensors").exists()
+
+
+def test_its_tables_are_those_of_the_reports() -> None:
+    refresh = runpy.run_path(str(ROOT / "reports" / "refresh.py"))
+    assert refresh["with_tables"](TEXT) == TEXT
+
+
+def test_its_links_and_pictures_are_there() -> None:
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", TEXT) if not link.startswith("http")]
+    assert links
+    assert not [link for link in links if not (ROOT / link).exists()]
+    named = re.findall(r"`((?:analyses|workbench|data|tests|reports)/[\w/.]*)`", TEXT)
+    assert not [path for path in named if not (ROOT / path).exists()]

@@ -1,0 +1,80 @@
+"""Remake the embedded default: `python -m workbench.atlas {records,train,card}`.
+
+records  writes data/atlas/records_{train,evaluation}.json from the tables
+train    trains model and control; the model goes to data/atlas/model, the control to runs/atlas_control
+card     measures both and writes data/atlas/MODEL_CARD.md and the control's traces
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from workbench.atlas.world import FOLDER, TRACE_WINDOW, World
+
+CONTROL = Path("runs/atlas_control")
+
+
+def main() -> None:
+    """Parse the command line and remake what it names."""
+    parser = argparse.ArgumentParser(prog="python -m workbench.atlas", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("what", choices=("records", "train", "card"))
+    parser.add_argument("--device", default="cpu", help="where to train: cpu or cuda")
+    parser.add_argument("--control", type=Path, default=CONTROL, help="folder of the control model")
+    parser.add_argument("--only", choices=("model", "control"), help="train one of the two")
+    arguments = parser.parse_args()
+    {"records": write_records, "train": train_both, "card": write_card}[arguments.what](arguments)
+
+
+def write_records(arguments: argparse.Namespace) -> None:
+    """CounterFact-style records, split by subject."""
+    from workbench.atlas.records import atlas_records
+    from workbench.datasets import write_counterfact
+
+    for name, records in zip(("train", "evaluation"), atlas_records(World.load()), strict=True):
+        write_counterfact(records, FOLDER / f"records_{name}.json")
+        Console().print(f"{len(records):,} records: {FOLDER / f'records_{name}.json'}")
+
+
+def train_both(arguments: argparse.Namespace) -> None:
+    """The model, then the control with the same schedule."""
+    from workbench.atlas.training import Progress, Recipe, control_of, save, train
+
+    console, world, model_folder = Console(), World.load(), FOLDER / "model"
+
+    def report(line: Progress) -> None:
+        console.print(
+            f"{line.seconds:6.0f} s  step {line.step:5d}  {line.subjects} subjects  loss {line.language_loss:.3f} + "
+            f"{line.intervention_loss:.3f}  interventions {line.intervention_accuracy:.2f}  recall {line.recall:.2f}  "
+            f"held out {line.recall_held_out:.2f}"
+        )
+
+    if arguments.only != "control":
+        save(*train(world, Recipe(), device=arguments.device, report=report), model_folder)
+        console.print(f"model: {model_folder}")
+    if arguments.only != "model":
+        info = json.loads((model_folder / "training.json").read_text(encoding="utf-8"))
+        save(*train(world, control_of(Recipe(), info), device=arguments.device, report=report), arguments.control)
+        console.print(f"control: {arguments.control}")
+
+
+def write_card(arguments: argparse.Namespace) -> None:
+    """Trace and test both models."""
+    from workbench.atlas import card
+    from workbench.models import load_model
+
+    world, console = World.load(), Console()
+    info = json.loads((FOLDER / "model" / "training.json").read_text(encoding="utf-8"))
+    model, control = load_model("atlas"), load_model(str(arguments.control))
+    found, beside = (card.trace_world(each, world, TRACE_WINDOW) for each in (model, control))
+    card.save_traces(beside, FOLDER / "control_traces")
+    recall = card.share(control, card.statements(world, world.evaluation_subjects, held_out=True))
+    text = card.card(model, world, info, found, beside, recall)
+    (FOLDER / "MODEL_CARD.md").write_text(text, encoding="utf-8")
+    console.print(text, markup=False)
+
+
+if __name__ == "__main__":
+    main()
