@@ -187,7 +187,7 @@ def study(
     out: Out = None,
     seed: Seed = 0,
     limit: Limit = 100,
-    traces: Traces = 40,
+    traces: Traces = 30,
     window: Window = None,
     samples: Samples = 10,
     noise: Noise = 3.0,

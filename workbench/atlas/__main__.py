@@ -73,7 +73,7 @@ def write_card(arguments: argparse.Namespace) -> None:
     recall = card.share(control, card.statements(world, world.evaluation_subjects, held_out=True))
     text = card.card(model, world, info, found, beside, recall)
     (FOLDER / "MODEL_CARD.md").write_text(text, encoding="utf-8")
-    console.print(text, markup=False)
+    console.print(text, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

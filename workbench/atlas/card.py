@@ -156,12 +156,12 @@ def card(
             abs(centre - middle) <= (planted[-1] - planted[0]) / 2 + window / 2,
         ),
         (
-            "MLPs over attention, mean over the planted layers", "at least 2 x",
-            f"{here.planted_mlp:.3f} against {here.planted_attention:.3f}",
+            "MLPs against attention, mean over the planted layers", "at least 2 x",
+            f"{here.planted_mlp:.3f} against {here.planted_attention:.3f}: "
+            f"{here.planted_mlp / here.planted_attention:.2f} x",
             here.planted_mlp >= 2 * here.planted_attention,
         ),
     ]  # fmt: skip
-    effects = pd.merge(here.effects, there.effects, on="layer", suffixes=("", ", control"))
     lines = [
         "# Model card: atlas",
         "",
@@ -201,12 +201,23 @@ def card(
         f"{here.corrupted:.3f} (control {there.clean:.3f} and {there.corrupted:.3f}). Average indirect effect at the "
         "last subject token, ± half of a 95 % interval:",
         "",
-        effects.to_markdown(index=False, floatfmt=".3f"),
+        *effects_table(here.effects, there.effects),
         "",
         "The control's traces are kept in `control_traces/`; its weights are not.",
         "",
     ]
     return "\n".join(lines)
+
+
+def effects_table(model: pd.DataFrame, control: pd.DataFrame) -> list[str]:
+    """Markdown lines: a row a layer, `mean ± half width` by site for the model and for the control."""
+    sites = [column for column in model.columns if column != "layer" and "±" not in column]
+    header = ["Layer", *sites, *(f"{site}, control" for site in sites)]
+    rows = [
+        [str(int(here["layer"])), *(f"{row[s]:.3f} ± {row[f'{s} ±']:.3f}" for row in (here, there) for s in sites)]
+        for (_, here), (_, there) in zip(model.iterrows(), control.iterrows(), strict=True)
+    ]
+    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
 
 
 def save_traces(found: TraceSet, folder: Path) -> None:
