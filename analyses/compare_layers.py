@@ -99,7 +99,7 @@ def show(
     tidy = compare(located, layers, rows, seed)
     wide = tidy.pivot(index="layer", columns="measure", values="value")
     overall = dict(zip(wide.index.tolist(), wide["S"].tolist(), strict=True))
-    pearson, spearman = (float(test(wide["effect"], wide["S"]).statistic) for test in (pearsonr, spearmanr))
+    pearson, spearman = (float(test(wide["effect"], wide["S"])[0]) for test in (pearsonr, spearmanr))
     random_layer, best = sum(overall.values()) / len(overall), max(overall, key=overall.__getitem__)
     chosen = located.layer if located.layer in overall else None
     figure = layer_comparison_figure(tidy, located=chosen, random_layer=random_layer)

@@ -85,6 +85,7 @@ def test_records_ask_what_they_say(world: World) -> None:
         assert world.facts[request.subject][request.relation] == request.target_true != request.target_new
         assert len(record.paraphrase_prompts) == 2
         assert 1 <= len(record.neighborhood_prompts) <= 10
+        assert request.target_true is not None
         for prompts, target in ((record.neighborhood_prompts, request.target_true),
                                 (record.attribute_prompts, request.target_new)):  # fmt: skip
             others = world.holders(request.relation)[target]
@@ -109,7 +110,7 @@ def test_interchanging_a_prompt_with_itself_changes_nothing(world: World) -> Non
     with torch.no_grad():
         plain = interchange.last_logits(model, batch[0], batch[2])
         everywhere = torch.ones(6, 2, dtype=torch.bool)
-        rolled = tuple(x.roll(1, 0) for x in batch)
+        rolled = batch[0].roll(1, 0), batch[1].roll(1, 0), batch[2].roll(1, 0)
         same = interchange.interchange(model, everywhere, batch, batch)
         other = interchange.interchange(model, everywhere, rolled, batch)
         nowhere = interchange.interchange(model, ~everywhere, rolled, batch)
@@ -159,4 +160,5 @@ def test_the_model_card_says_which_bars_are_met() -> None:
 def test_tracing_finds_the_planted_layers(world: World, atlas: Model) -> None:
     facts = card.held_out_facts(world, 40)[::8]
     results = trace_facts(atlas, facts, seed=0, samples=4, sites=("mlp_out",), window=3, skip_before_subject=True)
-    assert mediating_layer(TraceSet.collect(results).traces) in planted_layers(atlas)
+    planted = planted_layers(atlas)
+    assert planted is not None and mediating_layer(TraceSet.collect(results).traces) in planted

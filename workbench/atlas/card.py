@@ -214,8 +214,8 @@ def effects_table(model: pd.DataFrame, control: pd.DataFrame) -> list[str]:
     sites = [column for column in model.columns if column != "layer" and "±" not in column]
     header = ["Layer", *sites, *(f"{site}, control" for site in sites)]
     rows = [
-        [str(int(here["layer"])), *(f"{row[s]:.3f} ± {row[f'{s} ±']:.3f}" for row in (here, there) for s in sites)]
-        for (_, here), (_, there) in zip(model.iterrows(), control.iterrows(), strict=True)
+        [str(layer), *(f"{row[s]:.3f} ± {row[f'{s} ±']:.3f}" for row in (here, there) for s in sites)]
+        for layer, (here, there) in enumerate(zip(model.to_dict("records"), control.to_dict("records"), strict=True))
     ]
     return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
 
