@@ -13,8 +13,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
-from scipy.stats import pearsonr, spearmanr
+from scipy.stats import rankdata
 
 from workbench.datasets import read_records
 from workbench.evaluation import evaluate
@@ -99,7 +100,9 @@ def show(
     tidy = compare(located, layers, rows, seed)
     wide = tidy.pivot(index="layer", columns="measure", values="value")
     overall = dict(zip(wide.index.tolist(), wide["S"].tolist(), strict=True))
-    pearson, spearman = (float(test(wide["effect"], wide["S"])[0]) for test in (pearsonr, spearmanr))
+    effect, score = wide["effect"].to_numpy(), wide["S"].to_numpy()
+    pearson = float(np.corrcoef(effect, score)[0, 1])
+    spearman = float(np.corrcoef(rankdata(effect), rankdata(score))[0, 1])
     random_layer, best = sum(overall.values()) / len(overall), max(overall, key=overall.__getitem__)
     chosen = located.layer if located.layer in overall else None
     figure = layer_comparison_figure(tidy, located=chosen, random_layer=random_layer)
