@@ -116,7 +116,7 @@ def show(
     for measure, scale, digits in [("effect", 1.0, 3), *((score, 100.0, 1) for score in SCORES)]:
         rows_of = tidy.query("measure == @measure").sort_values(by="layer")[["value", "low", "high"]].to_numpy()
         lines[measure] = [
-            f"{value:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})" for value, low, high in scale * rows_of
+            f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})" for value, low, high in scale * rows_of
         ]
     run.save_table("layers", lines, caption=caption)
     run.note(

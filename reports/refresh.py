@@ -1,7 +1,7 @@
 """Make what `reports/` and README.md show, from the embedded model: `make reports`.
 
-Runs `workbench study` with its defaults into a new folder, copies what a reader looks at to `reports/atlas/` and puts
-the scores into README.md between its markers.
+Runs the study and the comparison of layers with their defaults into new folders, copies what a reader looks at to
+`reports/` and puts the scores into README.md between its markers.
 """
 
 import re
@@ -12,6 +12,11 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = {
+    "atlas": (Path(sys.executable).parent / "workbench", "study"),
+    "compare_layers": (sys.executable, "analyses/compare_layers.py"),
+}
+"""What makes each folder of `reports/`."""
 KEPT = ("report.html", "settings.json", "environment.json", "results.json", "status.json", "figures", "tables")
 """Of a run folder; the per-record results are made again in minutes."""
 TABLES = ("scores", "generation")
@@ -19,19 +24,19 @@ TABLES = ("scores", "generation")
 
 
 def main() -> None:
-    """Run the study and put its results in place."""
-    with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder) / "atlas"
-        subprocess.run([Path(sys.executable).parent / "workbench", "study", "--out", run], cwd=ROOT, check=True)
-        shown = ROOT / "reports" / "atlas"
-        shutil.rmtree(shown, ignore_errors=True)
-        shown.mkdir(parents=True)
-        for name in KEPT:
-            source = run / name
-            (shutil.copytree if source.is_dir() else shutil.copy)(source, shown / name)
+    """Run everything and put its results in place."""
+    for name, command in COMMANDS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            run, shown = Path(folder) / name, ROOT / "reports" / name
+            subprocess.run([*command, "--out", run], cwd=ROOT, check=True)
+            shutil.rmtree(shown, ignore_errors=True)
+            shown.mkdir(parents=True)
+            for kept in KEPT:
+                source = run / kept
+                (shutil.copytree if source.is_dir() else shutil.copy)(source, shown / kept)
     readme = ROOT / "README.md"
     readme.write_text(with_tables(readme.read_text(encoding="utf-8")), encoding="utf-8")
-    print(f"refreshed {shown.relative_to(ROOT)} and README.md")
+    print("refreshed reports/ and README.md")
 
 
 def with_tables(text: str) -> str:
