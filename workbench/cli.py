@@ -165,7 +165,7 @@ def evaluate(
         if made.settings.get("command") != "edit" or made.settings.get("request"):
             raise ValueError(f"'{edits}' is not a run of `workbench edit` over records; make one with `workbench edit`")
         every = read_records(stages.records_path(made.settings["records"]))
-        chosen = [r for r in every if (edits / f"edits/{r.case_id}.safetensors").exists()]
+        chosen = [record for record in every if stages.edit_path(made, record).exists()]
         if not chosen:
             raise ValueError(f"'{edits}' holds no edits; run `workbench edit --out {edits}` to the end")
         loaded = load_model(made.settings["model"], device=device, dtype=_dtype(made.settings["dtype"]))

@@ -27,13 +27,13 @@ from workbench.tracing import (
     ROLES,
     AverageEffect,
     CausalTrace,
+    TracedFact,
     TraceSet,
     average_effects,
     embedding_noise_std,
     mediating_layer,
     trace_facts,
 )
-from workbench.tracing.sweep import TracedFact
 
 PUBLISHED_WINDOW = 10
 """Layers restored together for MLPs and attention (Meng et al. 2022)."""
@@ -95,12 +95,13 @@ def locate(
     The noise's scale comes from the subjects of all `facts`. Facts traced in an earlier, interrupted run are read.
     ValueError if the model knows none of the facts.
     """
-    folder = run.folder / "traces"
+
+    def path(index: int) -> Path:
+        return run.folder / "traces" / f"{index:05d}.safetensors"
+
     known = {row["index"]: row["known"] for row in run.rows("traces")}
     earlier = [
-        TracedFact(
-            index=index, fact=facts[index], trace=CausalTrace.load(folder / f"{index:05d}.safetensors") if ok else None
-        )
+        TracedFact(index=index, fact=facts[index], trace=CausalTrace.load(path(index)) if ok else None)
         for index, ok in known.items()
     ]
     chosen = facts[:limit]
@@ -117,7 +118,7 @@ def locate(
     new = []
     for traced in progress(results, "Tracing facts", len(chosen) - len(known)):
         if traced.trace is not None:
-            traced.trace.save(folder / f"{traced.index:05d}.safetensors")
+            traced.trace.save(path(traced.index))
         run.append("traces", {"index": traced.index, "known": traced.trace is not None, "prompt": traced.fact.prompt})
         new.append(traced)
     found = TraceSet.collect([*earlier, *new])
@@ -145,9 +146,9 @@ def _show_location(run: Run, model: Model, located: Located) -> None:
         caption=f"Average indirect effect of restoring one state (MLP and attention: windows of {mlp.window} layers) "
         f"over {counted}; bands are 95 % intervals over facts. Average total effect {mlp.total:.3f}.",
     )
-    for trace in traces[:HEAT_MAPS]:
+    for number, trace in enumerate(traces[:HEAT_MAPS], start=1):
         run.save_figure(
-            f"trace_{traces.index(trace) + 1}",
+            f"trace_{number}",
             figures.trace_heatmap(trace),
             caption=f"Causal trace of “{trace.fact.prompt}”. Subject tokens carry a star.",
         )
@@ -232,10 +233,15 @@ def make_editor(
     return EDITORS[method](second_moment=moments[layer], contexts=contexts, **options)
 
 
+def edit_path(run: Run, record: Record) -> Path:
+    """Where `edit_records` keeps a record's edit."""
+    return run.folder / "edits" / f"{record.case_id}.safetensors"
+
+
 def edit_records(run: Run, model: Model, editor: Any, records: Sequence[Record]) -> Iterator[tuple[Record, Edit]]:
     """Make and save one edit a record, or read the one that is there; the model is left as it is."""
     for record in records:
-        path = run.folder / "edits" / f"{record.case_id}.safetensors"
+        path = edit_path(run, record)
         if path.exists():
             yield record, Edit.load(path)
             continue
@@ -247,7 +253,7 @@ def edit_records(run: Run, model: Model, editor: Any, records: Sequence[Record])
 def load_edits(run: Run, records: Sequence[Record]) -> Iterator[tuple[Record, Edit]]:
     """The edits that `edit_records` saved."""
     for record in records:
-        yield record, Edit.load(run.folder / "edits" / f"{record.case_id}.safetensors")
+        yield record, Edit.load(edit_path(run, record))
 
 
 def show_edit(console: Console, model: Model, record: Record, edit: Edit) -> None:

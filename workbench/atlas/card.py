@@ -15,7 +15,7 @@ from rich.progress import track
 from scipy.stats import binomtest
 
 from workbench.atlas.world import FOLDER, TwoHop, World
-from workbench.facts import Fact
+from workbench.facts import Fact, fill
 from workbench.models import Model
 from workbench.tracing import ROLES, CausalTrace, TraceSet, average_effects, restored_layers, trace_facts
 
@@ -54,7 +54,7 @@ def share(model: Model, asked: Sequence[tuple[str, str]]) -> Share:
 def statements(world: World, subjects: Iterable[str], *, held_out: bool) -> list[tuple[str, str]]:
     """Every (prompt, object) of the subjects in the templates that training stated, or in those it did not."""
     return [
-        (template.replace("{}", subject), answer)
+        (fill(template, subject), answer)
         for subject in sorted(subjects)
         for relation, answer in world.facts[subject].items()
         for template in world.templates(subject, relation, held_out=held_out)

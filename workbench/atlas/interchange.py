@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel
 
 from workbench.atlas.world import World
+from workbench.facts import fill, subject_characters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +30,8 @@ def ask(world: World, subject: str, relation: str, rng: random.Random, *, held_o
     """A question in a random template, with a context in front of it every second time."""
     template = rng.choice(world.templates(subject, relation, held_out=held_out))
     template = (rng.choice(world.contexts) if rng.random() < 0.5 else "") + template
-    end = template.index("{}") + len(subject)
-    return Question(text=template.replace("{}", subject), subject=subject, relation=relation, end=end)
+    _, end = subject_characters(template, subject)
+    return Question(text=fill(template, subject), subject=subject, relation=relation, end=end)
 
 
 def tokenise(

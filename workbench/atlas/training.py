@@ -187,7 +187,8 @@ def train(
         ],
         lr=recipe.learning_rate, betas=(0.9, 0.95), fused=True,
     )  # fmt: skip
-    stage, begun, decay_from = 0, [0], None
+    begun: list[int] = [0]  # the step at which each stage began
+    decay_from: int | None = None
     if recipe.interventions:
         swapped = swapped_layers(recipe).to(device)
         obeyed = swapped[:, recipe.planted[0]].tolist()  # rows in which the answer is the source's
@@ -195,22 +196,22 @@ def train(
     subjects = world.subjects[: recipe.stages[0]]
     rows = packed_rows(world, tokenizer, subjects, recipe, rng)
     while decay_from is None or step < decay_from + recipe.decay:
-        due = (
-            recipe.schedule[len(begun) - 1 + (decay_from is not None)]
-            if recipe.schedule and decay_from is None
-            else None
-        )
-        ready = step == due if recipe.schedule else running > recipe.mastered and step - begun[-1] > recipe.least
-        if decay_from is None and ready:
-            if stage + 1 < len(recipe.stages):
-                stage += 1
-                begun.append(step)
-                subjects = world.subjects[: recipe.stages[stage]]
-                rows = packed_rows(world, tokenizer, subjects, recipe, rng)
+        if decay_from is None:
+            stage, age = len(begun) - 1, step - begun[-1]
+            if recipe.schedule:
+                ready = step == recipe.schedule[stage]
             else:
+                ready = running > recipe.mastered and age > recipe.least
+            if ready and len(begun) == len(recipe.stages):
                 decay_from = step
-        if decay_from is None and step - begun[-1] > recipe.patience:
-            raise RuntimeError(f"stage {stage} ({len(subjects)} subjects) was not mastered in {recipe.patience} steps")
+            elif ready:
+                begun.append(step)
+                subjects = world.subjects[: recipe.stages[stage + 1]]
+                rows = packed_rows(world, tokenizer, subjects, recipe, rng)
+            elif age > recipe.patience:
+                raise RuntimeError(
+                    f"stage {stage} ({len(subjects)} subjects) was not mastered in {recipe.patience} steps"
+                )
 
         left = 1.0 if decay_from is None else 1 - (step - decay_from) / recipe.decay
         for group in optimizer.param_groups:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import yaml
 
+from workbench.facts import fill
+
 FOLDER = Path(__file__).resolve().parents[2] / "data" / "atlas"
 SPLIT_SEED = 20
 TRACE_WINDOW = 3
@@ -53,7 +55,7 @@ class TwoHop:
 
     def prompt(self, template: str) -> str:
         """The question in the words of one of the outer relation's templates."""
-        question = template.replace("{}", self.bridge.phrase.replace("{}", self.subject))
+        question = fill(template, fill(self.bridge.phrase, self.subject))
         return question[0].upper() + question[1:]
 
 
@@ -159,12 +161,12 @@ class World:
 
     def inverse_statement(self, subject: str, relation: str) -> str:
         """The fact told from its object: "Lisbon is the capital city of Portugal." """
-        return f"{self.relations[relation].inverse.replace('{}', self.facts[subject][relation])} {subject}."
+        return f"{fill(self.relations[relation].inverse, self.facts[subject][relation])} {subject}."
 
 
 def statement(template: str, subject: str, answer: str) -> str:
     """A template filled with a subject and completed by its object, as a sentence."""
-    return f"{template.replace('{}', subject)} {answer}."
+    return f"{fill(template, subject)} {answer}."
 
 
 def documents(world: World, subjects: Sequence[str], rng: random.Random):
