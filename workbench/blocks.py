@@ -8,14 +8,15 @@ given. It calls the modules of the hooked model, so that edits of its weights ar
 Every family's arithmetic is found by what its modules have, and is compared with the model's own logits once.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
-from jaxtyping import Float, Int
+from einops import rearrange, repeat
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers.activations import NewGELUActivation
 
@@ -23,6 +24,10 @@ from workbench.models import Model
 
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 2e-4}
 """Largest difference of log-probabilities from the model's own; wider for half precision."""
+
+
+_SHORT = 64
+"""Keys up to which attention on a CPU is two matrix products."""
 
 
 class BlocksError(ValueError):
@@ -125,9 +130,11 @@ class Blocks:
         queries, keys = q.shape[1], k.shape[1]
         if mask is None and queries > 1:
             mask = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
-        parts = self._blocks[layer]
+        scale = self._blocks[layer].scale
+        if not q.is_cuda and keys <= _SHORT:
+            return _attend_short(q, k, v, mask, scale)
         heads = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, scale=parts.scale,
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, scale=scale,
             enable_gqa=k.shape[2] != q.shape[2],
         )  # fmt: skip
         return rearrange(heads, "batch head query d -> batch query (head d)")
@@ -190,8 +197,36 @@ class _Parts:
         return self.act(self.gate(x)) * self.read(x)
 
 
+def _attend_short(
+    q: Float[Tensor, "batch query head d_head"],
+    k: Float[Tensor, "batch key kv_head d_head"],
+    v: Float[Tensor, "batch key kv_head d_head"],
+    mask: Bool[Tensor, "query key"] | Bool[Tensor, "batch 1 query key"] | None,
+    scale: float,
+) -> Float[Tensor, "batch query d_attn"]:
+    """Attention as two batched matrix products: over a few keys several times as fast as the fused kernel of CPUs."""
+    kv_heads = k.shape[2]
+    shared = q.shape[2] // kv_heads
+    q = rearrange(q, "b query (kv shared) d -> (b kv) (shared query) d", shared=shared)
+    k, v = (rearrange(x, "b key kv d -> (b kv) key d") for x in (k, v))
+    unseen = q.new_zeros(())
+    if mask is not None:
+        unseen = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
+        unseen = torch.cat([unseen] * shared, dim=-2)
+        if unseen.ndim == 4:
+            unseen = repeat(unseen, "b 1 query key -> (b kv) query key", kv=kv_heads)
+    scores = torch.baddbmm(unseen, q, k.transpose(1, 2), alpha=scale)
+    weights = (scores - scores.detach().amax(dim=-1, keepdim=True)).exp()  # softmax() is slow over few keys
+    read = (weights @ v) / weights.sum(dim=-1, keepdim=True)
+    return rearrange(read, "(b kv) (shared query) d -> b query (kv shared d)", shared=shared, kv=kv_heads)
+
+
 def _gelu_tanh(x: Tensor) -> Tensor:
-    return F.gelu(x, approximate="tanh")
+    """GELU in its tanh form; on a CPU as x * sigmoid(2 y), the same function in half the time of torch's tanh(y)."""
+    if x.is_cuda or x.requires_grad or x.dtype == torch.bfloat16:
+        return F.gelu(x, approximate="tanh")
+    doubled = (x * x).mul_(2 * 0.044715 * math.sqrt(2 / math.pi)).add_(2 * math.sqrt(2 / math.pi)).mul_(x)
+    return doubled.sigmoid_().mul_(x)
 
 
 def _rotation(model: Model) -> Callable[[Tensor, Tensor], Tensor]:

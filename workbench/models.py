@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from workbench.checkpoints import ATLAS as ATLAS
 from workbench.checkpoints import Checkpoint, load_checkpoint
 from workbench.generation import Sampler, continue_tokens
+from workbench.memory import keep_freed_memory
 from workbench.tokens import TextTokenizer, Tokens, batches_by_length, join
 
 if TYPE_CHECKING:
@@ -334,6 +335,8 @@ def load_model(name_or_path: str, *, device: str = "auto", dtype: torch.dtype = 
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f'device {device!r} is not available here; give "cpu" or "auto"')
+    if device == "cpu":
+        keep_freed_memory()
     checkpoint = load_checkpoint(name_or_path, device=device, dtype=dtype)
     place = next(iter(checkpoint.parameters.values())).device
     return Model(name=name_or_path, checkpoint=checkpoint, device=place, dtype=dtype)

@@ -2,9 +2,10 @@
 
 A patch at layer l and position t changes nothing below l and nothing before t. So a cell starts from the
 corrupted run's residual stream at l, only its positions from t on are computed, and attention takes the keys and
-values of earlier positions from the corrupted run. All cells climb the layers together, each joining where its
+values of earlier positions from the corrupted run; in the first layer it climbs, those of later ones too. All cells climb the layers together, each joining where its
 first patch is, so that every layer's weights are read once (a wavefront); cells that make the same patches share
-their rows until they part. Of the last layer only the last position is computed.
+their rows until they part. Of the last layer only the last position is computed. On a CPU a layer is climbed by so
+many tokens at once as keep its activations near the processor.
 """
 
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from workbench.tracing.measure import Measure
 _ROWS_UNEMBEDDED = 256
 """Logits are made for this many rows at once."""
 _TOKENS_AT_ONCE = 2048
-"""MLPs run on this many tokens at once, so that their inner activations stay near the processor."""
+"""On a CPU a layer runs on about this many tokens at once, so that activations stay near the processor."""
 
 
 @dataclass(eq=False)
@@ -32,6 +33,8 @@ class _Front:
     """The cells whose first patched position is `first`, as far as they have started; they branch as they part."""
 
     first: int
+    end: int
+    """From this position on the residual stream is the corrupted run's: all but a few positions where cells start."""
     branches: list[list[int]]
     """The cells that share each branch."""
     resid: Float[Tensor, "branch sample pos d_model"]
@@ -62,7 +65,7 @@ class FastRuns:
         noisy = [corruption(copies), corruption.frozen(copies)] if own else [corruption(copies)]
         resid = blocks.resid_pre(torch.cat([embeddings, *noisy]))
         self._positions = torch.arange(self.n_pos, device=resid.device)
-        self._resid_pre, self._keys, self._values = [], [], []
+        self._resid_pre, self._queries, self._keys, self._values = [], [], [], []
         self._states: dict[str, list[Tensor]] = {"resid_post": [], "mlp_out": [], "attn_out": []}
         for layer in range(self.n_layers):
             self._resid_pre.append(resid)
@@ -70,6 +73,7 @@ class FastRuns:
             attn = blocks.attn_out(layer, blocks.attend(layer, p.q, p.k, p.v))
             mlp = blocks.mlp_out(layer, resid, attn)
             resid = resid + attn + mlp
+            self._queries.append(p.q[self._corrupted])
             self._keys.append(p.k[self._corrupted])
             self._values.append(p.v[self._corrupted])
             for site, state in (("resid_post", resid), ("mlp_out", mlp), ("attn_out", attn)):
@@ -117,65 +121,81 @@ class FastRuns:
 
     def _advance(self, cells: Sequence[Cell]) -> list[tuple[list[int], Float[Tensor, "cell sample d_model"]]]:
         """The last position's residual stream that leaves the last layer, for cells given by their indices."""
-        fronts: dict[int, _Front] = {}
+        fronts: list[_Front] = []
         for layer in range(self.n_layers):
-            for front in fronts.values():
+            for front in fronts:
                 _part(front, cells, layer)
-            if fronts:
-                self._step(list(fronts.values()), cells, layer)
-            self._join(fronts, cells, layer)
+            for group in self._groups(fronts):
+                self._step(group, cells, layer)
+            fronts = self._merged([*fronts, *self._started(cells, layer)], layer)
         found = []
-        for front in fronts.values():
+        for front in fronts:
             owners = [branch for branch, cells_here in enumerate(front.branches) for _ in cells_here]
             indices = [cell for cells_here in front.branches for cell in cells_here]
             found.append((indices, front.resid[owners, :, -1]))
         return found
 
+    def _groups(self, fronts: Sequence[_Front]) -> list[list[_Front]]:
+        """Fronts that take a layer together."""
+        if self._positions.is_cuda:
+            return [list(fronts)]
+        groups, room = [], 0
+        for front in fronts:
+            if room <= 0:
+                groups.append([])
+                room = _TOKENS_AT_ONCE
+            groups[-1].append(front)
+            room -= front.resid.shape[:3].numel()
+        return groups
+
     def _step(self, fronts: Sequence[_Front], cells: Sequence[Cell], layer: int) -> None:
-        """Take all branches through one layer."""
+        """Take all branches of some fronts through one layer."""
         blocks = self.blocks
-        sizes = [front.resid.shape[:3] for front in fronts]
-        resid = torch.cat([rearrange(front.resid, "branch sample pos d -> (branch sample pos) d") for front in fronts])
-        at = torch.cat(
-            [repeat(self._positions[f.first :], "pos -> (row pos)", row=f.resid.shape[:2].numel()) for f in fronts]
-        )
-        p = blocks.project(layer, resid, at)
-        counts = [size.numel() for size in sizes]
-        heads = [
-            self._attend(layer, front, q, k, v)
-            for front, q, k, v in zip(fronts, p.q.split(counts), p.k.split(counts), p.v.split(counts), strict=True)
+        changed = [front.resid[:, :, : front.end - front.first] for front in fronts]
+        at = [
+            repeat(self._positions[front.first : front.end], "pos -> (row pos)", row=some.shape[:2].numel())
+            for front, some in zip(fronts, changed, strict=True)
         ]
-        last = layer == self.n_layers - 1
-        if last:  # only the last position leaves the model
-            resid = torch.cat([rearrange(front.resid[:, :, -1:], "b s pos d -> (b s pos) d") for front in fronts])
-            counts = [size[:2].numel() for size in sizes]
-        attn = blocks.attn_out(layer, torch.cat(heads))
+        p = blocks.project(layer, _joined([rearrange(c, "b s pos d -> (b s pos) d") for c in changed]), _joined(at))
+        parts = [x.split([len(positions) for positions in at]) for x in (p.q, p.k, p.v)]
+        heads = [self._attend(layer, front, q, k, v) for front, q, k, v in zip(fronts, *parts, strict=True)]
+        leaving = slice(-1, None) if layer == self.n_layers - 1 else slice(None)  # of the last layer one position
+        left = [front.resid[:, :, leaving] for front in fronts]
+        sizes = [some.shape[:3] for some in left]
+        counts = [size.numel() for size in sizes]
+        resid = _joined([rearrange(some, "b s pos d -> (b s pos) d") for some in left])
+        attn = blocks.attn_out(layer, _joined(heads))
         self._patch("attn_out", attn, counts, fronts, cells, layer)
-        mlp = torch.cat(
-            [
-                blocks.mlp_out(layer, some, of_attn)
-                for some, of_attn in zip(resid.split(_TOKENS_AT_ONCE), attn.split(_TOKENS_AT_ONCE), strict=True)
-            ]
-        )
+        # The inner activations of an MLP are several times as large.
+        mlps = [blocks.mlp_out(layer, *some) for some in self._pieces(resid, attn)]
+        mlp = _joined(mlps)
         self._patch("mlp_out", mlp, counts, fronts, cells, layer)
-        resid = resid + attn + mlp
+        resid = attn.add_(resid).add_(mlp)
         self._patch("resid_post", resid, counts, fronts, cells, layer)
         for front, some, (branch, sample, _) in zip(fronts, resid.split(counts), sizes, strict=True):
+            front.end = self.n_pos
             front.resid = rearrange(some, "(b s pos) d -> b s pos d", b=branch, s=sample)
 
+    def _pieces(self, *tensors: Float[Tensor, "token d"]) -> list[tuple[Tensor, ...]]:
+        """Tokens in pieces that an MLP takes at once."""
+        return list(zip(*(tensor.split(_TOKENS_AT_ONCE) for tensor in tensors), strict=True))
+
     def _attend(self, layer: int, front: _Front, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "token d_attn"]:
-        """What the heads of one front's tokens read: keys of earlier positions are the corrupted run's."""
-        branch, sample = front.resid.shape[:2]
-        q, k, v = (rearrange(x, "(b s pos) h d -> (b s) pos h d", b=branch, s=sample) for x in (q, k, v))
-        if front.first:
-            before = [
-                repeat(x[:, : front.first], "s pos h d -> (b s) pos h d", b=branch)
-                for x in (self._keys[layer], self._values[layer])
-            ]
-            k, v = (torch.cat([earlier, here], dim=1) for earlier, here in zip(before, (k, v), strict=True))
+        """What the heads of one front's tokens read; what did not change is the corrupted run's."""
+        q = self._completed(front, q, self._queries[layer], front.first)
+        k, v = (self._completed(front, x, corrupted[layer], 0) for x, corrupted in ((k, self._keys), (v, self._values)))
         if layer == self.n_layers - 1:
             q = q[:, -1:]
         return rearrange(self.blocks.attend(layer, q, k, v), "row pos d -> (row pos) d")
+
+    def _completed(self, front: _Front, changed: Tensor, corrupted: Tensor, start: int) -> Float[Tensor, "row pos h d"]:
+        """Queries, keys or values of the positions from `start` on, laid out by head, as attention reads them."""
+        branch, sample = front.resid.shape[:2]
+        changed = rearrange(changed, "(b s pos) h d -> b s h pos d", b=branch, s=sample)
+        corrupted = rearrange(corrupted, "s pos h d -> s h pos d").expand(branch, -1, -1, -1, -1)
+        around = corrupted[..., start : front.first, :], corrupted[..., front.end :, :]
+        parts = [x for x in (around[0], changed, around[1]) if x.shape[3]]
+        return rearrange(torch.cat(parts, dim=3) if parts[1:] else changed, "b s h pos d -> (b s) pos h d")
 
     def _patch(
         self,
@@ -199,10 +219,11 @@ class FastRuns:
             for (patch, first, end), branches in by_patch.items():
                 shaped[branches, :, first - start : end - start] = self._state(patch, slice(first, end))
 
-    def _join(self, fronts: dict[int, _Front], cells: Sequence[Cell], layer: int) -> None:
-        """Start the cells whose first patch is in this layer, as they leave it."""
+    def _started(self, cells: Sequence[Cell], layer: int) -> list[_Front]:
+        """The cells whose first patch is in this layer, as they leave it."""
         starting = [i for i, cell in enumerate(cells) if cell.patches[0].layer == layer]
         starting.sort(key=lambda i: (cells[i].positions, cells[i].patches[0].site))
+        fronts = []
         for ((first, end), patch), group in groupby(starting, key=lambda i: (cells[i].positions, cells[i].patches[0])):
             resid = self._states["resid_post"][layer][self._corrupted, first:].clone()
             here, inside = slice(first, end), slice(0, end - first)
@@ -215,13 +236,27 @@ class FastRuns:
                 below = self._resid_pre[layer][self._corrupted, here]
                 attn = state.expand_as(below)
                 resid[:, inside] = below + attn + self.blocks.mlp_out(layer, below, attn)
-            resid = resid[None, :, -1:] if layer == self.n_layers - 1 else resid[None]
-            front = fronts.get(first)
-            if front is None:
-                fronts[first] = _Front(first=first, branches=[list(group)], resid=resid)
-            else:
-                front.branches.append(list(group))
-                front.resid = torch.cat([front.resid, resid])
+            fronts.append(_Front(first=first, end=end, branches=[list(group)], resid=resid[None]))
+        return fronts
+
+    def _merged(self, fronts: Sequence[_Front], layer: int) -> list[_Front]:
+        """One front of all that changed at the same positions; of the last layer only the last position."""
+        merged = []
+        for (first, end), same in groupby(sorted(fronts, key=_changed), key=_changed):
+            same = list(same)
+            leaving = [front.resid[:, :, -1:] if layer == self.n_layers - 1 else front.resid for front in same]
+            branches = [branch for front in same for branch in front.branches]
+            merged.append(_Front(first=first, end=end, branches=branches, resid=_joined(leaving)))
+        return merged
+
+
+def _changed(front: _Front) -> tuple[int, int]:
+    return front.first, front.end
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    """All one after another; a single one is not copied."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
 
 
 def _part(front: _Front, cells: Sequence[Cell], layer: int) -> None:
