@@ -28,9 +28,7 @@ import torch
 from rich.console import Console
 
 from workbench import stages
-from workbench.benchmarking import benchmark_model, device_name, seconds
 from workbench.datasets import read_records
-from workbench.editing_benchmark import SEARCHES, searching, seconds_a_request
 from workbench.editors import EDITORS
 from workbench.editors.contexts import sample_contexts
 from workbench.editors.presets import context_lengths, preset
@@ -38,8 +36,10 @@ from workbench.facts import EditRequest
 from workbench.models import Model
 from workbench.report import Paragraph, Section, Table, write_report
 from workbench.runs import Run
-from workbench.stacked_edits import distinct
 from workbench.statistics import SecondMoment, second_moments
+from workbench.studies.benchmarking import benchmark_model, device_name, seconds
+from workbench.studies.editing_benchmark import SEARCHES, searching, seconds_a_request
+from workbench.studies.stacked_edits import distinct
 
 PRESET_OF, PRESET_LAYERS = "gpt2-xl", 48
 """The model whose hyperparameters are used for a shape, and its depth."""

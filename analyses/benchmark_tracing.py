@@ -23,13 +23,13 @@ import torch
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
-from workbench.benchmarking import benchmark_model, device_name, matmul_rate, seconds
 from workbench.datasets import read_records
 from workbench.facts import Fact
 from workbench.models import SITES, Model
 from workbench.report import Block, Paragraph, Section, Table, write_report
 from workbench.runs import Run
 from workbench.stages import default_window, known_answers, progress, records_path
+from workbench.studies.benchmarking import benchmark_model, device_name, matmul_rate, seconds
 from workbench.tracing import gaussian_noise, subject_span, trace_fact
 
 TOKENS = range(8, 16)

@@ -24,9 +24,19 @@ from pathlib import Path
 from typing import Any
 
 from workbench import stages
-from workbench.best import save_table_with_best
 from workbench.datasets import read_records
-from workbench.editor_report import (
+from workbench.editors import EDITORS
+from workbench.evaluation import evaluate, score_state
+from workbench.facts import Record
+from workbench.figures.editors import editor_figure
+from workbench.memory import peak_memory
+from workbench.models import Model, load_model
+from workbench.report import Figure, Paragraph, Section, Table, write_report
+from workbench.runs import Run
+from workbench.scores import FLUENCY_TOKENS, RecordScores
+from workbench.sequences import sequence
+from workbench.studies.best import save_table_with_best
+from workbench.studies.editor_report import (
     BARS,
     BETTER,
     bars,
@@ -34,18 +44,8 @@ from workbench.editor_report import (
     single_summaries,
     stacked_summaries,
 )
-from workbench.editors import EDITORS
-from workbench.evaluation import evaluate, score_state
-from workbench.facts import Record
-from workbench.figures_editors import editor_figure
-from workbench.memory import peak_memory
-from workbench.models import Model, load_model
-from workbench.published import published_table
-from workbench.report import Figure, Paragraph, Section, Table, write_report
-from workbench.runs import Run
-from workbench.scores import FLUENCY_TOKENS, RecordScores
-from workbench.sequences import sequence
-from workbench.stacked_edits import change_by_layer, distinct, evaluations, score_stack, untouched
+from workbench.studies.published import published_table
+from workbench.studies.stacked_edits import change_by_layer, distinct, evaluations, score_stack, untouched
 from workbench.tables import accuracy_table, change_table, main_table, to_markdown
 
 MEMORY_RECORDS = 3

@@ -25,16 +25,16 @@ from workbench.datasets import read_records
 from workbench.editors import EDITORS
 from workbench.evaluation import evaluate, score_state
 from workbench.facts import Record
-from workbench.figures import layer_comparison_figure
-from workbench.figures_compare import layer_choice_figure
-from workbench.layer_choice import comparable, compare_method, last_subject_effect
-from workbench.layer_report import SCORES, bought, choice_table, explained_table, layer_table, results, sentence
+from workbench.figures.compare import layer_choice_figure
+from workbench.figures.study import layer_comparison_figure
 from workbench.models import Model, load_model
 from workbench.report import Figure, Paragraph, Section, Table, write_report
 from workbench.runs import Run
 from workbench.scores import Evaluation, RecordScores
 from workbench.stages import Located, progress
 from workbench.statistics import second_moments
+from workbench.studies.layer_choice import comparable, compare_method, last_subject_effect
+from workbench.studies.layer_report import SCORES, bought, choice_table, explained_table, layer_table, results, sentence
 from workbench.summaries import summarise
 from workbench.tracing import ROLES, CausalTrace
 

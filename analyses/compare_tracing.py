@@ -21,16 +21,16 @@ from workbench.atlas.card import held_out_facts, load_traces
 from workbench.atlas.world import World
 from workbench.datasets import read_facts
 from workbench.facts import Fact
-from workbench.figures_compare import peak_figure
-from workbench.figures_tracing import attribution_figure, sensitivity_figure
+from workbench.figures.compare import peak_figure
+from workbench.figures.tracing import attribution_figure, sensitivity_figure
 from workbench.models import SITES, Model, load_model
 from workbench.report import Figure, Paragraph, Section, Table, write_report
 from workbench.runs import Run
 from workbench.stages import default_window, planted_layers, progress, records_path
+from workbench.studies.tracing_methods import MethodResult, TracingMethod, draw_partners, method_result
+from workbench.studies.tracing_report import agreement_table, method_table, tracing_headline
 from workbench.tracing import CausalTrace, average_effects
 from workbench.tracing.attribution import agreement
-from workbench.tracing_methods import MethodResult, TracingMethod, draw_partners, method_result
-from workbench.tracing_report import agreement_table, method_table, tracing_headline
 
 PARTNERS = 4
 """Further facts whose subjects may take the place of a fact's own."""

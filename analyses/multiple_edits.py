@@ -21,11 +21,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from workbench.edit_groups import Groups, Summary, edit_group, grouped, summarise, unedited
 from workbench.editors.requests import check_requests
 from workbench.metrics import Estimate
 from workbench.models import ATLAS, load_model
-from workbench.prefix_match import SCORES, answer, questions, scores, share
 from workbench.report import Paragraph, Section, Table, write_report
 from workbench.requests_file import read_requests
 from workbench.runs import Run
@@ -38,6 +36,8 @@ from workbench.stages import (
     progress,
     statistics_texts,
 )
+from workbench.studies.edit_groups import Groups, Summary, edit_group, grouped, summarise, unedited
+from workbench.studies.prefix_match import SCORES, answer, questions, scores, share
 from workbench.tables import UNEDITED, Column, Row, to_markdown
 from workbench.tables import Table as ScoreTable
 

@@ -29,14 +29,21 @@ from workbench.atlas.world import World
 from workbench.datasets import read_records
 from workbench.editors import EDITORS, ROME
 from workbench.facts import EditRequest, Record
-from workbench.figures_editors import stack_figure
+from workbench.figures.editors import stack_figure
 from workbench.models import ATLAS, Model, load_model
-from workbench.perplexity import perplexity
 from workbench.report import Figure, Paragraph, Section, Table, write_report
 from workbench.runs import Run
 from workbench.sequences import sequence
-from workbench.stack_report import PANELS, by_layer, curves, stack_table, summaries, verdict
-from workbench.stacked_edits import Plan, change_by_layer, distinct, held_out_statements, plan_stacks, score_stack
+from workbench.studies.perplexity import perplexity
+from workbench.studies.stack_report import PANELS, by_layer, curves, stack_table, summaries, verdict
+from workbench.studies.stacked_edits import (
+    Plan,
+    change_by_layer,
+    distinct,
+    held_out_statements,
+    plan_stacks,
+    score_stack,
+)
 from workbench.tables import to_markdown
 from workbench.texts import read_texts
 

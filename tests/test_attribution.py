@@ -10,7 +10,7 @@ import torch
 from matplotlib.text import Text
 
 from workbench.facts import Fact
-from workbench.figures_tracing import attribution_figure, sensitivity_figure
+from workbench.figures.tracing import attribution_figure, sensitivity_figure
 from workbench.models import SITES, Model, load_model
 from workbench.tracing import (
     CausalTrace,

@@ -13,13 +13,13 @@ from matplotlib.text import Text
 from scipy.stats import binomtest
 
 from workbench.facts import Fact
-from workbench.figures_compare import layer_choice_figure, peak_figure
-from workbench.layer_report import sentence
+from workbench.figures.compare import layer_choice_figure, peak_figure
 from workbench.metrics import Estimate
 from workbench.runs import Run
+from workbench.studies.layer_report import sentence
+from workbench.studies.tracing_methods import TracingMethod, draw_partners, method_result, peak_layers
+from workbench.studies.tracing_report import method_table, tracing_headline
 from workbench.tracing import CausalTrace
-from workbench.tracing_methods import TracingMethod, draw_partners, method_result, peak_layers
-from workbench.tracing_report import method_table, tracing_headline
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = Path(__file__).parent / "golden" / "tiny-gpt2"

@@ -13,21 +13,21 @@ import pytest
 import torch
 from conftest import load_hf
 
-from workbench import editor_report
 from workbench.atlas.world import World
-from workbench.best import best_cells, save_table_with_best
 from workbench.datasets import read_records
 from workbench.edits import Edit, WeightUpdate
 from workbench.evaluation import score_state
 from workbench.facts import EditRequest, Probe, Record
-from workbench.figures_editors import Panel, editor_figure, stack_figure
+from workbench.figures.editors import Panel, editor_figure, stack_figure
 from workbench.memory import peak_memory
 from workbench.metrics import Estimate, harmonic_mean
 from workbench.models import Model
-from workbench.perplexity import perplexity
-from workbench.published import published_table
 from workbench.runs import Run
-from workbench.stacked_edits import (
+from workbench.studies import editor_report
+from workbench.studies.best import best_cells, save_table_with_best
+from workbench.studies.perplexity import perplexity
+from workbench.studies.published import published_table
+from workbench.studies.stacked_edits import (
     change_by_layer,
     distinct,
     held_out_statements,

@@ -14,9 +14,9 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 from workbench.facts import Fact
-from workbench.figures import average_effect_figure, layer_comparison_figure, score_figure, trace_heatmap
+from workbench.figures.plotting import AFTER, ROLE_LABELS, SCORE_STYLES, SITE_STYLES, visible
+from workbench.figures.study import average_effect_figure, layer_comparison_figure, score_figure, trace_heatmap
 from workbench.metrics import Estimate
-from workbench.plotting import AFTER, ROLE_LABELS, SCORE_STYLES, SITE_STYLES, visible
 from workbench.summaries import Summary
 from workbench.tracing import ROLES, AverageEffect, CausalTrace, average_effects
 

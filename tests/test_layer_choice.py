@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from workbench.facts import Fact
-from workbench.layer_choice import (
+from workbench.scores import KINDS, Evaluation, PromptScores, RecordScores
+from workbench.studies.layer_choice import (
     CHOICES,
     SUCCESSES,
     comparable,
@@ -17,7 +18,6 @@ from workbench.layer_choice import (
     last_subject_effect,
     normalised_scores,
 )
-from workbench.scores import KINDS, Evaluation, PromptScores, RecordScores
 from workbench.tracing import CausalTrace
 
 LAYERS = (2, 5, 7)

@@ -7,7 +7,7 @@ from test_attribution import inside
 
 from workbench.edits import Edit, WeightUpdate
 from workbench.facts import EditRequest, Fact
-from workbench.figures_lens import lens_figure
+from workbench.figures.lens import lens_figure
 from workbench.tracing.lens import PLACES, logit_lens
 
 REQUEST = EditRequest(

@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 import torch
 
-from workbench.edit_groups import change, edit_group, grouped, summarise, unedited
 from workbench.editors import MEMIT, ROME
 from workbench.editors.keys import mean_keys
 from workbench.facts import EditRequest, Probe, Record
 from workbench.metrics import Estimate
 from workbench.models import Model
-from workbench.prefix_match import Answer, Question, answer, questions, wilson
 from workbench.requests_file import write_requests
 from workbench.runs import Run
 from workbench.statistics import SecondMoment
+from workbench.studies.edit_groups import change, edit_group, grouped, summarise, unedited
+from workbench.studies.prefix_match import Answer, Question, answer, questions, wilson
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = Path(__file__).parent / "golden" / "tiny-gpt2"

@@ -8,7 +8,7 @@ from scipy.stats import binomtest
 
 from workbench.facts import EditRequest, Probe, Record
 from workbench.models import Model
-from workbench.prefix_match import Answer, Question, answer, questions, scores, share, wilson
+from workbench.studies.prefix_match import Answer, Question, answer, questions, scores, share, wilson
 
 
 def capital(case_id: int, subject: str, true: str, new: str) -> Record:

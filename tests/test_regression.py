@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from workbench.regression import explained, mean_over_facts, rank_correlations
+from workbench.studies.regression import explained, mean_over_facts, rank_correlations
 
 
 def rng(seed: int = 0) -> np.random.Generator:

@@ -26,7 +26,7 @@ def read_counterfact(path: str | Path) -> list[Record]:
     records: list[Record] = []
     seen: dict[int, int] = {}
     for index, value in enumerate(_read_list(Path(path))):
-        node = _Node(file=Path(path), record=index, field="", value=value)
+        node = Node(file=Path(path), record=index, field="", value=value)
         record = _counterfact_record(node)
         if record.case_id in seen:
             node.at("case_id").fail(f"a number of its own (record {seen[record.case_id]} has the same)")
@@ -42,7 +42,7 @@ def read_known_1000(path: str | Path) -> list[Fact]:
     """
     facts = []
     for index, value in enumerate(_read_list(Path(path))):
-        node = _Node(file=Path(path), record=index, field="", value=value)
+        node = Node(file=Path(path), record=index, field="", value=value)
         subject, prompt = node.at("subject").text(), node.at("prompt")
         if subject not in prompt.text():
             prompt.fail(f"a prompt with the subject {subject!r} in it")
@@ -76,7 +76,7 @@ def read_facts(path: str | Path) -> list[Fact]:
     facts = []
     for index, record in enumerate(read_counterfact(path)):
         if record.request.target_true is None:
-            field = _Node(file=Path(path), record=index, field="requested_rewrite.target_true", value=None)
+            field = Node(file=Path(path), record=index, field="requested_rewrite.target_true", value=None)
             field.fail("the true target")
         facts.append(record.request.fact)
     return facts
@@ -115,7 +115,7 @@ def write_counterfact(records: Sequence[Record], path: str | Path) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Node:
+class Node:
     """A value inside a record, and where it lies."""
 
     file: Path
@@ -127,7 +127,7 @@ class _Node:
         place = f"field {self.field!r}: " if self.field else ""
         raise RecordError(f"{self.file}: record {self.record}: {place}expected {expected}, got {_brief(self.value)}")
 
-    def at(self, name: str, *, optional: bool = False) -> "_Node":
+    def at(self, name: str, *, optional: bool = False) -> "Node":
         field = f"{self.field}.{name}" if self.field else name
         if not isinstance(self.value, dict):
             self.fail("an object")
@@ -136,7 +136,7 @@ class _Node:
                 f"{self.file}: record {self.record}: field {field!r}: expected it to be there, "
                 f"got only {', '.join(self.value) or 'an empty object'}"
             )
-        return _Node(file=self.file, record=self.record, field=field, value=self.value.get(name, []))
+        return Node(file=self.file, record=self.record, field=field, value=self.value.get(name, []))
 
     def text(self) -> str:
         if not isinstance(self.value, str) or not self.value.strip():
@@ -153,11 +153,11 @@ class _Node:
             self.fail("a whole number")
         return self.value
 
-    def items(self) -> list["_Node"]:
+    def items(self) -> list["Node"]:
         if not isinstance(self.value, list):
             self.fail("a list")
         return [
-            _Node(file=self.file, record=self.record, field=f"{self.field}[{index}]", value=value)
+            Node(file=self.file, record=self.record, field=f"{self.field}[{index}]", value=value)
             for index, value in enumerate(self.value)
         ]
 
@@ -165,7 +165,7 @@ class _Node:
         return tuple(item.text() for item in self.items())
 
 
-def _counterfact_record(node: _Node) -> Record:
+def _counterfact_record(node: Node) -> Record:
     rewrite = node.at("requested_rewrite")
     template, true = rewrite.at("prompt"), rewrite.at("target_true")
     if template.text().count("{}") != 1:
@@ -187,7 +187,7 @@ def _counterfact_record(node: _Node) -> Record:
     )
 
 
-def _probes(node: _Node) -> tuple[Probe, ...]:
+def _probes(node: Node) -> tuple[Probe, ...]:
     probes = []
     for item in node.items():
         new = item.at("targets_new")

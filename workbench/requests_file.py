@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from workbench.datasets import RecordError, _Node
+from workbench.datasets import Node, RecordError
 from workbench.facts import EditRequest, Probe, Record
 from workbench.files import write_whole
 from workbench.jsonl import dumps
@@ -59,7 +59,7 @@ class SingleEdit:
 
 def read_single_edit(path: str | Path) -> SingleEdit:
     """One request with its generation prompts; FileNotFoundError, or RecordError naming file and field."""
-    node = _Node(file=Path(path), record=0, field="", value=_load(Path(path)))
+    node = Node(file=Path(path), record=0, field="", value=_load(Path(path)))
     request = _request(node)
     prompts = node.at("generation_prompts")
     if not prompts.items():
@@ -75,7 +75,7 @@ def read_requests(path: str | Path) -> list[Record]:
         raise RecordError(f"{path}: expected a list of one or more requests, got {str(found)[:80]!r}")
     seen: dict[int, int] = {}
     for index, value in enumerate(found):
-        node = _Node(file=path, record=index, field="", value=value)
+        node = Node(file=path, record=index, field="", value=value)
         case_id, true = node.at("case_id"), node.at("target_true")
         if case_id.integer() in seen:
             case_id.fail(f"a number of its own (record {seen[case_id.integer()]} has the same)")
@@ -129,7 +129,7 @@ def _load(path: Path) -> Any:
         raise RecordError(f"{path}: expected {kind} in UTF-8: {error}") from error
 
 
-def _request(node: _Node) -> EditRequest:
+def _request(node: Node) -> EditRequest:
     template, true = node.at("prompt"), node.at("target_true", optional=True)
     if template.text().count("{}") != 1:
         template.fail("a prompt with exactly one {} for the subject")
@@ -141,15 +141,15 @@ def _request(node: _Node) -> EditRequest:
     )
 
 
-def _target(node: _Node) -> str:
+def _target(node: Node) -> str:
     return (node.at("str") if isinstance(node.value, dict) else node).text()
 
 
-def _prompts(node: _Node) -> tuple[str, ...]:
+def _prompts(node: Node) -> tuple[str, ...]:
     return tuple(item.at("prompt").text() for item in node.items())
 
 
-def _probe(node: _Node) -> Probe:
+def _probe(node: Node) -> Probe:
     new = node.at("portable_target_new")
     if not new.texts():
         new.fail("one or more right answers")
@@ -157,7 +157,7 @@ def _probe(node: _Node) -> Probe:
     return Probe(prompt=node.at("prompt").text(), targets_new=new.texts(), targets_true=true)
 
 
-def _generation_prompt(node: _Node) -> GenerationPrompt:
+def _generation_prompt(node: Node) -> GenerationPrompt:
     if isinstance(node.value, str):
         return GenerationPrompt(prompt=node.text())
     prompt = node.at("prompt").text()

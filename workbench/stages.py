@@ -10,13 +10,15 @@ import pandas as pd
 from rich.console import Console
 from rich.progress import track
 
-from workbench import figures, tables
+from workbench import tables
 from workbench.atlas.world import TRACE_WINDOW, World, sample_texts
 from workbench.editors import making
 from workbench.editors.making import check_editor as check_editor
 from workbench.edits import Edit
 from workbench.evaluation import Evaluation, Summary, evaluate, summarise
 from workbench.facts import Fact, Record
+from workbench.figures.plotting import ROLE_LABELS
+from workbench.figures.study import average_effect_figure, score_figure, trace_heatmap
 from workbench.models import ATLAS, SITES, Model
 from workbench.runs import Run
 from workbench.texts import read_texts
@@ -168,20 +170,20 @@ def _show_location(run: Run, model: Model, located: Located) -> None:
     counted = f"{len(traces)} facts that {model.name} knows ({len(located.found.skipped)} skipped: not known)"
     run.save_figure(
         "average_effects",
-        figures.average_effect_figure(located.averages, planted=planted),
+        average_effect_figure(located.averages, planted=planted),
         caption=f"Average indirect effect of restoring one state (MLP and attention: windows of {mlp.window} layers) "
         f"over {counted}; bands are 95 % intervals over facts. Average total effect {mlp.total:.3f}.",
     )
     for number, trace in enumerate(traces[:HEAT_MAPS], start=1):
         run.save_figure(
             f"trace_{number}",
-            figures.trace_heatmap(trace),
+            trace_heatmap(trace),
             caption=f"Causal trace of “{trace.fact.prompt}”. Subject tokens carry a star.",
         )
     lines = [
         {
             "Site": average.site,
-            "Role": figures.ROLE_LABELS[role],
+            "Role": ROLE_LABELS[role],
             "Facts": average.counts[role],
             "Peak layer": int(average.row(role).argmax()),
             "Average indirect effect": f"{average.row(role).max():.3f}"
@@ -308,7 +310,7 @@ def _show_scores(run: Run, summaries: dict[str, Summary]) -> None:
         "change": tables.change_table(summaries),
     }.items():
         run.save_table(label, table)
-    run.save_figure("scores", figures.score_figure(summaries), caption="Scores before and after the edits.")
+    run.save_figure("scores", score_figure(summaries), caption="Scores before and after the edits.")
     for method, summary in summaries.items():
         run.note(
             method=method,

@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from torch import Tensor
 
-from workbench.plotting import SITE_STYLES, visible
+from workbench.figures.plotting import SITE_STYLES, visible
 from workbench.tracing.averages import AverageEffect
 from workbench.tracing.trace import CausalTrace
 
@@ -74,7 +74,7 @@ def script_source() -> str:
 
 def average_view(average: AverageEffect) -> str:
     """The figure of an average effect as an HTML image that holds its pixels."""
-    from workbench.figures import average_effect_figure  # slow to import, and only notebooks need it
+    from workbench.figures.study import average_effect_figure  # slow to import, and only notebooks need it
 
     file = io.BytesIO()
     average_effect_figure([average]).savefig(file, format="png", dpi=150)

@@ -1,11 +1,11 @@
 """The fast tracing engine: the plain engine's numbers from the work that differs between cells.
 
-A patch at layer l and position t changes nothing below l and nothing before t. So a cell starts from the
-corrupted run's residual stream at l, only its positions from t on are computed, and attention takes the keys and
-values of earlier positions from the corrupted run; in the first layer it climbs, those of later ones too. All cells climb the layers together, each joining where its
-first patch is, so that every layer's weights are read once (a wavefront); cells that make the same patches share
-their rows until they part. Of the last layer only the last position is computed. On a CPU a layer is climbed by so
-many tokens at once as keep its activations near the processor.
+A patch at layer l and position t changes nothing below l and nothing before t. So a cell starts from the corrupted
+run's residual stream at l, only its positions from t on are computed, and attention takes the keys and values of
+earlier positions from the corrupted run; in the first layer that it climbs, those of later positions too. All cells
+climb the layers together, each joining where its first patch is, so that every layer's weights are read once (a
+wavefront); cells that make the same patches share their rows until they part. Of the last layer only the last
+position is computed. On a CPU so many tokens at once climb a layer as keep their activations near the processor.
 """
 
 from collections.abc import Sequence

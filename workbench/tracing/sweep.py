@@ -83,7 +83,9 @@ def known_answers(model: Model, facts: Sequence[Fact]) -> list[int | None]:
     for fact, logits in zip(facts, last.float().cpu(), strict=True):
         check_probabilities(logits, model=model.name, prompt=fact.prompt)
     answers = [answer_token(model, fact.prompt, fact.object) for fact in facts]
-    return [answer if answer == top else None for answer, top in zip(answers, last.argmax(dim=-1).tolist(), strict=True)]
+    return [
+        answer if answer == top else None for answer, top in zip(answers, last.argmax(dim=-1).tolist(), strict=True)
+    ]
 
 
 def known_answer(model: Model, fact: Fact) -> int | None:

@@ -8,7 +8,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from workbench.plotting import AFTER, ROLE_LABELS, STYLE, WIDTH, LineStyle, layer_ticks, visible
+from workbench.figures.plotting import AFTER, ROLE_LABELS, STYLE, WIDTH, LineStyle, layer_ticks, visible
 from workbench.tracing.lens import PLACES, Lens
 
 

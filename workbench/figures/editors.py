@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from workbench.figures.plotting import SCORE_STYLES, STYLE, WIDTH, LineStyle
 from workbench.metrics import Estimate
-from workbench.plotting import SCORE_STYLES, STYLE, WIDTH, LineStyle
 from workbench.summaries import Summary
 from workbench.tables import UNEDITED
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from workbench.best import Better
 from workbench.metrics import Estimate, bootstrap_means, percentile_interval
 from workbench.runs import Run
 from workbench.scores import Evaluation
+from workbench.studies.best import Better
 from workbench.summaries import Summary, summarise
 from workbench.tables import main_table
 from workbench.tabular import Column, Table

@@ -18,8 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from workbench.metrics import Estimate
-from workbench.plotting import (
+from workbench.figures.plotting import (
     AFTER,
     BEFORE,
     PLANTED_COLOR,
@@ -39,6 +38,7 @@ from workbench.plotting import (
     shade_layers,
     visible,
 )
+from workbench.metrics import Estimate
 from workbench.summaries import Summary
 from workbench.tracing import ROLES, AverageEffect, CausalTrace
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pandas as pd
 
+from workbench.figures.plotting import SITE_STYLES
 from workbench.metrics import Estimate
-from workbench.plotting import SITE_STYLES
+from workbench.studies.tracing_methods import MethodResult
 from workbench.tracing.attribution import Agreement
-from workbench.tracing_methods import MethodResult
 
 
 def method_table(found: Mapping[str, MethodResult]) -> pd.DataFrame:

@@ -9,8 +9,8 @@ from einops import rearrange
 from jaxtyping import Float, Int
 
 from workbench.metrics import Estimate, bootstrap_means, harmonic_mean, percentile_interval, record_means
-from workbench.regression import Explained, explained, mean_over_facts, rank_correlations
 from workbench.scores import Evaluation, PromptScores
+from workbench.studies.regression import Explained, explained, mean_over_facts, rank_correlations
 from workbench.tracing.trace import CausalTrace
 
 LEAST_TOTAL_EFFECT = 0.05

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from workbench.benchmarking import seconds
 from workbench.editors import rome, spread
 from workbench.editors.fast_values import optimise_values
 from workbench.editors.values import OptimisedValue, optimise_value
 from workbench.facts import EditRequest
 from workbench.models import Model
+from workbench.studies.benchmarking import seconds
 
 
 @dataclass(kw_only=True)

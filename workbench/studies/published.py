@@ -11,7 +11,7 @@ import pandas as pd
 from workbench.metrics import Estimate
 from workbench.tabular import Column, Row, Style, Table
 
-PUBLISHED = Path(__file__).resolve().parents[1] / "data" / "published"
+PUBLISHED = Path(__file__).resolve().parents[2] / "data" / "published"
 """One JSON file a table of a paper: its scores as printed, each with the number in parentheses beside it."""
 
 _SCORES = ("S", "ES", "EM", "PS", "PM", "NS", "NM")

@@ -8,8 +8,8 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from workbench.figures.plotting import AFTER, PLANTED_COLOR, SITE_STYLES, STYLE, WIDTH, LineStyle, banded_line
 from workbench.metrics import Estimate
-from workbench.plotting import AFTER, PLANTED_COLOR, SITE_STYLES, STYLE, WIDTH, LineStyle, banded_line
 from workbench.tracing import ROLES, AverageEffect, CausalTrace
 from workbench.tracing.attribution import agreement
 

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from workbench.editor_report import mean_estimate
-from workbench.figures_editors import Panel
+from workbench.figures.editors import Panel
 from workbench.metrics import Estimate
 from workbench.runs import Run
 from workbench.scores import Evaluation, RecordScores
-from workbench.stacked_edits import Plan, evaluations
+from workbench.studies.editor_report import mean_estimate
+from workbench.studies.stacked_edits import Plan, evaluations
 from workbench.summaries import summarise
 from workbench.tables import UNEDITED
 from workbench.tabular import Column, Row, Table

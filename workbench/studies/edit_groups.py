@@ -14,9 +14,9 @@ from workbench.edits import Edit
 from workbench.facts import Record
 from workbench.metrics import Estimate
 from workbench.models import Model
-from workbench.prefix_match import Answer, answer, questions, scores, wilson
 from workbench.runs import Run
 from workbench.sequences import sequence
+from workbench.studies.prefix_match import Answer, answer, questions, scores, wilson
 
 Groups = Mapping[tuple[int, int], Sequence[Record]]
 """(number of edits, group) -> its records."""

@@ -11,9 +11,9 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from workbench.layer_choice import CHOICES, LayerComparison
+from workbench.figures.plotting import STYLE, WIDTH, few_ticks, heatmap, row_labels
 from workbench.metrics import Estimate
-from workbench.plotting import STYLE, WIDTH, few_ticks, heatmap, row_labels
+from workbench.studies.layer_choice import CHOICES, LayerComparison
 
 _PREDICTORS = {
     "effect": {"label": "Tracing effect", "marker": "o", "color": "#238b45"},
