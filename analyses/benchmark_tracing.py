@@ -28,7 +28,7 @@ from workbench.facts import Fact
 from workbench.models import SITES, Model
 from workbench.report import Block, Paragraph, Section, Table, write_report
 from workbench.runs import Run
-from workbench.stages import default_window, known_answers, progress, records_path
+from workbench.stages import default_window, progress, records_path, true_facts
 from workbench.studies.benchmarking import benchmark_model, device_name, matmul_rate, seconds
 from workbench.tracing import gaussian_noise, subject_span, trace_fact
 
@@ -51,7 +51,7 @@ def main() -> None:
 
     settings = vars(arguments) | {"command": "benchmark_tracing"}
     run = Run.create(settings.pop("out"), settings)
-    every = known_answers(read_records(records_path("atlas")))
+    every = true_facts(read_records(records_path("atlas")))
     blocks: list[Block] = [
         Paragraph(
             text="Seconds a fact with the plain and with the fast engine, the floating-point operations that each "

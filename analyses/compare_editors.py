@@ -84,7 +84,7 @@ def main() -> None:
         with run.running():
             layer = arguments.layer if arguments.layer is not None else run.read_json("results.json").get("layer")
             if layer is None:
-                layer = stages.find_layer(model, stages.known_answers(records), seed=arguments.seed)
+                layer = stages.find_layer(model, stages.true_facts(records), seed=arguments.seed)
             run.note(layer=layer)
             options = {"layer": layer, "preset_of": arguments.preset, "seed": arguments.seed}
             before: dict[int, RecordScores] = {}

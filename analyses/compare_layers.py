@@ -71,7 +71,7 @@ def main() -> None:
     sections = []
     try:
         with run.running():
-            facts = stages.known_answers(records)
+            facts = stages.true_facts(records)
             located = stages.locate(run, model, facts, limit=arguments.limit, seed=arguments.seed, window=window)
             indices = sorted(row["index"] for row in run.rows("traces") if row["known"])
             traced = dict(zip(indices, located.found.traces, strict=True))

@@ -59,7 +59,11 @@ def main() -> None:
                 samples=arguments.samples, noise=arguments.noise, span=arguments.span, severed=arguments.severed,
                 metric=arguments.metric, engine=arguments.engine,
             )  # fmt: skip
-            print(f"{len(located.found.traces)} facts traced, {len(located.found.skipped)} not known")
+            known, skipped = len(located.found.traces), len(located.found.skipped)
+            seconds = run.read_json("results.json")["seconds_tracing"]
+            print(
+                f"{known} facts traced, {skipped} not known; {arguments.samples} samples, {seconds:.0f} s in all"
+            )
             print(f"mediating layer: {located.layer}")
     finally:
         print(f"report: {write_report(run, title='Where facts are recalled')}")

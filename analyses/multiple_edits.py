@@ -31,10 +31,10 @@ from workbench.stages import (
     check_editor,
     default_text,
     find_layer,
-    known_answers,
     make_editor,
     progress,
     statistics_texts,
+    true_facts,
 )
 from workbench.studies.edit_groups import Groups, Summary, edit_group, grouped, summarise, unedited
 from workbench.studies.prefix_match import SCORES, answer, questions, scores, share
@@ -78,7 +78,7 @@ def main() -> None:
         with run.running():
             layer = run.read_json("results.json").get("layer", layer)
             if layer is None:
-                layer = find_layer(model, known_answers(records), seed=arguments.seed)
+                layer = find_layer(model, true_facts(records), seed=arguments.seed)
             run.note(layer=layer)
             if not run.rows("unedited"):
                 given = answer(model, questions(records))

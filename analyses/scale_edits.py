@@ -94,7 +94,7 @@ def main() -> None:
         with run.running():
             layer = arguments.layer if arguments.layer is not None else run.read_json("results.json").get("layer")
             if layer is None:
-                layer = stages.find_layer(model, stages.known_answers(records), seed=arguments.seed)
+                layer = stages.find_layer(model, stages.true_facts(records), seed=arguments.seed)
             run.note(layer=layer)
             if not run.rows("unedited"):
                 run.append("unedited", measured(model, plan.sample, held_out, settings["fluency"], arguments.seed))

@@ -38,10 +38,10 @@ from workbench.stages import (
     check_editor,
     default_text,
     find_layer,
-    known_answers,
     make_editor,
     records_path,
     statistics_texts,
+    true_facts,
 )
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "data" / "examples" / "single_edit.yaml"
@@ -67,7 +67,7 @@ def main() -> None:
     model, layer = load_model(arguments.model), arguments.layer
     check_editor(model, arguments.method, layer=layer, preset_of=arguments.preset)
     if layer is None:
-        layer = find_layer(model, known_answers(records), seed=arguments.seed)
+        layer = find_layer(model, true_facts(records), seed=arguments.seed)
     editor = make_editor(
         model,
         arguments.method,

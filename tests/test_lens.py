@@ -8,7 +8,7 @@ from test_attribution import inside
 from workbench.edits import Edit, WeightUpdate
 from workbench.facts import EditRequest, Fact
 from workbench.figures.lens import lens_figure
-from workbench.tracing.lens import PLACES, logit_lens
+from workbench.tracing.lens import PLACES, average_lens, logit_lens
 
 REQUEST = EditRequest(
     template="The capital of {} is", subject="Portugal", target_new="Moscow", target_true="Berlin", relation="P36"
@@ -96,3 +96,16 @@ def test_figure_shows_probabilities_and_ranks_before_and_after(tiny_gpt2):
                     np.testing.assert_allclose(drawn, getattr(lens, field)[column, :, index])
     with pytest.raises(ValueError, match="one prompt and the same answers"):
         lens_figure(before, logit_lens(tiny_gpt2, REQUEST, TARGETS[:1]))
+
+
+def test_an_average_is_the_mean_probability_and_the_geometric_mean_rank(tiny_gpt2):
+    facts = [Fact(subject=s, template="The capital of {} is", object="Berlin") for s in ("Germany", "Portugal")]
+    lenses = [logit_lens(tiny_gpt2, fact, TARGETS) for fact in facts]
+    mean = average_lens(lenses, prompt="both", targets=("old", "new"))
+    expected = (lenses[0].probability + lenses[1].probability) / 2
+    torch.testing.assert_close(mean.probability, expected)
+    torch.testing.assert_close(mean.rank, (lenses[0].rank * lenses[1].rank).sqrt())
+    with pytest.raises(ValueError, match="lenses of 1 answers each, got 2"):
+        average_lens(lenses, prompt="both", targets=("old",))
+    with pytest.raises(ValueError, match="got 0 lenses"):
+        average_lens([], prompt="none", targets=("old",))

@@ -141,7 +141,7 @@ def edit(
                     "request": [prompt, subject, target] if prompt else None}  # fmt: skip
         with _run(out, settings, loaded, report=False) as run:
             if layer is None:
-                layer = stages.find_layer(loaded, stages.known_answers(every), seed=seed)
+                layer = stages.find_layer(loaded, stages.true_facts(every), seed=seed)
             editor = stages.make_editor(
                 loaded, method, preset_of=preset, layer=layer, texts=stages.statistics_texts(text), seed=seed
             )
@@ -255,7 +255,7 @@ def study(
                     "preset": preset, "layer": layer, "text": text, "dtype": dtype}  # fmt: skip
         with _run(out, settings, loaded) as run:
             located = stages.locate(
-                run, loaded, stages.known_answers(chosen), limit=traces, seed=seed, window=window, samples=samples,
+                run, loaded, stages.true_facts(chosen), limit=traces, seed=seed, window=window, samples=samples,
                 noise=noise,
             )  # fmt: skip
             layer = located.layer if layer is None else layer
@@ -265,6 +265,7 @@ def study(
             edits = stages.edit_records(run, loaded, editor, chosen[:limit])
             stages.score_edits(run, loaded, edits, total=len(chosen[:limit]), seed=seed)
             stages.trace_edited(run, loaded, chosen[:limit], seed=seed, window=window, samples=samples, noise=noise)
+            stages.follow_answers(run, loaded, stages.load_edits(run, chosen[:limit]))
 
 
 def main() -> None:

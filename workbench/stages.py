@@ -1,6 +1,7 @@
 """The steps of a study - locate, edit and measure - each into a run folder, so that each can be stopped and resumed."""
 
 import json
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from workbench.editors.making import check_editor as check_editor
 from workbench.edits import Edit
 from workbench.evaluation import Evaluation, Summary, evaluate, summarise
 from workbench.facts import Fact, Record
+from workbench.figures.lens import lens_figure
 from workbench.figures.plotting import ROLE_LABELS
 from workbench.figures.study import average_effect_figure, score_figure, trace_heatmap
 from workbench.models import ATLAS, SITES, Model
@@ -30,8 +32,11 @@ from workbench.tracing import (
     NoiseRule,
     TracedFact,
     TraceSet,
+    answer_token,
     average_effects,
+    average_lens,
     fact_generator,
+    logit_lens,
     mediating_layer,
     subject_span,
     trace_fact,
@@ -122,11 +127,13 @@ def locate(
         done=known.keys(),
         **form,
     )
-    new = []
+    new, began = [], time.perf_counter()
     for traced in progress(results, "Tracing facts", len(chosen) - len(known)):
+        row = {"index": traced.index, "known": traced.trace is not None, "prompt": traced.fact.prompt}
+        row["seconds"], began = time.perf_counter() - began, time.perf_counter()
         if traced.trace is not None:
             traced.trace.save(path(traced.index))
-        run.append("traces", {"index": traced.index, "known": traced.trace is not None, "prompt": traced.fact.prompt})
+        run.append("traces", row)
         new.append(traced)
     found = TraceSet.collect([*earlier, *new])
     if not found.traces:
@@ -140,6 +147,7 @@ def locate(
         layer=mediating_layer(found.traces),
     )
     _show_location(run, model, located)
+    run.note(seconds_tracing=sum(row.get("seconds", 0.0) for row in run.rows("traces")), samples=samples)
     return located
 
 
@@ -147,7 +155,7 @@ def trace_edited(
     run: Run, model: Model, records: Sequence[Record], *, seed: int, window: int, samples: int = 10, noise: str = "s3"
 ) -> None:
     """Trace the first few facts that were traced and edited again, on the edited model, with the same noise."""
-    facts = known_answers(records)
+    facts = true_facts(records)
     rule = NoiseRule.parse(noise).fit(model, facts)
     pairs = [
         (index, record)
@@ -162,6 +170,33 @@ def trace_edited(
         drawn = rule.draw(samples, end - first, generator=fact_generator(seed, index))
         with Edit.load(edit_path(run, record)).applied(model):
             trace_fact(model, facts[index], noise=drawn, replace=rule.replace, window=window).save(path)
+
+
+def follow_answers(run: Run, model: Model, edits: Iterable[tuple[Record, Edit]]) -> None:
+    """The logit lens on every edited prompt before and after its edit: the first one, and the average, as figures.
+
+    Records without a true target are left out, and those whose answers begin with no token of their own.
+    """
+    befores, afters = [], []
+    for record, edit in edits:
+        request = record.request
+        if request.target_true is None:
+            continue
+        answers = [request.target_true, request.target_new]
+        if None not in (answer_token(model, request.prompt, answer) for answer in answers):
+            befores.append(logit_lens(model, request, answers))
+            with edit.applied(model):
+                afters.append(logit_lens(model, request, answers))
+    if not befores:
+        return
+    what = {"prompt": f"Average over {len(befores)} prompts", "targets": ("old answer", "new answer")}
+    figures = {
+        "lens_average": (average_lens(befores, **what), average_lens(afters, **what)),
+        "lens_1": (befores[0], afters[0]),
+    }
+    for name, (before, after) in figures.items():
+        caption = "Mean probability and geometric mean rank." if name == "lens_average" else f"“{before.prompt}”."
+        run.save_figure(name, lens_figure(before, after), caption=f"Logit lens before and after the edit. {caption}")
 
 
 def _show_location(run: Run, model: Model, located: Located) -> None:
@@ -215,7 +250,7 @@ def default_text(model: Model) -> str:
     return "atlas" if model.name == "atlas" else "wikitext"
 
 
-def known_answers(records: Sequence[Record]) -> list[Fact]:
+def true_facts(records: Sequence[Record]) -> list[Fact]:
     """The facts of those records that state what is true; ValueError if none does."""
     facts = [record.request.fact for record in records if record.request.target_true is not None]
     if not facts:

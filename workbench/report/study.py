@@ -18,6 +18,7 @@ TRACES = 25
 """Causal traces that the page holds, to look at."""
 
 _LOCATE_FIGURES, _LOCATE_TABLES = ("average_effects", "trace_"), ("average_effects",)
+_LENS_FIGURES = ("lens_",)
 _TRACES = ("traces", "traces_after")
 _MEASURE_FIGURES, _MEASURE_TABLES = ("scores",), ("scores", "generation", "accuracy", "change")
 
@@ -79,11 +80,14 @@ def _edited(results: dict[str, Any]) -> str:
 def study_sections(run: Run) -> list[Section]:
     """Locate, measure, examples, whatever else the run has saved, caveats; empty ones are left out."""
     figures, tables = run.figures(), run.tables()
-    other_figures = [name for name in figures if not name.startswith((*_LOCATE_FIGURES, *_MEASURE_FIGURES))]
+    other_figures = [
+        name for name in figures if not name.startswith((*_LOCATE_FIGURES, *_MEASURE_FIGURES, *_LENS_FIGURES))
+    ]
     other_tables = [name for name in tables if name not in (*_LOCATE_TABLES, *_MEASURE_TABLES)]
     sections = [
         Section(title="Where facts are recalled", blocks=_locate(run, figures, tables)),
         Section(title="What editing did", blocks=_measure(run, figures, tables)),
+        Section(title="The path to the answer", blocks=_paths(figures)),
         Section(title="Examples", blocks=_examples(run)),
         Section(
             title="More results",
@@ -164,6 +168,16 @@ def _measure(run: Run, figures: dict[str, SavedFigure], tables: dict[str, SavedT
     summaries = {method: summarise(evaluations) for method, evaluations in by_method.items()}
     tables_so_far = (main_table(summaries), generation_table(summaries))
     return [Paragraph(text=text), *(Table.of(SavedTable.of(table)) for table in tables_so_far)]
+
+
+def _paths(figures: dict[str, SavedFigure]) -> list[Block]:
+    names = [name for name in figures if name.startswith(_LENS_FIGURES)]
+    text = (
+        "The logit lens reads the residual stream that leaves each layer as if that layer were the last. Below the "
+        "edited layer both models are the same. At the last subject token an edit writes; at the last token the "
+        "answer is read out, some layers later."
+    )
+    return [Paragraph(text=text), *_figures(figures, sorted(names, reverse=True))] if names else []
 
 
 def _examples(run: Run) -> list[Block]:

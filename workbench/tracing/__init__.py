@@ -9,7 +9,7 @@ traces. `lens` reads the way to the answer.
 from workbench.tracing.attribution import Agreement, agreement, attribute_fact
 from workbench.tracing.averages import ROLES, AverageEffect, average_effects, mediating_layer, token_roles
 from workbench.tracing.fact import ENGINES, trace_fact
-from workbench.tracing.lens import PLACES, Lens, logit_lens
+from workbench.tracing.lens import PLACES, Lens, average_lens, logit_lens
 from workbench.tracing.measure import METRICS
 from workbench.tracing.noise import Noise, NoiseRule, embedding_noise_std, gaussian_noise, subject_span
 from workbench.tracing.replacement import NO_PARTNER, Pair, pair_facts, trace_pairs
@@ -20,6 +20,7 @@ from workbench.tracing.sweep import (
     answer_token,
     fact_generator,
     known_answer,
+    known_answers,
     knows,
     trace_facts,
 )
@@ -46,10 +47,12 @@ __all__ = [
     "answer_token",
     "attribute_fact",
     "average_effects",
+    "average_lens",
     "embedding_noise_std",
     "fact_generator",
     "gaussian_noise",
     "known_answer",
+    "known_answers",
     "knows",
     "logit_lens",
     "mediating_layer",

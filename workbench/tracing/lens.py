@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from einops import rearrange, repeat
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from workbench.facts import EditRequest, Fact
@@ -31,7 +31,7 @@ class Lens:
     """Their first tokens as text, which were looked up."""
     probability: Float[Tensor, "place layer target"]
     """Probability of each answer's first token, places as `PLACES`, read from `resid_post` of each layer."""
-    rank: Int[Tensor, "place layer target"]
+    rank: Float[Tensor, "place layer target"]
     """Its rank in the vocabulary; 1 is the most likely token."""
 
 
@@ -64,5 +64,21 @@ def logit_lens(model: Model, fact: Fact | EditRequest, targets: Sequence[str]) -
         targets=tuple(targets),
         tokens=tuple(model.token_strings(torch.tensor(ids))),
         probability=logits.softmax(dim=-1).gather(-1, chosen),
-        rank=1 + torch.stack([(logits > of_targets[..., [k]]).sum(dim=-1) for k in range(len(ids))], dim=-1),
+        rank=1.0 + torch.stack([(logits > of_targets[..., [k]]).sum(dim=-1) for k in range(len(ids))], dim=-1),
+    )
+
+
+def average_lens(lenses: Sequence[Lens], *, prompt: str, targets: Sequence[str]) -> Lens:
+    """Mean probability and geometric mean rank over prompts, their answers paired in order.
+
+    `prompt` and `targets` say what is averaged. ValueError for no lenses, or other than one target an answer.
+    """
+    if not lenses or {len(lens.targets) for lens in lenses} != {len(targets)}:
+        raise ValueError(f"an average needs lenses of {len(targets)} answers each, got {len(lenses)} lenses")
+    return Lens(
+        prompt=prompt,
+        targets=tuple(targets),
+        tokens=tuple(targets),
+        probability=torch.stack([lens.probability for lens in lenses]).mean(dim=0),
+        rank=torch.stack([lens.rank.log() for lens in lenses]).mean(dim=0).exp(),
     )
