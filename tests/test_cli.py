@@ -45,7 +45,7 @@ def test_study_ends_with_a_report_and_goes_on_after_ctrl_c(
     finished = Run.open(tmp_path / "whole")
     assert finished.status == "complete"
     assert finished.read_json("results.json")["records_edited"] == 2
-    assert {"average_effects", "scores", "trace_1"} <= finished.figures().keys()
+    assert {"average_effects", "scores", "trace_1", "lens_1", "lens_average"} <= finished.figures().keys()
     assert {"average_effects", "scores", "generation", "change"} <= finished.tables().keys()
 
     evaluate, calls = workbench.stages.evaluate, []

@@ -10,7 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from workbench.blocks import Blocks, BlocksError
+from workbench.editors.fast_outputs import OutputSearch
+from workbench.editors.fast_values import search_together
 from workbench.editors.keys import subject_states
+from workbench.editors.lookup import in_contexts
 from workbench.editors.pmet import PMET, optimise_outputs
 from workbench.editors.presets import PRESETS, preset
 from workbench.editors.values import OptimisedValue, optimise_value
@@ -142,6 +146,112 @@ def test_weights_that_are_not_numbers(tiny_gpt2: Model, editor: PMET):
             editor(tiny_gpt2, REQUESTS[:1])
     finally:
         tiny_gpt2.restore_(before)
+
+
+# Many requests at once ---------------------------------------------------------------------------------
+
+MANY = (
+    *REQUESTS,
+    EditRequest(template="{}'s capital city is", subject="Japan", target_new="Rome and Thai"),
+    EditRequest(template="People speak Greek in {}", subject="Greece", target_new="and Cairo"),
+)
+CONTEXTS = (("{}", "It is known that {}", "Therefore, {}"), ("{}",), ("{}", "They say: {}"), ("{}", "In short, {}"))
+TEMPLATES = [in_contexts(request.template, contexts) for request, contexts in zip(MANY, CONTEXTS, strict=True)]
+
+
+def together(
+    model: Model,
+    requests: Sequence[EditRequest] = MANY,
+    templates: Sequence[Sequence[str]] = TEMPLATES,
+    **changes: Any,
+) -> list[OptimisedValue]:
+    options = SETTINGS | {"layer": 1, "loss_layer": None} | changes
+    return search_together(OutputSearch, optimise_outputs, model, requests, templates, **options)
+
+
+def one_by_one(
+    model: Model,
+    requests: Sequence[EditRequest] = MANY,
+    templates: Sequence[Sequence[str]] = TEMPLATES,
+    **changes: Any,
+) -> list[OptimisedValue]:
+    options: dict[str, Any] = SETTINGS | {"layer": 1} | changes
+    return [
+        optimise_outputs(model, request, each, **options) for request, each in zip(requests, templates, strict=True)
+    ]
+
+
+def assert_same(found: Sequence[OptimisedValue], alone: Sequence[OptimisedValue]) -> None:
+    for ours, plain in zip(found, alone, strict=True):
+        torch.testing.assert_close(ours.initial, plain.initial, atol=1e-5, rtol=1e-5)
+        assert (ours.delta - plain.delta).norm() <= 1e-4 * plain.delta.norm()
+        assert len(ours.losses) == len(plain.losses)
+        for term in ("nll", "kl", "weight_decay"):
+            terms = [getattr(loss, term) for loss in plain.losses]
+            assert [getattr(loss, term) for loss in ours.losses] == pytest.approx(terms, abs=1e-4)
+
+
+def test_many_find_what_each_finds_alone_in_every_family(family_model: Model):
+    changes = {"steps": 12, "clamp": 2.0}
+    assert_same(together(family_model, **changes), one_by_one(family_model, **changes))
+
+
+@pytest.mark.parametrize("changes", [{"layer": 2, "loss_layer": 3}, {"layer": 4}, {"layer": 0}, {"steps": 1}], ids=str)
+def test_many_at_other_layers(tiny_gpt2: Model, changes: dict[str, Any]):
+    assert_same(together(tiny_gpt2, **changes), one_by_one(tiny_gpt2, **changes))
+
+
+def test_many_in_the_last_layer(tiny_gpt2: Model):
+    # Prompts end in their subjects: of others the last layer's outputs at the subject say nothing.
+    subjects = {"Greece": "Cairo", "Japan": "Rome", "Egypt": "and Thai"}
+    requests = [EditRequest(template="People in {}", subject=s, target_new=t) for s, t in subjects.items()]
+    templates = [in_contexts(request.template, contexts) for request, contexts in zip(requests, CONTEXTS, strict=False)]
+    found, alone = (search(tiny_gpt2, requests, templates, layer=5) for search in (together, one_by_one))
+    assert_same(found, alone)
+
+
+def test_many_end_each_in_its_own_way(tiny_gpt2: Model):
+    requests = [
+        EditRequest(template="In {}, most people speak", subject="Argentina", target_new="German"),
+        EditRequest(template="The capital of {} is", subject="Japan", target_new="J"),
+        EditRequest(template="In {}, most people speak", subject="Greece", target_new="P"),
+    ]
+    templates = [(request.template,) for request in requests]
+    changes: dict[str, Any] = {"layer": 2, "steps": 12, "clamp": 20.0, "weight_decay": 0.0, "kl_weight": 0.003}
+    found = together(tiny_gpt2, requests, templates, **changes)
+    assert_same(found, one_by_one(tiny_gpt2, requests, templates, **changes))
+    never, answered, reached = found
+    # The one that goes on is the answer as well, its likelihood weighed by a tenth from then on.
+    assert len(never.losses) == 12 and never.losses[-1].nll < 0.05 <= never.losses[-1].total
+    assert 1 < len(answered.losses) < 12 and answered.losses[-1].total >= 0.05 and answered.losses[-1].kl <= 0.01
+    assert len(answered.losses) < len(reached.losses) < 12
+    assert reached.losses[-1].total < 0.05 and reached.losses[-1].kl > 0.01
+
+
+def test_outputs_that_diverge_name_their_request(tiny_gpt2: Model):
+    known = EditRequest(template="The capital of {} is", subject="Portugal", target_new="Lisbon")
+    requests, templates = [known, *MANY[1:]], [(known.template,), *TEMPLATES[1:]]
+    # The first one ends before any step.
+    with pytest.raises(
+        ValueError, match=r"outputs for 'In Argentina, .*' -> 'Polish' diverged at step 1.*learning_rate"
+    ):
+        together(tiny_gpt2, requests, templates, learning_rate=float("inf"))
+
+
+def test_a_model_of_another_shape_is_edited_with_a_warning(
+    tiny_gpt2: Model, editor: PMET, monkeypatch: pytest.MonkeyPatch
+):
+    editor = replace(editor, contexts=("{}", "It is known that {}"))
+    found = editor._values(tiny_gpt2, MANY)
+
+    def refuse(self: Blocks, model: Model) -> None:
+        raise BlocksError("the blocks cannot be run part by part")
+
+    monkeypatch.delitem(tiny_gpt2.__dict__, "blocks")
+    monkeypatch.setattr(Blocks, "__init__", refuse)
+    with pytest.warns(UserWarning, match="over the whole network"):
+        plain = editor._values(tiny_gpt2, MANY)
+    assert_same(found, plain)
 
 
 def test_published_presets():

@@ -8,9 +8,9 @@ early stop and Adam state, so each finds what it would find alone.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -27,7 +27,7 @@ _MEMORY = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Row:
+class Row:
     """One prompt: its tokens as far as they matter, and what is asked of them."""
 
     ids: list[int]
@@ -58,27 +58,42 @@ def optimise_values(
     Requests run together as far as the memory reaches. A model whose blocks cannot be run part by part is
     optimised one request at a time over the whole network, with a warning.
     """
-    options = {
-        "site": site, "layer": layer, "steps": steps, "learning_rate": learning_rate, "weight_decay": weight_decay,
-        "clamp": clamp, "kl_weight": kl_weight, "kl_template": kl_template, "loss_layer": loss_layer,
-    }  # fmt: skip
+    return search_together(
+        Search, optimise_value, model, requests, templates,
+        site=site, layer=layer, steps=steps, learning_rate=learning_rate, weight_decay=weight_decay, clamp=clamp,
+        kl_weight=kl_weight, kl_template=kl_template, loss_layer=loss_layer,
+    )  # fmt: skip
+
+
+def search_together(
+    search: "type[Search]",
+    alone: Callable[..., OptimisedValue],
+    model: Model,
+    requests: Sequence[EditRequest],
+    templates: Sequence[Sequence[str]],
+    **options: Any,
+) -> list[OptimisedValue]:
+    """What `alone(model, request, templates, **options)` finds for each request, by the `search` that equals it.
+
+    A model whose blocks cannot be run part by part is left to `alone`, with a warning.
+    """
     try:
         blocks = model.blocks
     except BlocksError as error:
-        warnings.warn(f"{error}; values are optimised over the whole network", stacklevel=2)
-        return [
-            optimise_value(model, request, each, **options) for request, each in zip(requests, templates, strict=True)
-        ]
+        warnings.warn(f"{error}; values are optimised over the whole network", stacklevel=3)
+        return [alone(model, request, each, **options) for request, each in zip(requests, templates, strict=True)]
+    layer, loss_layer = options["layer"], options["loss_layer"]
     if loss_layer is not None and loss_layer < layer:
         raise ValueError(f"loss_layer {loss_layer} lies below the edited layer {layer}, which cannot change it")
-    rows = [_rows(model, request, (*each, kl_template)) for request, each in zip(requests, templates, strict=True)]
+    essence = options["kl_template"]
+    rows = [_rows(model, request, (*each, essence)) for request, each in zip(requests, templates, strict=True)]
     found: list[OptimisedValue] = []
     for batch in _batches(model, rows, layer):
-        found += _Search(blocks, [requests[i] for i in batch], [rows[i] for i in batch], options).run()
+        found += search(blocks, [requests[i] for i in batch], [rows[i] for i in batch], options).run()
     return found
 
 
-def _rows(model: Model, request: EditRequest, templates: Sequence[str]) -> list[_Row]:
+def _rows(model: Model, request: EditRequest, templates: Sequence[str]) -> list[Row]:
     """The rewriting prompts of a request with their targets, and the essence prompt as the last."""
     *rewriting, essence = templates
     prompts = [fill(template, request.subject) for template in rewriting]
@@ -89,12 +104,12 @@ def _rows(model: Model, request: EditRequest, templates: Sequence[str]) -> list[
     for index, (prompt, text) in enumerate(zip(prompts, texts, strict=False)):
         first, end = token_span(tokens.offsets[index], (len(prompt), len(text)))
         ids = tokens.ids[index].tolist()
-        rows.append(_Row(ids=ids[: end - 1], subject=subjects[index], targets=ids[first:end]))
+        rows.append(Row(ids=ids[: end - 1], subject=subjects[index], targets=ids[first:end]))
     ids = tokens.ids[-1].tolist()
-    return [*rows, _Row(ids=ids[: subjects[-1] + 1], subject=subjects[-1], targets=[])]
+    return [*rows, Row(ids=ids[: subjects[-1] + 1], subject=subjects[-1], targets=[])]
 
 
-def _batches(model: Model, rows: Sequence[Sequence[_Row]], layer: int) -> list[list[int]]:
+def _batches(model: Model, rows: Sequence[Sequence[Row]], layer: int) -> list[list[int]]:
     """Requests in batches whose kept keys and values fit into the memory."""
     bits = torch.finfo(model.dtype).bits
     batches: list[list[int]] = [[]]
@@ -121,6 +136,8 @@ class _Suffixes:
     """By layer above the edited one, the keys of those tokens."""
     values: dict[int, Float[Tensor, "row prefix head d_head"]]
     """Their values."""
+    states: dict[str, Float[Tensor, "row d_model"]]
+    """By site, the edited layer's states at the subject's last token in the unedited model."""
     resid: Float[Tensor, "token d_model"]
     """The residual stream that leaves the edited layer."""
     row: Int[Tensor, " token"]
@@ -146,6 +163,7 @@ class _Suffixes:
             before=self.before[rows],
             keys={layer: each[rows] for layer, each in self.keys.items()},
             values={layer: each[rows] for layer, each in self.values.items()},
+            states={site: each[rows] for site, each in self.states.items()},
             resid=self.resid[tokens],
             row=row_number[self.row[tokens]],
             place=self.place[tokens],
@@ -156,11 +174,14 @@ class _Suffixes:
         )
 
 
-class _Search:
-    """The optimisation of a batch of requests."""
+class Search:
+    """The optimisation of a batch of requests: one delta for each of `sites`, all of them added at once."""
+
+    what: ClassVar[str] = "value"
+    """What is searched, in messages."""
 
     def __init__(
-        self, blocks: Blocks, requests: Sequence[EditRequest], rows: Sequence[Sequence[_Row]], options: dict[str, Any]
+        self, blocks: Blocks, requests: Sequence[EditRequest], rows: Sequence[Sequence[Row]], options: dict[str, Any]
     ) -> None:
         self.blocks, self.requests, self.options = blocks, requests, options
         self.layer: int = options["layer"]
@@ -169,7 +190,12 @@ class _Search:
         with torch.no_grad():
             self._run_once(rows)
 
-    def _run_once(self, rows: Sequence[Sequence[_Row]]) -> None:
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The states of the edited layer that are changed; the last one's value is what is found."""
+        return (self.options["site"],)
+
+    def _run_once(self, rows: Sequence[Sequence[Row]]) -> None:
         """One pass over the whole prompts: `initial` and what `_Suffixes` keeps."""
         blocks, device = self.blocks, self.blocks.model.device
         flat = [row for each in rows for row in each]
@@ -178,10 +204,10 @@ class _Search:
             ids[index, : len(row.ids)] = torch.tensor(row.ids)  # padded on the right, where causality hides it
         before = torch.tensor([row.subject for row in flat], device=device)
         prefix = int(before.max())
-        everywhere = torch.arange(ids.shape[1], device=device)
+        everywhere, numbers = torch.arange(ids.shape[1], device=device), torch.arange(len(flat), device=device)
         bare = torch.tensor([0, *(len(each) for each in rows[:-1])], device=device).cumsum(0)
         resid = blocks.resid_pre(blocks.embed_tokens(ids.to(device)))
-        keys, values, entering = {}, {}, resid
+        keys, values, states, leaving = {}, {}, {}, resid
         for layer in range(blocks.n_layers):
             p = blocks.project(layer, resid, everywhere)
             if layer > self.layer:
@@ -190,11 +216,11 @@ class _Search:
                     break
             attn = blocks.attn_out(layer, blocks.attend(layer, p.q, p.k, p.v))
             mlp = blocks.mlp_out(layer, resid, attn)
-            resid = resid + attn + mlp
+            below, resid = resid, resid + attn + mlp
             if layer == self.layer:
-                entering = resid
-                state = mlp if self.options["site"] == "mlp_out" else resid
-                self.initial = state[bare, before[bare]].to(torch.promote_types(state.dtype, torch.float32))
+                leaving = resid
+                parts = {"resid_pre": below, "attn_out": attn, "mlp_out": mlp, "resid_post": resid}
+                states = {site: part[numbers, before] for site, part in parts.items()}
 
         places, read, target, weight, essence = [], [], [], [], []
         for index, row in enumerate(flat):
@@ -209,12 +235,15 @@ class _Search:
         contexts = torch.tensor([len(each) - 1 for each in rows], device=device)
         reads = torch.tensor(read, device=device)
         self.suffixes = _Suffixes(
-            request=owner, before=before, keys=keys, values=values,
-            resid=entering[row_of, before[row_of] + place_of], row=row_of, place=place_of,
+            request=owner, before=before, keys=keys, values=values, states=states,
+            resid=leaving[row_of, before[row_of] + place_of], row=row_of, place=place_of,
             read=reads, target=torch.tensor(target, device=device),
             weight=torch.tensor(weight, device=device) / contexts[owner[row_of[reads]]],
             essence=torch.tensor(essence, device=device),
         )  # fmt: skip
+        initial = torch.stack([states[site][bare] for site in self.sites], dim=1)
+        self.initial: Float[Tensor, "request site d_model"]
+        self.initial = initial.to(torch.promote_types(initial.dtype, torch.float32))
 
     def run(self) -> list[OptimisedValue]:
         """Adam on all deltas until each request's loss is reached or the steps are used up."""
@@ -228,17 +257,18 @@ class _Search:
         optimiser = torch.optim.Adam([delta], lr=self.options["learning_rate"])
         with torch.enable_grad():
             for step in range(steps):
-                nll, now = self._losses(delta[active])
+                said, now = self._log_probs(delta[active])
+                nll = self._nll(said, active)
                 essence = now.detach() if essence is None else essence
                 divergence = (now.exp() * (now - essence[active])).sum(dim=-1)  # as published: KL(now || before)
                 kl = self.options["kl_weight"] * divergence
                 sizes = delta[active].norm(dim=-1) / self.initial[active].norm(dim=-1) ** 2
-                decay = self.options["weight_decay"] * sizes
+                decay = self.options["weight_decay"] * sizes.sum(dim=-1)
                 total = nll + kl + decay
                 for index, *terms in zip(active.tolist(), nll.tolist(), kl.tolist(), decay.tolist(), strict=True):
                     losses[index].append(ValueLoss(nll=terms[0], kl=terms[1], weight_decay=terms[2]))
                 self._check_finite(total, active, losses, step)
-                going = (total >= LOSS_REACHED) if step < steps - 1 else torch.zeros_like(total, dtype=torch.bool)
+                going = ~self._reached(total, kl, said, active) & (step < steps - 1)
                 with torch.no_grad():
                     found[active[~going]] = delta[active[~going]]
                 if not going.any():
@@ -252,25 +282,49 @@ class _Search:
                     largest = clamp * self.initial.norm(dim=-1, keepdim=True)
                     size = delta.norm(dim=-1, keepdim=True)
                     delta.copy_(torch.where(size > largest, delta * (largest / size), delta))
-        return [OptimisedValue(initial=self.initial[i], delta=found[i], losses=tuple(losses[i])) for i in range(n)]
+        return [
+            OptimisedValue(initial=self.initial[i, -1], delta=found[i, -1], losses=tuple(losses[i])) for i in range(n)
+        ]
+
+    def _leaving(self, delta: Float[Tensor, "row site d_model"]) -> Float[Tensor, "row d_model"]:
+        """The residual stream that leaves the edited layer at the subject's last token, with each row's deltas."""
+        return self.suffixes.states["resid_post"] + delta[:, 0]
+
+    def _nll(
+        self, said: Float[Tensor, "prediction vocab"], active: Int[Tensor, " request"]
+    ) -> Float[Tensor, " request"]:
+        """Negative log-likelihood of each request's target, mean over its tokens and contexts."""
+        s = self.suffixes
+        share = said.gather(1, s.target[:, None])[:, 0] * s.weight
+        return said.new_zeros(len(active)).index_add(0, s.request[s.row[s.read]], -share)
+
+    def _reached(
+        self,
+        total: Float[Tensor, " request"],
+        kl: Float[Tensor, " request"],
+        said: Float[Tensor, "prediction vocab"],
+        active: Int[Tensor, " request"],
+    ) -> Bool[Tensor, " request"]:
+        """Which of the active requests end before their next step."""
+        return total < LOSS_REACHED
 
     def _check_finite(self, total: Tensor, active: Tensor, losses: Sequence[Sequence[ValueLoss]], step: int) -> None:
         if not total.isfinite().all():
             index = int(active[~total.isfinite()][0])
             request = self.requests[index]
             raise ValueError(
-                f"the value for {request.prompt!r} -> {request.target_new!r} diverged at step {step}: "
+                f"the {self.what} for {request.prompt!r} -> {request.target_new!r} diverged at step {step}: "
                 f"{losses[index][-1]}; check the model's weights, or lower learning_rate "
                 f"({self.options['learning_rate']})"
             )
 
-    def _losses(
-        self, delta: Float[Tensor, "request d_model"]
-    ) -> tuple[Float[Tensor, " request"], Float[Tensor, "request vocab"]]:
-        """Negative log-likelihood of each request's target, and log-probabilities at its essence prompt."""
+    def _log_probs(
+        self, delta: Float[Tensor, "request site d_model"]
+    ) -> tuple[Float[Tensor, "prediction vocab"], Float[Tensor, "request vocab"]]:
+        """Log-probabilities where targets are predicted, and at the requests' essence prompts."""
         blocks, s = self.blocks, self.suffixes
-        added = delta[s.request].to(s.resid.dtype)
-        resid = s.resid.index_add(0, (s.place == 0).nonzero()[:, 0], added)
+        leaving = self._leaving(delta[s.request].to(s.resid.dtype))
+        resid = s.resid.index_copy(0, (s.place == 0).nonzero()[:, 0], leaving)
         rows, width, prefix = len(s.request), int(s.place.max()) + 1, int(s.before.max())
         at = torch.arange(prefix + width, device=resid.device)
         known = at[None, None, :prefix] < s.before[:, None, None]
@@ -291,10 +345,8 @@ class _Search:
                 predicting = resid[: len(s.read)] if layer == blocks.n_layers - 1 else resid[s.read]
         if self.layer == blocks.n_layers - 1:
             resid = resid[needed]
-        wide = delta.dtype
-        said = blocks.unembed(predicting).to(wide).log_softmax(dim=-1).gather(1, s.target[:, None])[:, 0]
-        nll = torch.zeros_like(delta[:, 0]).index_add(0, s.request[s.row[s.read]], -said * s.weight)
-        return nll, blocks.unembed(resid[len(s.read) :]).to(wide).log_softmax(dim=-1)
+        said, now = (blocks.unembed(x).to(delta.dtype).log_softmax(dim=-1) for x in (predicting, resid[len(s.read) :]))
+        return said, now
 
     def _unpacked(self, packed: Tensor, rows: int, width: int) -> Float[Tensor, "row place head d_head"]:
         """Packed tokens [token head d_head] as padded rows."""

@@ -9,16 +9,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from workbench.editors.fast_outputs import OutputSearch
+from workbench.editors.fast_values import search_together
 from workbench.editors.lookup import in_contexts
 from workbench.editors.memit import MEMIT
-from workbench.editors.values import LOSS_REACHED, OptimisedValue, ValueLoss, _batch, _read_from
+from workbench.editors.values import (
+    DIVERGENCE_REACHED,
+    LOSS_REACHED,
+    NLL_WEIGHT_REACHED,
+    OptimisedValue,
+    ValueLoss,
+    prompt_batch,
+    read_from,
+)
 from workbench.facts import EditRequest
 from workbench.models import Model
-
-_DIVERGENCE_REACHED = 0.01
-"""Once the target is the model's answer everywhere, the published loop ends at this weighted divergence."""
-_NLL_WEIGHT_REACHED = 0.1
-"""And until it ends, it weighs the likelihood by this."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,16 +58,9 @@ class PMET(MEMIT):
         return math.sqrt(remaining)
 
     def _values(self, model: Model, requests: Sequence[EditRequest]) -> list[OptimisedValue]:
-        return [
-            optimise_outputs(
-                model,
-                request,
-                in_contexts(request.template, self.contexts),
-                layer=self.layers[-1],
-                **self._optimisation(),
-            )
-            for request in requests
-        ]
+        templates = [in_contexts(request.template, self.contexts) for request in requests]
+        options = self._optimisation() | {"layer": self.layers[-1]}
+        return search_together(OutputSearch, optimise_outputs, model, requests, templates, **options)
 
 
 def optimise_outputs(
@@ -84,7 +82,7 @@ def optimise_outputs(
     Arguments and errors as for `optimise_value`. The likelihood in `losses` is weighted by phi.
     """
     names = [model.hook_name(site, layer) for site in ("attn_out", "mlp_out")]
-    batch = _batch(model, request, [*templates, kl_template])
+    batch = prompt_batch(model, request, [*templates, kl_template])
     everywhere = torch.arange(len(batch.tokens.ids), device=model.device)
     dtype = torch.promote_types(model.dtype, torch.float32)
     found = model.activations(batch.tokens, names)
@@ -99,7 +97,7 @@ def optimise_outputs(
 
         return add_delta
 
-    hooks = [*((name, adder(index)) for index, name in enumerate(names)), *_read_from(model, layer, loss_layer)]
+    hooks = [*((name, adder(index)) for index, name in enumerate(names)), *read_from(model, layer, loss_layer)]
     keep, width = batch.keep_last, batch.tokens.ids.shape[1]
     optimiser = torch.optim.Adam([delta], lr=learning_rate)
     essence: Tensor | None = None
@@ -122,9 +120,9 @@ def optimise_outputs(
                     f"{losses[-1]}; check the model's weights, or lower learning_rate ({learning_rate})"
                 )
             answered = bool((said.argmax(dim=1) == batch.targets).all())
-            if loss < LOSS_REACHED or (answered and kl <= _DIVERGENCE_REACHED) or step == steps - 1:
+            if loss < LOSS_REACHED or (answered and kl <= DIVERGENCE_REACHED) or step == steps - 1:
                 break
-            phi = _NLL_WEIGHT_REACHED if answered else 1.0
+            phi = NLL_WEIGHT_REACHED if answered else 1.0
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

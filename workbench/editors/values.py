@@ -13,6 +13,10 @@ from workbench.models import Hook, Model, Tokens, join
 
 LOSS_REACHED = 5e-2
 """The published loop ends early below this loss."""
+DIVERGENCE_REACHED = 0.01
+"""PMET's ends, too, at this weighted divergence once the target is the model's answer everywhere."""
+NLL_WEIGHT_REACHED = 0.1
+"""Until it ends, it then weighs the likelihood by this."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +49,7 @@ class OptimisedValue:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Batch:
+class Batch:
     """Rewriting prompts with their targets, and the essence prompt as the last row; padded on the left."""
 
     tokens: Tokens
@@ -99,7 +103,7 @@ def optimise_value(
         ValueError: the loss is not finite, the target has no token, or loss_layer lies below layer.
     """
     name = model.hook_name(site, layer)
-    batch = _batch(model, request, [*templates, kl_template])
+    batch = prompt_batch(model, request, [*templates, kl_template])
     everywhere = torch.arange(len(batch.tokens.ids), device=model.device)
     dtype = torch.promote_types(model.dtype, torch.float32)
     initial = model.activations(batch.tokens, [name])[name][0, batch.subjects[0]].to(dtype)
@@ -110,7 +114,7 @@ def optimise_value(
         added[everywhere, batch.subjects] = delta.to(state.dtype)
         return state + added
 
-    hooks = [(name, add_delta), *_read_from(model, layer, loss_layer)]
+    hooks = [(name, add_delta), *read_from(model, layer, loss_layer)]
     keep, width = batch.keep_last, batch.tokens.ids.shape[1]
     optimiser = torch.optim.Adam([delta], lr=learning_rate)
     essence: Tensor | None = None
@@ -143,7 +147,8 @@ def optimise_value(
     return OptimisedValue(initial=initial, delta=delta.detach(), losses=tuple(losses))
 
 
-def _batch(model: Model, request: EditRequest, templates: Sequence[str]) -> _Batch:
+def prompt_batch(model: Model, request: EditRequest, templates: Sequence[str]) -> Batch:
+    """The templates filled with the request, the last of them the essence prompt; ValueError if there is no target."""
     *rewriting, essence = templates
     prompts = [fill(template, request.subject) for template in rewriting]
     texts = [join(prompt, request.target_new) for prompt in prompts]
@@ -159,7 +164,7 @@ def _batch(model: Model, request: EditRequest, templates: Sequence[str]) -> _Bat
     device = model.device
     at = torch.tensor(positions, device=device)
     which = torch.tensor(rows, device=device)
-    return _Batch(
+    return Batch(
         tokens=tokens,
         subjects=subject_ends(tokens, templates, request.subject),
         rows=which,
@@ -169,7 +174,7 @@ def _batch(model: Model, request: EditRequest, templates: Sequence[str]) -> _Bat
     )
 
 
-def _read_from(model: Model, layer: int, loss_layer: int | None) -> list[Hook]:
+def read_from(model: Model, layer: int, loss_layer: int | None) -> list[Hook]:
     """Hooks that hand the rewriting rows' residual stream after `loss_layer` straight to the final norm."""
     if loss_layer is None or loss_layer == model.n_layers - 1:
         return []
