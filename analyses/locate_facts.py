@@ -61,9 +61,7 @@ def main() -> None:
             )  # fmt: skip
             known, skipped = len(located.found.traces), len(located.found.skipped)
             seconds = run.read_json("results.json")["seconds_tracing"]
-            print(
-                f"{known} facts traced, {skipped} not known; {arguments.samples} samples, {seconds:.0f} s in all"
-            )
+            print(f"{known} facts traced, {skipped} not known; {arguments.samples} samples, {seconds:.0f} s in all")
             print(f"mediating layer: {located.layer}")
     finally:
         print(f"report: {write_report(run, title='Where facts are recalled')}")

@@ -1,6 +1,6 @@
 """How many edits does a model bear? Each editor with 1, 10, 32, 100, 316 and 1,000 edits kept: the collapse curves.
 
-    python analyses/scale_edits.py                                # the embedded model, five editors
+    python analyses/scale_edits.py                                # the embedded model, every editor
     python analyses/scale_edits.py --methods rome memit --edits 1 10 100 1000 --sample 100
     python analyses/scale_edits.py --model gpt2-xl --records counterfact.json --text wikitext --held-out prose.txt
 
@@ -58,12 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="atlas")
     parser.add_argument("--records", default="atlas", help="a CounterFact file, or 'atlas' for all records of atlas")
-    parser.add_argument(
-        "--methods",
-        nargs="+",
-        choices=list(EDITORS),
-        default=["ft_l", "rome", "memit", "emmet", "alphaedit"],
-    )
+    parser.add_argument("--methods", nargs="+", choices=list(EDITORS), default=list(EDITORS))
     parser.add_argument("--edits", type=int, nargs="+", default=[1, 10, 32, 100, 316, 1000], help="kept together")
     parser.add_argument("--chunk", type=int, help="requests that batch editors write at once (default: all)")
     parser.add_argument("--sample", type=int, default=50, help="records scored at every number")

@@ -18,19 +18,20 @@ ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "runs" / "reports"
 """Where they are made; what was interrupted goes on from there."""
 ANALYSES = (
+    "locate_facts",
     "compare_layers",
     "compare_tracing",
     "compare_editors",
     "multiple_edits",
     "scale_edits",
     "benchmark_tracing",
+    "benchmark_editing",
 )
 COMMANDS = {"atlas": (Path(sys.executable).parent / "workbench", "study")} | {
     name: (sys.executable, f"analyses/{name}.py") for name in ANALYSES
 }
-COMMANDS["benchmark_tracing"] += ("--models", "atlas", "--facts", "6")
+COMMANDS["locate_facts"] += ("--limit", "506")
 COMMANDS["compare_tracing"] += ("--few", "30")
-COMMANDS["scale_edits"] += ("--methods", "ft_l", "rome", "memit", "alphaedit", "--edits", "1", "10", "32", "100", "316")
 """What makes each folder of `reports/`."""
 KEPT = ("report.html", "settings.json", "environment.json", "results.json", "status.json", "figures", "tables")
 """Of a run folder; the per-record results are made again in minutes."""
@@ -40,6 +41,8 @@ TABLES = {
     "editors": "compare_editors/tables/scores.md",
     "stacked": "multiple_edits/tables/scores.md",
     "speed": "benchmark_tracing/tables/atlas.md",
+    "speed-small": "benchmark_tracing/tables/gpt2_small_shape.md",
+    "speed-editing": "benchmark_editing/tables/speed.md",
 }
 """Shown in README.md, between markers of these names."""
 

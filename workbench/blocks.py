@@ -45,6 +45,16 @@ class Projections:
     v: Float[Tensor, "... kv_head d_head"]
     """Values."""
 
+    def at(self, index: Any) -> "Projections":
+        """Those of some tokens, by an index or a mask."""
+        return Projections(q=self.q[index], k=self.k[index], v=self.v[index])
+
+    def replaced(self, tokens: Int[Tensor, " some"], by: "Projections") -> "Projections":
+        """With those of some tokens replaced, a new object; tokens are the first dimension."""
+        pairs = ((self.q, by.q), (self.k, by.k), (self.v, by.v))
+        q, k, v = (mine.index_copy(0, tokens, others) for mine, others in pairs)
+        return Projections(q=q, k=k, v=v)
+
 
 class Blocks:
     """The parts of a model's blocks (GPT-2, GPT-J, NeoX, Llama and Qwen2 families).

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from workbench.blocks import Blocks, BlocksError
+from workbench.blocks import Blocks, BlocksError, Projections
 from workbench.editors.lookup import subject_ends
 from workbench.editors.values import LOSS_REACHED, OptimisedValue, ValueLoss, optimise_value
 from workbench.facts import EditRequest, fill, token_span
@@ -140,6 +140,8 @@ class _Suffixes:
     """By site, the edited layer's states at the subject's last token in the unedited model."""
     resid: Float[Tensor, "token d_model"]
     """The residual stream that leaves the edited layer."""
+    projected: Projections | None
+    """What the first layer above makes of it, which only the subject's last tokens change; None for the last layer."""
     row: Int[Tensor, " token"]
     """The row of each token."""
     place: Int[Tensor, " token"]
@@ -165,6 +167,7 @@ class _Suffixes:
             values={layer: each[rows] for layer, each in self.values.items()},
             states={site: each[rows] for site, each in self.states.items()},
             resid=self.resid[tokens],
+            projected=None if self.projected is None else self.projected.at(tokens),
             row=row_number[self.row[tokens]],
             place=self.place[tokens],
             read=token_number[self.read[reads]],
@@ -207,9 +210,10 @@ class Search:
         everywhere, numbers = torch.arange(ids.shape[1], device=device), torch.arange(len(flat), device=device)
         bare = torch.tensor([0, *(len(each) for each in rows[:-1])], device=device).cumsum(0)
         resid = blocks.resid_pre(blocks.embed_tokens(ids.to(device)))
-        keys, values, states, leaving = {}, {}, {}, resid
+        keys, values, states, leaving, projected = {}, {}, {}, resid, None
         for layer in range(blocks.n_layers):
             p = blocks.project(layer, resid, everywhere)
+            projected = p if layer == self.layer + 1 else projected
             if layer > self.layer:
                 keys[layer], values[layer] = p.k[:, :prefix].clone(), p.v[:, :prefix].clone()
                 if layer == blocks.n_layers - 1:
@@ -233,10 +237,11 @@ class Search:
         row_of, place_of = torch.tensor(places, device=device).T
         owner = torch.tensor([number for number, each in enumerate(rows) for _ in each], device=device)
         contexts = torch.tensor([len(each) - 1 for each in rows], device=device)
-        reads = torch.tensor(read, device=device)
+        reads, position_of = torch.tensor(read, device=device), before[row_of] + place_of
         self.suffixes = _Suffixes(
             request=owner, before=before, keys=keys, values=values, states=states,
-            resid=leaving[row_of, before[row_of] + place_of], row=row_of, place=place_of,
+            resid=leaving[row_of, position_of], row=row_of, place=place_of,
+            projected=None if projected is None else projected.at((row_of, position_of)),
             read=reads, target=torch.tensor(target, device=device),
             weight=torch.tensor(weight, device=device) / contexts[owner[row_of[reads]]],
             essence=torch.tensor(essence, device=device),
@@ -324,7 +329,8 @@ class Search:
         """Log-probabilities where targets are predicted, and at the requests' essence prompts."""
         blocks, s = self.blocks, self.suffixes
         leaving = self._leaving(delta[s.request].to(s.resid.dtype))
-        resid = s.resid.index_copy(0, (s.place == 0).nonzero()[:, 0], leaving)
+        ends = (s.place == 0).nonzero()[:, 0]
+        resid = s.resid.index_copy(0, ends, leaving)
         rows, width, prefix = len(s.request), int(s.place.max()) + 1, int(s.before.max())
         at = torch.arange(prefix + width, device=resid.device)
         known = at[None, None, :prefix] < s.before[:, None, None]
@@ -333,7 +339,10 @@ class Search:
         needed = torch.cat([s.read, s.essence])
         predicting = resid[s.read]
         for layer in range(self.layer + 1, blocks.n_layers):
-            p = blocks.project(layer, resid, s.before[s.row] + s.place)
+            if layer == self.layer + 1 and s.projected is not None:
+                p = s.projected.replaced(ends, blocks.project(layer, leaving, s.before[s.row[ends]]))
+            else:
+                p = blocks.project(layer, resid, s.before[s.row] + s.place)
             q, k, v = (self._unpacked(x, rows, width) for x in (p.q, p.k, p.v))
             k, v = torch.cat([s.keys[layer][:, :prefix], k], dim=1), torch.cat([s.values[layer][:, :prefix], v], dim=1)
             heads = blocks.attend(layer, q, k, v, mask)[s.row, s.place]

@@ -60,16 +60,18 @@ SEARCHES = {"fast": optimise_values, "plain": one_by_one}
 def seconds_a_request(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Medians over repeats of the seconds a request with each search, and of the part that is the search.
 
-    The rest of an edit is that of the fast one for both, a request.
+    The rest of an edit is that of the fast one for both, a request. Ratios are medians of the ratios of each repeat,
+    in which both searches have the same requests.
     """
     found: dict[str, float] = {}
     for search in SEARCHES:
         found[f"{search}_values"] = statistics.median(row[search]["values"] / row[search]["requests"] for row in rows)
-    found["rest"] = statistics.median(
-        (row["fast"]["whole"] - row["fast"]["values"]) / row["fast"]["requests"] for row in rows
-    )
+    rests = [(row["fast"]["whole"] - row["fast"]["values"]) / row["fast"]["requests"] for row in rows]
+    found["rest"] = statistics.median(rests)
     for search in SEARCHES:
         found[search] = found[f"{search}_values"] + found["rest"]
-    found["ratio"] = found["plain"] / found["fast"]
-    found["values_ratio"] = found["plain_values"] / found["fast_values"]
+    values = [[row[search]["values"] / row[search]["requests"] for search in ("plain", "fast")] for row in rows]
+    found["values_ratio"] = statistics.median(plain / fast for plain, fast in values)
+    edits = [(plain + rest, fast + rest) for (plain, fast), rest in zip(values, rests, strict=True)]
+    found["ratio"] = statistics.median(plain / fast for plain, fast in edits)
     return found
