@@ -130,9 +130,9 @@ def edit(
         if any(given.values()) and not all(given.values()):
             missing = ", ".join(name for name, value in given.items() if not value)
             raise ValueError(f"one request needs --prompt, --subject and --target: {missing} is missing")
-        every = read_records(stages.records_path(records))
-        chosen = [_request(prompt, subject, target)] if prompt else every[:limit]
         layer = _located_layer(located) if layer is None and located is not None else layer
+        every = [] if prompt and layer is not None else read_records(stages.records_path(records))
+        chosen = [_request(prompt, subject, target)] if prompt else every[:limit]
         loaded = load_model(model, device=device, dtype=_dtype(dtype))
         stages.check_editor(loaded, method, layer=layer, preset_of=preset)
         text = text or stages.default_text(loaded)
