@@ -1,12 +1,15 @@
 """Second moments: the published numbers, padding and splitting that change nothing, a damaged cache."""
 
+import re
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import workbench.statistics
 from workbench.models import Model
 from workbench.statistics import factorise, second_moments
 
@@ -126,6 +129,40 @@ def test_a_damaged_cache_is_computed_again_with_a_warning(tiny_gpt2: Model, tmp_
         warnings.simplefilter("error")
         second_moments(tiny_gpt2, [0], TEXTS, cache=tmp_path)
     assert torch.equal(load_file(path)["matrix"], expected.matrix)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_pass_that_was_stopped_goes_on(tiny_gpt2: Model, tmp_path, monkeypatch, damaged: bool):
+    monkeypatch.setattr(workbench.statistics, "_TEXTS_AT_ONCE", 1)
+    monkeypatch.setattr(workbench.statistics, "_SAVED_EVERY", 0.0)
+    whole = second_moments(tiny_gpt2, [0, 2], TEXTS)
+    activations, calls = tiny_gpt2.activations, []
+
+    def stopped(*arguments):
+        calls.append(1)
+        if len(calls) == len(TEXTS):
+            raise KeyboardInterrupt
+        return activations(*arguments)
+
+    monkeypatch.setattr(tiny_gpt2, "activations", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        second_moments(tiny_gpt2, [0, 2], TEXTS, cache=tmp_path)
+    (partial,) = tmp_path.iterdir()
+    if damaged:
+        partial.write_bytes(partial.read_bytes()[:-9])
+    with pytest.warns(UserWarning, match="are damaged") if damaged else nullcontext():
+        resumed = second_moments(tiny_gpt2, [0, 2], TEXTS, cache=tmp_path)
+    again = len(calls) - len(TEXTS)
+    assert again == (len(TEXTS) if damaged else 1), "only what was missing is computed"
+    for layer in (0, 2):
+        assert torch.equal(resumed[layer].matrix, whole[layer].matrix)
+        assert resumed[layer].count == whole[layer].count
+    assert not partial.exists()
+
+
+def test_progress_tells_tokens_a_second(tiny_gpt2: Model, capsys):
+    counted = second_moments(tiny_gpt2, [0, 2], TEXTS, progress=True)[0].count
+    assert re.search(rf"second moments of layers 0, 2: {counted:,} tokens, [\d,]+ a second", capsys.readouterr().out)
 
 
 def test_factorise_solves_and_refuses_what_has_no_inverse(tiny_gpt2: Model):

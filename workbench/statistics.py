@@ -2,14 +2,16 @@
 
 import hashlib
 import json
+import time
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from rich.progress import track
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -19,6 +21,8 @@ from workbench.models import Model, Tokens
 
 _FORMAT = 1
 _TEXTS_AT_ONCE = 1024
+_SAVED_EVERY = 60.0
+"""Seconds after which the sums so far are saved, between one lot of texts and the next."""
 _SINGULAR = 1e-14
 """Pivots below this, relative to the largest diagonal entry, are rounding errors."""
 
@@ -49,8 +53,10 @@ def second_moments(
 
     Every text is a sequence of its own, split where it exceeds the context; blank texts are left out. With a
     `cache` folder, what is there for these weights, texts and `max_tokens` is read, and the rest is computed
-    and written; a damaged cache file is computed anew, with a warning. IndexError for a layer out of range;
-    ValueError if there is no text, or a key is not finite.
+    and written; a damaged cache file is computed anew, with a warning. Sums are saved there once a minute, so that a
+    pass that was stopped goes on. `progress` shows a bar, and prints tokens a second.
+
+    IndexError for a layer out of range; ValueError if there is no text, or a key is not finite.
     """
     layers = sorted(set(layers))
     names = {layer: model.hook_name("mlp_key", layer) for layer in layers}
@@ -66,10 +72,14 @@ def second_moments(
         paths = _cache_paths(model, layers, texts, max_tokens, cache)
         found = {layer: moment for layer in layers if (moment := _read(paths[layer], layer, model.d_mlp))}
     if missing := {layer: name for layer, name in names.items() if layer not in found}:
-        computed = _compute(model, missing, texts, max_tokens, batch_size, progress)
+        partial = _Partial(
+            sums=_zeros(model, missing), path=_partial_path([paths[layer] for layer in missing if layer in paths])
+        )
+        computed = _compute(model, missing, texts, max_tokens, batch_size, progress, partial)
         for layer, moment in computed.items():
             if layer in paths:
                 _write(paths[layer], moment)
+        partial.remove()
         found |= computed
     return {layer: found[layer] for layer in layers}
 
@@ -89,6 +99,57 @@ def factorise(matrix: Float[Tensor, "d d"], layer: int) -> Float[Tensor, "d d"]:
     return factor
 
 
+@dataclass(kw_only=True, eq=False)
+class _Partial:
+    """The sums of a pass as far as it has come, kept in a file so that it can be stopped."""
+
+    sums: dict[int, Float[Tensor, "d_mlp d_mlp"]]
+    """By layer, of k k^T."""
+    path: Path | None
+    """Where they are kept; None for nowhere."""
+    texts: int = 0
+    """How many texts are in them."""
+    count: int = 0
+    """How many tokens."""
+    _saved: float = field(default_factory=time.monotonic)
+
+    def resume(self) -> None:
+        """Take over what an earlier pass has saved; a damaged file is left aside with a warning."""
+        if self.path is None or not self.path.exists():
+            return
+        try:
+            with safe_open(str(self.path), "pt") as file:
+                metadata = file.metadata() or {}
+                sums = {layer: file.get_tensor(str(layer)) for layer in self.sums}
+            if json.loads(metadata["sha256"]) != {str(layer): _digest(total) for layer, total in sums.items()}:
+                raise ValueError("its content does not have the checksum it was written with")
+            self.texts, self.count = int(metadata["texts"]), int(metadata["count"])
+            self.sums = {layer: total.to(self.sums[layer].device) for layer, total in sums.items()}
+        except Exception as error:  # whatever is wrong with it, the pass can start again
+            warnings.warn(f"the sums in '{self.path}' are damaged ({error}); starting again", stacklevel=4)
+
+    def save(self) -> None:
+        """Write them if that was not done for a while."""
+        if self.path is None or time.monotonic() - self._saved < _SAVED_EVERY:
+            return
+        sums = {str(layer): total.cpu() for layer, total in self.sums.items()}
+        checksums = json.dumps({layer: _digest(total) for layer, total in sums.items()})
+        metadata = {"texts": str(self.texts), "count": str(self.count), "sha256": checksums}
+        write_whole(self.path, save(sums, metadata=metadata))
+        self._saved = time.monotonic()
+
+    def remove(self) -> None:
+        """Once the moments are written."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def _zeros(model: Model, layers: Iterable[int]) -> dict[int, Float[Tensor, "d_mlp d_mlp"]]:
+    # Apple's GPUs have no float64.
+    device = torch.device("cpu") if model.device.type == "mps" else model.device
+    return {layer: torch.zeros(model.d_mlp, model.d_mlp, dtype=torch.float64, device=device) for layer in layers}
+
+
 def _compute(
     model: Model,
     names: dict[int, str],
@@ -96,24 +157,36 @@ def _compute(
     max_tokens: int | None,
     batch_size: int,
     progress: bool,
+    partial: _Partial,
 ) -> dict[int, SecondMoment]:
-    # Apple's GPUs have no float64.
-    device = torch.device("cpu") if model.device.type == "mps" else model.device
-    sums = {layer: torch.zeros(model.d_mlp, model.d_mlp, dtype=torch.float64, device=device) for layer in names}
-    count = 0
-    starts = range(0, len(texts), _TEXTS_AT_ONCE)
-    for start in track(starts, description="second moments", disable=not progress, transient=True):
-        room = None if max_tokens is None else max_tokens - count
-        if room == 0:
-            break
-        rows = _rows(model, texts[start : start + _TEXTS_AT_ONCE], room)
-        for tokens in _batches(model, rows, batch_size):
-            keys = model.activations(tokens, list(names.values()))
-            real = tokens.mask.bool()
-            for layer, name in names.items():
-                k = keys[name][real].to(device=device, dtype=torch.float64)
-                sums[layer] += k.T @ k
-        count += sum(map(len, rows))
+    partial.resume()
+    before, began = partial.count, time.perf_counter()
+    columns = (TextColumn("second moments"), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    with Progress(*columns, disable=not progress, transient=True) as bar:
+        task = bar.add_task("", total=len(texts), completed=partial.texts)
+        for start in range(partial.texts, len(texts), _TEXTS_AT_ONCE):
+            room = None if max_tokens is None else max_tokens - partial.count
+            if room == 0:
+                break
+            some = texts[start : start + _TEXTS_AT_ONCE]
+            rows = _rows(model, some, room)
+            for tokens in _batches(model, rows, batch_size):
+                keys = model.activations(tokens, list(names.values()))
+                real = tokens.mask.bool()
+                for layer, name in names.items():
+                    total = partial.sums[layer]
+                    k = keys[name][real].to(device=total.device, dtype=torch.float64)
+                    total += k.T @ k
+            partial.count += sum(map(len, rows))
+            partial.texts = start + len(some)
+            partial.save()
+            rate = (partial.count - before) / (time.perf_counter() - began)
+            bar.update(task, completed=partial.texts, description=f"{rate:,.0f} tokens a second")
+    sums, count = partial.sums, partial.count
+    if progress and count > before:
+        layers = ", ".join(map(str, names))
+        rate = (count - before) / (time.perf_counter() - began)
+        Console().print(f"second moments of layers {layers}: {count:,} tokens, {rate:,.0f} a second", highlight=False)
     for layer, total in sums.items():
         if not total.isfinite().all():
             raise ValueError(f"keys of layer {layer} of {model.name} are not finite; check its weights or use float32")
@@ -175,6 +248,14 @@ def _cache_paths(
         name = hashlib.sha256(json.dumps(key | {"layer": layer}, sort_keys=True).encode()).hexdigest()
         paths[layer] = Path(cache) / f"second_moment-{layer}-{name[:32]}.safetensors"
     return paths
+
+
+def _partial_path(paths: Sequence[Path]) -> Path | None:
+    """Where the sums of a pass that ends in these cache files are kept while it lasts."""
+    if not paths:
+        return None
+    name = hashlib.sha256("\n".join(path.name for path in paths).encode()).hexdigest()
+    return paths[0].parent / f"second_moment-partial-{name[:32]}.safetensors"
 
 
 def _read(path: Path, layer: int, d_mlp: int) -> SecondMoment | None:
