@@ -162,7 +162,7 @@ def test_a_pass_that_was_stopped_goes_on(tiny_gpt2: Model, tmp_path, monkeypatch
 
 def test_progress_tells_tokens_a_second(tiny_gpt2: Model, capsys):
     counted = second_moments(tiny_gpt2, [0, 2], TEXTS, progress=True)[0].count
-    assert re.search(rf"second moments of layers 0, 2: {counted:,} tokens, [\d,]+ a second", capsys.readouterr().out)
+    assert re.search(rf"second moments of layers 0, 2: {counted:,} tokens, [\d,]+ a second", capsys.readouterr().err)
 
 
 def test_factorise_solves_and_refuses_what_has_no_inverse(tiny_gpt2: Model):

@@ -162,7 +162,8 @@ def _compute(
     partial.resume()
     before, began = partial.count, time.perf_counter()
     columns = (TextColumn("second moments"), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-    with Progress(*columns, disable=not progress, transient=True) as bar:
+    console = Console(stderr=True, highlight=False)
+    with Progress(*columns, console=console, disable=not progress, transient=True) as bar:
         task = bar.add_task("", total=len(texts), completed=partial.texts)
         for start in range(partial.texts, len(texts), _TEXTS_AT_ONCE):
             room = None if max_tokens is None else max_tokens - partial.count
@@ -186,7 +187,7 @@ def _compute(
     if progress and count > before:
         layers = ", ".join(map(str, names))
         rate = (count - before) / (time.perf_counter() - began)
-        Console().print(f"second moments of layers {layers}: {count:,} tokens, {rate:,.0f} a second", highlight=False)
+        console.print(f"second moments of layers {layers}: {count:,} tokens, {rate:,.0f} a second")
     for layer, total in sums.items():
         if not total.isfinite().all():
             raise ValueError(f"keys of layer {layer} of {model.name} are not finite; check its weights or use float32")

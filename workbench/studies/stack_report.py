@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -44,13 +45,19 @@ Summaries = Mapping[tuple[str, int], Mapping[str, Estimate]]
 """(editor, number of edits) -> its measures."""
 
 
+def stacks(run: Run) -> list[dict[str, Any]]:
+    """The rows of all groups, editors in the order that was asked for, then by number of edits."""
+    methods = run.settings["methods"]
+    return sorted(run.rows("stacks"), key=lambda row: (methods.index(row["method"]), row["edits"], row["group"]))
+
+
 def summaries(run: Run, plan: Plan) -> Summaries:
     """The measures of every editor at every number of edits so far, all groups of the number together."""
     (unedited,) = run.rows("unedited")
     before = dict(zip(unedited["cases"], map(RecordScores.from_dict, unedited["scores"]), strict=True))
     records = {record.case_id: record for record in plan.sample}
     rows: dict[tuple[str, int], list[dict]] = {}
-    for row in run.rows("stacks"):
+    for row in stacks(run):
         rows.setdefault((row["name"], row["edits"]), []).append(row)
     found: dict[tuple[str, int], dict[str, Estimate]] = {}
     for key, groups in rows.items():
@@ -113,7 +120,7 @@ def curves(found: Summaries) -> pd.DataFrame:
 def by_layer(run: Run) -> pd.DataFrame:
     """||dW|| / ||W|| in per cent: a row an editor and number of edits, a column a layer."""
     rows: dict[tuple[str, int], list[dict[str, float]]] = {}
-    for row in run.rows("stacks"):
+    for row in stacks(run):
         rows.setdefault((row["name"], row["edits"]), []).append(row["norms"])
     layers = sorted({int(layer) for groups in rows.values() for norms in groups for layer in norms})
     return pd.DataFrame(
