@@ -116,7 +116,7 @@ def stack_figure(frame: pd.DataFrame, panels: Sequence[Panel], *, heading: str =
             _line(ax, rows.loc[(rows["editor"] == editor) & (rows["edits"] > 0)], panel, editor, index)
         numbers = sorted(set(edited["edits"]))
         ax.set_xscale("log")
-        ax.set_xticks(numbers, [f"{number:,}" for number in numbers])
+        ax.set_xticks(numbers, [f"{number:,}" for number in numbers], fontsize=8)
         ax.xaxis.set_minor_locator(NullLocator())
         ax.set(title=panel.title, ylabel=panel.label)
         if panel.log and _spread(rows["value"].to_numpy(float)) > 10:
