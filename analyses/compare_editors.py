@@ -82,10 +82,7 @@ def main() -> None:
     sections: list[Section] = []
     try:
         with run.running():
-            layer = arguments.layer if arguments.layer is not None else run.read_json("results.json").get("layer")
-            if layer is None:
-                layer = stages.find_layer(model, stages.true_facts(records), seed=arguments.seed)
-            run.note(layer=layer)
+            layer = stages.settled_layer(run, model, records, layer=arguments.layer, seed=arguments.seed)
             options = {"layer": layer, "preset_of": arguments.preset, "seed": arguments.seed}
             before: dict[int, RecordScores] = {}
             for method in arguments.methods:

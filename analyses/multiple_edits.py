@@ -30,11 +30,10 @@ from workbench.runs import Run
 from workbench.stages import (
     check_editor,
     default_text,
-    find_layer,
     make_editor,
     progress,
+    settled_layer,
     statistics_texts,
-    true_facts,
 )
 from workbench.studies.edit_groups import Groups, Summary, edit_group, grouped, summarise, unedited
 from workbench.studies.prefix_match import SCORES, answer, questions, scores, share
@@ -67,19 +66,16 @@ def main() -> None:
     records = read_requests(ATLAS / "course_80.json" if arguments.requests == "atlas" else arguments.requests)
     groups = grouped(records, arguments.edits, arguments.groups)
     check_requests([record.request for record in records])
-    model, layer = load_model(arguments.model), arguments.layer
+    model = load_model(arguments.model)
     for method in arguments.methods:
-        check_editor(model, method, layer=layer, preset_of=arguments.preset)
+        check_editor(model, method, layer=arguments.layer, preset_of=arguments.preset)
     settings = vars(arguments) | {"command": "multiple_edits", "text": arguments.text or default_text(model)}
     run = Run.create(settings.pop("out"), settings)
     run.check_model(model.fingerprint())
     sections: list[Section] = []
     try:
         with run.running():
-            layer = run.read_json("results.json").get("layer", layer)
-            if layer is None:
-                layer = find_layer(model, true_facts(records), seed=arguments.seed)
-            run.note(layer=layer)
+            layer = settled_layer(run, model, records, layer=arguments.layer, seed=arguments.seed)
             if not run.rows("unedited"):
                 given = answer(model, questions(records))
                 run.append("unedited", {"answers": [one.to_dict() for one in given]})

@@ -87,10 +87,7 @@ def main() -> None:
     sections: list[Section] = []
     try:
         with run.running():
-            layer = arguments.layer if arguments.layer is not None else run.read_json("results.json").get("layer")
-            if layer is None:
-                layer = stages.find_layer(model, stages.true_facts(records), seed=arguments.seed)
-            run.note(layer=layer)
+            layer = stages.settled_layer(run, model, records, layer=arguments.layer, seed=arguments.seed)
             if not run.rows("unedited"):
                 run.append("unedited", measured(model, plan.sample, held_out, settings["fluency"], arguments.seed))
             done = {(row["method"], row["edits"], row["group"]) for row in run.rows("stacks")}

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from known_records import RECORDS
 
 from workbench.editors import MEMIT, ROME
 from workbench.editors.keys import mean_keys
-from workbench.facts import EditRequest, Probe, Record
 from workbench.metrics import Estimate
 from workbench.models import Model
 from workbench.requests_file import write_requests
@@ -24,23 +24,6 @@ from workbench.studies.prefix_match import Answer, Question, answer, questions, 
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = Path(__file__).parent / "golden" / "tiny-gpt2"
-
-
-def capital(case_id: int, subject: str, true: str, new: str) -> Record:
-    return Record(
-        case_id=case_id,
-        request=EditRequest(template="The capital of {} is", subject=subject, target_new=new, target_true=true),
-        paraphrase_prompts=(f"In the book, {subject}'s capital city is",),
-        neighborhood_prompts=("The capital of France is", "The capital of Spain is"),
-        portability_prompts=(Probe(prompt=f"One pays a visit to {subject} in", targets_new=(new,)),),
-    )
-
-
-RECORDS = [
-    capital(1, "Portugal", "Lisbon", "Moscow"),
-    capital(2, "Japan", "Tokyo", "Rome"),
-    capital(3, "Egypt", "Cairo", "Athens"),
-]
 
 
 def given(case_id: int, generated: str) -> dict[str, Any]:

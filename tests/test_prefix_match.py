@@ -4,28 +4,12 @@ import json
 import math
 
 import pytest
+from known_records import RECORDS
 from scipy.stats import binomtest
 
-from workbench.facts import EditRequest, Probe, Record
+from workbench.facts import EditRequest, Record
 from workbench.models import Model
 from workbench.studies.prefix_match import Answer, Question, answer, questions, scores, share, wilson
-
-
-def capital(case_id: int, subject: str, true: str, new: str) -> Record:
-    return Record(
-        case_id=case_id,
-        request=EditRequest(template="The capital of {} is", subject=subject, target_new=new, target_true=true),
-        paraphrase_prompts=(f"In the book, {subject}'s capital city is",),
-        neighborhood_prompts=("The capital of France is", "The capital of Spain is"),
-        portability_prompts=(Probe(prompt=f"One pays a visit to {subject} in", targets_new=(new,)),),
-    )
-
-
-RECORDS = [
-    capital(1, "Portugal", "Lisbon", "Moscow"),
-    capital(2, "Japan", "Tokyo", "Rome"),
-    capital(3, "Egypt", "Cairo", "Athens"),
-]
 
 
 def given(case_id: int, score: str, generated: str) -> Answer:

@@ -265,6 +265,16 @@ def find_layer(model: Model, facts: Sequence[Fact], *, limit: int = 20, seed: in
     return mediating_layer(TraceSet.collect(progress(traces, "Locating", len(chosen))).traces)
 
 
+def settled_layer(run: Run, model: Model, records: Sequence[Record], *, layer: int | None, seed: int) -> int:
+    """The layer given, the one that an earlier, interrupted run has noted, or one located now; it is noted."""
+    if layer is None:
+        layer = run.read_json("results.json").get("layer")
+    if layer is None:
+        layer = find_layer(model, true_facts(records), seed=seed)
+    run.note(layer=layer)
+    return layer
+
+
 def make_editor(
     model: Model,
     method: str,

@@ -45,10 +45,14 @@ Summaries = Mapping[tuple[str, int], Mapping[str, Estimate]]
 """(editor, number of edits) -> its measures."""
 
 
-def stacks(run: Run) -> list[dict[str, Any]]:
-    """The rows of all groups, editors in the order that was asked for, then by number of edits."""
+def stacks(run: Run) -> dict[tuple[str, int], list[dict[str, Any]]]:
+    """(editor, number of edits) -> the rows of its groups, editors in the order that was asked for."""
     methods = run.settings["methods"]
-    return sorted(run.rows("stacks"), key=lambda row: (methods.index(row["method"]), row["edits"], row["group"]))
+    order = sorted(run.rows("stacks"), key=lambda row: (methods.index(row["method"]), row["edits"], row["group"]))
+    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in order:
+        found.setdefault((row["name"], row["edits"]), []).append(row)
+    return found
 
 
 def summaries(run: Run, plan: Plan) -> Summaries:
@@ -56,11 +60,8 @@ def summaries(run: Run, plan: Plan) -> Summaries:
     (unedited,) = run.rows("unedited")
     before = dict(zip(unedited["cases"], map(RecordScores.from_dict, unedited["scores"]), strict=True))
     records = {record.case_id: record for record in plan.sample}
-    rows: dict[tuple[str, int], list[dict]] = {}
-    for row in stacks(run):
-        rows.setdefault((row["name"], row["edits"]), []).append(row)
     found: dict[tuple[str, int], dict[str, Estimate]] = {}
-    for key, groups in rows.items():
+    for key, groups in stacks(run).items():
         after = {
             case: RecordScores.from_dict(scores)
             for row in groups
@@ -119,9 +120,7 @@ def curves(found: Summaries) -> pd.DataFrame:
 
 def by_layer(run: Run) -> pd.DataFrame:
     """||dW|| / ||W|| in per cent: a row an editor and number of edits, a column a layer."""
-    rows: dict[tuple[str, int], list[dict[str, float]]] = {}
-    for row in stacks(run):
-        rows.setdefault((row["name"], row["edits"]), []).append(row["norms"])
+    rows = {key: [row["norms"] for row in groups] for key, groups in stacks(run).items()}
     layers = sorted({int(layer) for groups in rows.values() for norms in groups for layer in norms})
     return pd.DataFrame(
         {

@@ -167,18 +167,14 @@ class FastRuns:
         attn = blocks.attn_out(layer, _joined(heads))
         self._patch("attn_out", attn, counts, fronts, cells, layer)
         # The inner activations of an MLP are several times as large.
-        mlps = [blocks.mlp_out(layer, *some) for some in self._pieces(resid, attn)]
-        mlp = _joined(mlps)
+        pieces = zip(resid.split(_TOKENS_AT_ONCE), attn.split(_TOKENS_AT_ONCE), strict=True)
+        mlp = _joined([blocks.mlp_out(layer, *piece) for piece in pieces])
         self._patch("mlp_out", mlp, counts, fronts, cells, layer)
         resid = attn.add_(resid).add_(mlp)
         self._patch("resid_post", resid, counts, fronts, cells, layer)
         for front, some, (branch, sample, _) in zip(fronts, resid.split(counts), sizes, strict=True):
             front.end = self.n_pos
             front.resid = rearrange(some, "(b s pos) d -> b s pos d", b=branch, s=sample)
-
-    def _pieces(self, *tensors: Float[Tensor, "token d"]) -> list[tuple[Tensor, ...]]:
-        """Tokens in pieces that an MLP takes at once."""
-        return list(zip(*(tensor.split(_TOKENS_AT_ONCE) for tensor in tensors), strict=True))
 
     def _attend(self, layer: int, front: _Front, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "token d_attn"]:
         """What the heads of one front's tokens read; what did not change is the corrupted run's."""
