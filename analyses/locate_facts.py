@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--severed", choices=("mlp_out", "attn_out"), help="modules of later layers kept corrupted")
     parser.add_argument("--metric", choices=("probability", "kl"), default="probability")
     parser.add_argument("--engine", choices=ENGINES, default="fast")
+    parser.add_argument("--workers", type=int, help="facts traced at once (default: a process a thread on a CPU)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/locate_facts"))
     arguments = parser.parse_args()
@@ -50,6 +51,7 @@ def main() -> None:
     model = load_model(arguments.model)
     window = arguments.window or default_window(model)
     settings = vars(arguments) | {"command": "locate_facts", "window": window}
+    settings.pop("workers")  # another number goes on with a run
     run = Run.create(settings.pop("out"), settings)
     run.check_model(model.fingerprint())
     try:
@@ -57,7 +59,7 @@ def main() -> None:
             located = locate(
                 run, model, facts, limit=arguments.limit, seed=arguments.seed, window=window,
                 samples=arguments.samples, noise=arguments.noise, span=arguments.span, severed=arguments.severed,
-                metric=arguments.metric, engine=arguments.engine,
+                metric=arguments.metric, engine=arguments.engine, workers=arguments.workers,
             )  # fmt: skip
             known, skipped = len(located.found.traces), len(located.found.skipped)
             seconds = run.read_json("results.json")["seconds_tracing"]

@@ -65,6 +65,31 @@ def test_a_resumed_sweep_equals_an_uninterrupted_one(tiny_gpt2):
         assert torch.equal(one.restored["mlp_out"], other.restored["mlp_out"])
 
 
+def test_workers_trace_what_one_process_does(tiny_gpt2):
+    alone, shared = list(quick_sweep(tiny_gpt2)), list(quick_sweep(tiny_gpt2, workers=2))
+    assert [result.index for result in shared] == [0, 1, 2, 3]
+    assert [result.reason for result in shared] == ["", NOT_KNOWN, "", ""]
+    for one, other in zip(TraceSet.collect(alone).traces, TraceSet.collect(shared).traces, strict=True):
+        assert one.tokens == other.tokens
+        torch.testing.assert_close(one.restored["mlp_out"], other.restored["mlp_out"], atol=1e-6, rtol=0)
+
+
+def test_workers_see_an_edited_model(tiny_gpt2):
+    # Nothing is loaded again: a fork sees the weights as they are.
+    def clean(**options):
+        return TraceSet.collect(quick_sweep(tiny_gpt2, **options)).traces[0].clean
+
+    before, kept = clean(), tiny_gpt2.snapshot()
+    try:
+        with torch.no_grad():
+            tiny_gpt2.weight(1).mul_(1.01)
+        alone, shared = clean(), clean(workers=2)
+    finally:
+        tiny_gpt2.restore_(kept)
+    assert shared == pytest.approx(alone, abs=1e-6)
+    assert shared != pytest.approx(before, abs=1e-6)
+
+
 def test_noise_depends_on_seed_and_index(tiny_gpt2):
     same = [published_fact(0)] * 2
 

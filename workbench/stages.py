@@ -35,6 +35,7 @@ from workbench.tracing import (
     answer_token,
     average_effects,
     average_lens,
+    default_workers,
     fact_generator,
     logit_lens,
     mediating_layer,
@@ -97,12 +98,14 @@ def locate(
     window: int,
     samples: int = 10,
     noise: str = "s3",
+    workers: int | None = None,
     **form: Any,
 ) -> Located:
     """Trace the first `limit` facts, find the mediating layer, and save traces, figures and tables.
 
     `noise` is the short form of a rule (`NoiseRule.parse`), fitted to the subjects of all `facts`. Facts traced in
-    an earlier, interrupted run are read. `form` goes on to `trace_fact`: span, severed, metric, ...
+    an earlier, interrupted run are read. `workers` are facts traced at once (`default_workers` unless given). `form`
+    goes on to `trace_fact`: span, severed, metric, ...
     ValueError if the model knows none of the facts.
     """
 
@@ -125,6 +128,7 @@ def locate(
         samples=samples,
         window=window,
         done=known.keys(),
+        workers=default_workers(model) if workers is None else workers,
         **form,
     )
     new, began = [], time.perf_counter()
@@ -261,7 +265,9 @@ def true_facts(records: Sequence[Record]) -> list[Fact]:
 def find_layer(model: Model, facts: Sequence[Fact], *, limit: int = 20, seed: int = 0) -> int:
     """The mediating layer of the first `limit` facts, with nothing saved; ValueError if the model knows none."""
     chosen, noise = facts[:limit], NoiseRule().fit(model, facts)
-    traces = trace_facts(model, chosen, seed=seed, noise_rule=noise, window=default_window(model))
+    traces = trace_facts(
+        model, chosen, seed=seed, noise_rule=noise, window=default_window(model), workers=default_workers(model)
+    )
     return mediating_layer(TraceSet.collect(progress(traces, "Locating", len(chosen))).traces)
 
 

@@ -8,6 +8,7 @@ wavefront); cells that make the same patches share their rows until they part. O
 position is computed. On a CPU so many tokens at once climb a layer as keep their activations near the processor.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -150,28 +151,31 @@ class FastRuns:
 
     def _step(self, fronts: Sequence[_Front], cells: Sequence[Cell], layer: int) -> None:
         """Take all branches of some fronts through one layer."""
-        blocks = self.blocks
+        blocks, last = self.blocks, layer == self.n_layers - 1
+        patches = [_patches(front, cells, layer) for front in fronts]
         changed = [front.resid[:, :, : front.end - front.first] for front in fronts]
         at = [
             repeat(self._positions[front.first : front.end], "pos -> (row pos)", row=some.shape[:2].numel())
             for front, some in zip(fronts, changed, strict=True)
         ]
-        p = blocks.project(layer, _joined([rearrange(c, "b s pos d -> (b s pos) d") for c in changed]), _joined(at))
+        resid = _joined([rearrange(some, "b s pos d -> (b s pos) d") for some in changed])
+        p = blocks.project(layer, resid, _joined(at))
         parts = [x.split([len(positions) for positions in at]) for x in (p.q, p.k, p.v)]
         heads = [self._attend(layer, front, q, k, v) for front, q, k, v in zip(fronts, *parts, strict=True)]
-        leaving = slice(-1, None) if layer == self.n_layers - 1 else slice(None)  # of the last layer one position
+        leaving = slice(-1, None) if last else slice(None)  # of the last layer one position
         left = [front.resid[:, :, leaving] for front in fronts]
         sizes = [some.shape[:3] for some in left]
         counts = [size.numel() for size in sizes]
-        resid = _joined([rearrange(some, "b s pos d -> (b s pos) d") for some in left])
+        if last or any(front.end < self.n_pos for front in fronts):
+            resid = _joined([rearrange(some, "b s pos d -> (b s pos) d") for some in left])
         attn = blocks.attn_out(layer, _joined(heads))
-        self._patch("attn_out", attn, counts, fronts, cells, layer)
+        self._put("attn_out", attn, sizes, patches)
         # The inner activations of an MLP are several times as large.
         pieces = zip(resid.split(_TOKENS_AT_ONCE), attn.split(_TOKENS_AT_ONCE), strict=True)
         mlp = _joined([blocks.mlp_out(layer, *piece) for piece in pieces])
-        self._patch("mlp_out", mlp, counts, fronts, cells, layer)
+        self._put("mlp_out", mlp, sizes, patches)
         resid = attn.add_(resid).add_(mlp)
-        self._patch("resid_post", resid, counts, fronts, cells, layer)
+        self._put("resid_post", resid, sizes, patches)
         for front, some, (branch, sample, _) in zip(fronts, resid.split(counts), sizes, strict=True):
             front.end = self.n_pos
             front.resid = rearrange(some, "(b s pos) d -> b s pos d", b=branch, s=sample)
@@ -193,27 +197,22 @@ class FastRuns:
         parts = [x for x in (around[0], changed, around[1]) if x.shape[3]]
         return rearrange(torch.cat(parts, dim=3) if parts[1:] else changed, "b s h pos d -> (b s) pos h d")
 
-    def _patch(
+    def _put(
         self,
         site: str,
         output: Float[Tensor, "token d_model"],
-        counts: Sequence[int],
-        fronts: Sequence[_Front],
-        cells: Sequence[Cell],
-        layer: int,
+        sizes: Sequence[Sequence[int]],
+        patches: Sequence[dict[tuple[Patch, tuple[int, int]], list[int]]],
     ) -> None:
-        """Overwrite a module's output where the branches patch it."""
-        for front, some in zip(fronts, output.split(list(counts)), strict=True):
-            shaped = rearrange(some, "(b s pos) d -> b s pos d", b=len(front.branches), s=self.samples)
-            start = self.n_pos - shaped.shape[2]  # the last layer holds only the last position
-            by_patch: dict[tuple[Patch, int, int], list[int]] = {}
-            for branch, here in enumerate(front.branches):
-                for patch in cells[here[0]].patches:
-                    first, end = cells[here[0]].positions
-                    if (patch.layer, patch.site) == (layer, site) and end > start:
-                        by_patch.setdefault((patch, max(first, start), end), []).append(branch)
-            for (patch, first, end), branches in by_patch.items():
-                shaped[branches, :, first - start : end - start] = self._state(patch, slice(first, end))
+        """Overwrite a module's output where the branches of some fronts patch it."""
+        parts = output.split([math.prod(size) for size in sizes])
+        for (branch, sample, pos), some, in_front in zip(sizes, parts, patches, strict=True):
+            start = self.n_pos - pos  # the last layer holds only the last position
+            for (patch, (first, end)), branches in in_front.items():
+                if patch.site == site and end > start:
+                    here = slice(max(first, start), end)
+                    shaped = some.view(branch, sample, pos, -1)
+                    shaped[branches, :, here.start - start : end - start] = self._state(patch, here)
 
     def _started(self, cells: Sequence[Cell], layer: int) -> list[_Front]:
         """The cells whose first patch is in this layer, as they leave it."""
@@ -244,6 +243,18 @@ class FastRuns:
             branches = [branch for front in same for branch in front.branches]
             merged.append(_Front(first=first, end=end, branches=branches, resid=_joined(leaving)))
         return merged
+
+
+def _patches(front: _Front, cells: Sequence[Cell], layer: int) -> dict[tuple[Patch, tuple[int, int]], list[int]]:
+    """The branches that each patch of a layer concerns, by the patch and its positions."""
+    found: dict[tuple[Patch, tuple[int, int]], list[int]] = {}
+    for branch, here in enumerate(front.branches):
+        cell = cells[here[0]]
+        if cell.patches[-1].layer >= layer:
+            for patch in cell.patches:
+                if patch.layer == layer:
+                    found.setdefault((patch, cell.positions), []).append(branch)
+    return found
 
 
 def _changed(front: _Front) -> tuple[int, int]:

@@ -9,6 +9,7 @@ import torch
 
 from workbench.facts import Fact
 from workbench.models import Model, join
+from workbench.processes import can_fork, check_workers, side_by_side
 from workbench.tracing.fact import trace_fact
 from workbench.tracing.noise import Noise, NoiseRule, subject_span
 from workbench.tracing.trace import CausalTrace, check_probabilities
@@ -19,6 +20,8 @@ NOT_KNOWN = "the model does not know it"
 _PUBLISHED = NoiseRule()
 _KNOWN_AT_ONCE = 16
 """Facts in one forward pass that finds which are known."""
+_SMALL = 1024
+"""Width of a model up to which processes of one thread are sooner done than threads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +112,7 @@ def trace_facts(
     done: Collection[int] = (),
     progress: Callable[[int, int], None] | None = None,
     method: Callable[..., CausalTrace] = trace_fact,
+    workers: int = 1,
     **options: Any,
 ) -> Iterator[TracedFact]:
     """Trace facts one by one; those that the model does not know come back with `trace=None`.
@@ -125,10 +129,14 @@ def trace_facts(
         done: indices of facts to leave out, since their results are kept from an earlier run.
         progress: called with (facts finished, all facts) after every fact, `done` counted as finished.
         method: what traces one fact: `trace_fact`, or `attribute_fact` for its first-order estimate.
+        workers: facts traced at once, each in a process of one thread (Linux, models on the CPU); of small models
+            n workers trace more than n threads do (`default_workers`).
         options: further arguments of the method: sites, window, span, severed, metric, engine, ...
 
-    Raises ValueError at the call, before the first fact, for an empty set of facts or other than one foil a fact.
+    Raises ValueError at the call, before the first fact, for an empty set of facts, other than one foil a fact, and
+    several workers on a GPU or another system than Linux.
     """
+    check_workers(workers, model.device)
     if foils is not None and len(foils) != len(facts):
         raise ValueError(f"tracing needs one foil a fact, got {len(foils)} for {len(facts)} facts")
     check_facts(facts)
@@ -148,7 +156,7 @@ def trace_facts(
         extra = {} if foils is None else {"foil": foils[index]}
         return method(model, fact, noise=drawn, replace=noise.replace, **extra, **options)
 
-    return sweep(facts, trace, done=done, progress=progress)
+    return sweep(facts, trace, done=done, progress=progress, workers=workers)
 
 
 def sweep(
@@ -157,17 +165,24 @@ def sweep(
     *,
     done: Collection[int],
     progress: Callable[[int, int], None] | None,
+    workers: int = 1,
 ) -> Iterator[TracedFact]:
     """What `trace` makes of each fact that is not done, by index: a trace, or the reason why there is none."""
     todo = [index for index in range(len(facts)) if index not in done]
-    for count, index in enumerate(todo, start=len(facts) - len(todo) + 1):
-        found = trace(index)
+    found = zip(todo, side_by_side(trace, todo, workers=workers), strict=True)
+    for count, (index, each) in enumerate(found, start=len(facts) - len(todo) + 1):
         if progress is not None:
             progress(count, len(facts))
-        if isinstance(found, str):
-            yield TracedFact(index=index, fact=facts[index], trace=None, reason=found)
+        if isinstance(each, str):
+            yield TracedFact(index=index, fact=facts[index], trace=None, reason=each)
         else:
-            yield TracedFact(index=index, fact=facts[index], trace=found)
+            yield TracedFact(index=index, fact=facts[index], trace=each)
+
+
+def default_workers(model: Model) -> int:
+    """As many as there are threads for a small model on a CPU (Linux); 1 where matrices keep all threads busy."""
+    small = model.d_model <= _SMALL and can_fork(model.device)
+    return torch.get_num_threads() if small else 1
 
 
 def check_facts(facts: Sequence[Fact]) -> None:
