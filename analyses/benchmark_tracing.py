@@ -21,7 +21,6 @@ from pathlib import Path
 import pandas as pd
 import torch
 from rich.console import Console
-from torch.utils.flop_counter import FlopCounterMode
 
 from workbench.datasets import read_records
 from workbench.facts import Fact
@@ -29,7 +28,13 @@ from workbench.models import SITES, Model
 from workbench.report import Block, Paragraph, Section, Table, write_report
 from workbench.runs import Run
 from workbench.stages import default_window, progress, records_path, true_facts
-from workbench.studies.benchmarking import benchmark_model, device_name, matmul_rate, seconds
+from workbench.studies.benchmarking import (
+    benchmark_model,
+    device_name,
+    floating_point_operations,
+    matmul_rate,
+    seconds,
+)
 from workbench.tracing import gaussian_noise, subject_span, trace_fact
 
 TOKENS = range(8, 16)
@@ -120,13 +125,11 @@ def measured(
 
         if repeat == 0:  # counting also warms up
             for label, sites in groups.items():
-                with FlopCounterMode(display=False) as counter:
-                    trace("fast", sites)
-                flop[label, "fast"] = flop.get((label, "fast"), 0.0) + counter.get_total_flops() / len(facts)
+                count = floating_point_operations(lambda sites=sites, trace=trace: trace("fast", sites))
+                flop[label, "fast"] = flop.get((label, "fast"), 0.0) + count / len(facts)
             # As many passes for every site, whatever is restored.
-            with FlopCounterMode(display=False) as counter:
-                trace("plain", SITES[:1])
-            flop["", "plain"] = flop.get(("", "plain"), 0.0) + counter.get_total_flops() / len(facts)
+            count = floating_point_operations(lambda trace=trace: trace("plain", SITES[:1]))
+            flop["", "plain"] = flop.get(("", "plain"), 0.0) + count / len(facts)
         for site in SITES:
             pairs = zip(timed(site, "plain", batch_size=samples), timed(site, "fast", batch_size=samples), strict=True)
             difference = max(difference, *((plain - fast).abs().max().item() for plain, fast in pairs))
