@@ -29,6 +29,7 @@ from workbench.editors import EDITORS
 from workbench.evaluation import evaluate, score_state
 from workbench.facts import Record
 from workbench.figures.editors import editor_figure
+from workbench.ledger import check_restored
 from workbench.memory import peak_memory
 from workbench.models import Model, load_model
 from workbench.report import Figure, Paragraph, Section, Table, write_report
@@ -115,7 +116,7 @@ def edit_alone(
     if not left:
         return
     editor, seed = make_editor(run, model, method, options), options["seed"]
-    untouched_weights = model.fingerprint()
+    weights = model.fingerprint()
     editor(model, [records[0].request])  # what an editor prepares once, for all its edits, is no part of an edit
     measured = {row["case_id"] for row in run.rows("memory") if row["method"] == method}
     for record in records[:MEMORY_RECORDS]:
@@ -134,8 +135,7 @@ def edit_alone(
         edit = editor(model, [record.request])
         seconds = time.perf_counter() - began
         scored = evaluate(model, edit, record, pre=before[record.case_id], **scoring)
-        if model.fingerprint() != untouched_weights:
-            raise RuntimeError(f"{method}, record {record.case_id}: the weights after the edit are not those before it")
+        check_restored(model, weights, after=f"the edit of record {record.case_id} with {method}")
         row = {"method": method, "name": edit.method, "edit_seconds": seconds, "request": asdict(record.request)}
         run.append("evaluations", scored.to_dict() | row)
 
@@ -153,8 +153,7 @@ def edit_stacked(run: Run, model: Model, method: str, records: Sequence[Record],
         edits = list(steps)
         seconds, norms = time.perf_counter() - began, change_by_layer(model)
         after = score_stack(model, asked)
-    if model.fingerprint() != weights:
-        raise RuntimeError(f"{method}: the weights after {len(records)} edits are not those before them")
+    check_restored(model, weights, after=f"a stack of {len(records)} edits with {method}")
     found = evaluations(asked, before, after, norms=norms, seconds=seconds)
     row = {"method": method, "name": edits[0].method, "edits": len(records), "seconds": seconds}
     run.append("stacked", row | {"evaluations": [one.to_dict() for one in found]})

@@ -30,6 +30,7 @@ from workbench.datasets import read_records
 from workbench.editors import EDITORS, ROME
 from workbench.facts import EditRequest, Record
 from workbench.figures.editors import stack_figure
+from workbench.ledger import check_restored
 from workbench.models import ATLAS, Model, load_model
 from workbench.report import Figure, Paragraph, Section, Table, write_report
 from workbench.runs import Run
@@ -139,8 +140,7 @@ def stack(
         texts = held_out if group < HELD_OUT_GROUPS else []
         row = measured(model, plan.scored(edits, group), texts, max(0, texts_of), run.settings["seed"])
         row |= {"norms": {str(layer): norm for layer, norm in change_by_layer(model).items()}}
-    if model.fingerprint() != weights:
-        raise RuntimeError(f"{method}: the weights after {edits} edits are not those before them")
+    check_restored(model, weights, after=f"a stack of {edits} edits with {method}")
     row |= {"method": method, "name": name, "edits": edits, "group": group, "seconds": seconds if fresh else None}
     run.append("stacks", row)
     shutil.rmtree(folder)  # large, and not needed once the group is noted

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from workbench.edits import Edit, WeightUpdate, provenance
 from workbench.facts import EditRequest
-from workbench.ledger import state_fingerprint, undone
+from workbench.ledger import check_restored, state_fingerprint, undone
 from workbench.models import Model
 
 REQUEST = EditRequest(
@@ -320,3 +320,16 @@ def test_undone_takes_back_what_the_block_applied_and_nothing_else(tiny_gpt2: Mo
     two.revert_(tiny_gpt2)
     assert same(start, tiny_gpt2.snapshot())
     assert tiny_gpt2.edits == [] and tiny_gpt2.originals == {}
+
+
+def test_weights_that_did_not_come_back_are_noticed(tiny_gpt2: Model):
+    weights, kept = tiny_gpt2.fingerprint(), tiny_gpt2.snapshot()
+    check_restored(tiny_gpt2, weights, after="nothing")
+    try:
+        with torch.no_grad():
+            tiny_gpt2.weight(2)[0, 0] += 1e-3
+        with pytest.raises(RuntimeError, match=r"^a change: the weights of .* load the model again$"):
+            check_restored(tiny_gpt2, weights, after="a change")
+    finally:
+        tiny_gpt2.restore_(kept)
+    check_restored(tiny_gpt2, weights, after="nothing")

@@ -43,6 +43,12 @@ def take_back_(model: Model, indices: set[int]) -> None:
         del model.originals[place]
 
 
+def check_restored(model: Model, fingerprint: str, *, after: str) -> None:
+    """RuntimeError, saying after what, unless the weights are bit for bit those of a fingerprint taken before."""
+    if model.fingerprint() != fingerprint:
+        raise RuntimeError(f"{after}: the weights of {model.name} are not those before it; load the model again")
+
+
 def state_fingerprint(model: Model) -> str:
     """What an edit is made for: the weights' fingerprint or, with edits applied, that of the weights and the edits.
 

@@ -21,6 +21,7 @@ from workbench.facts import Fact, Record
 from workbench.figures.lens import lens_figure
 from workbench.figures.plotting import ROLE_LABELS
 from workbench.figures.study import average_effect_figure, score_figure, trace_heatmap
+from workbench.ledger import check_restored
 from workbench.models import ATLAS, SITES, Model
 from workbench.runs import Run
 from workbench.texts import read_texts
@@ -344,8 +345,7 @@ def score_edits(
         if record.case_id in finished:
             continue
         evaluation = evaluate(model, edit, record, seed=seed)
-        if model.fingerprint() != untouched:
-            raise RuntimeError(f"record {record.case_id}: the weights after the edit are not those before it")
+        check_restored(model, untouched, after=f"the edit of record {record.case_id}")
         finished[record.case_id] = evaluation.to_dict() | {"method": method, "request": asdict(record.request)}
         run.append("evaluations", finished[record.case_id])
     evaluations = [Evaluation.from_dict(row) for row in finished.values()]

@@ -130,7 +130,7 @@ def trace_facts(
         progress: called with (facts finished, all facts) after every fact, `done` counted as finished.
         method: what traces one fact: `trace_fact`, or `attribute_fact` for its first-order estimate.
         workers: facts traced at once, each in a process of one thread (Linux, models on the CPU); of small models
-            n workers trace more than n threads do (`default_workers`).
+            n workers trace more than n threads do (`default_workers`). Each takes the method's `memory` for itself.
         options: further arguments of the method: sites, window, span, severed, metric, engine, ...
 
     Raises ValueError at the call, before the first fact, for an empty set of facts, other than one foil a fact, and
