@@ -3,7 +3,10 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,6 +56,35 @@ def test_abandoned_work_leaves_no_process():
     assert next(results) == 0
     results.close()
     assert multiprocessing.active_children() == []
+
+
+def runs(process: int) -> bool:
+    """Whether there is such a process, and not only its exit status."""
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes() != b""
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_workers_end_with_a_process_that_is_killed():
+    script = """
+import os, time
+from workbench.processes import side_by_side
+
+def work(item):
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+
+list(side_by_side(work, range(4), workers=2))
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        workers = [int(parent.stdout.readline()) for _ in range(2)]
+        parent.kill()
+    deadline = time.monotonic() + 10
+    while any(runs(worker) for worker in workers):
+        assert time.monotonic() < deadline, "workers outlive the process that they work for"
+        time.sleep(0.05)
 
 
 def test_where_processes_cannot_be_forked():
