@@ -76,9 +76,8 @@ class Blocks:
             self.parallel: bool = bool(getattr(bridge.cfg, "parallel_attn_mlp", False))
             config = hf.config  # multipliers of Granite and Cohere, the cap of Gemma 2
             self._embed_scale: float = getattr(config, "embedding_multiplier", 1.0)
-            self._logit_scale: float = getattr(config, "logit_scale", None) or 1 / getattr(
-                config, "logits_scaling", 1.0
-            )
+            scale, divisor = (getattr(config, name, 1.0) for name in ("logit_scale", "logits_scaling"))
+            self._logit_scale: float = (scale or 1.0) / divisor
             self._logit_cap: float | None = getattr(config, "final_logit_softcapping", None)
             windows = [parts.window for parts in self._blocks if parts.window is not None]
             self._longest = min([self._longest, *(window for window in windows if window > LONGEST)])

@@ -37,9 +37,8 @@ def difference(blocks: "Blocks") -> str | None:
     # Faults reach thousandths: in half precision they stand out less, in single there is room for unlucky rounding.
     spreads = 64 if unit < 1e-5 else 2
     for length, layers in [(_LENGTH, model.n_layers), *((length, some) for length in (*_OTHERS, *beyond))]:
-        for where, own, moved, mine in _states(
-            blocks, ordinary_tokens(model, min(length, model.n_ctx), rows=2), layers, unit
-        ):
+        tokens = ordinary_tokens(model, min(length, model.n_ctx), rows=2)
+        for where, own, moved, mine in _states(blocks, tokens, layers, unit):
             if not own.isfinite().all():
                 return None  # what comes of such weights is told where their numbers are used
             explained = spreads * (_error(moved, own) + unit)

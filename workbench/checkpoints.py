@@ -1,6 +1,7 @@
 """Hugging Face checkpoints: loaded under TransformerLens, and written back with edits."""
 
 import copy
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
+
+from workbench.architectures import load_decoder, missing_parts, refusal
 
 ATLAS = Path(__file__).resolve().parents[1] / "data" / "atlas"
 """Folder of the embedded default; its model lies in `ATLAS / "model"`."""
@@ -55,26 +58,46 @@ def load_checkpoint(name: str, *, device: str, dtype: torch.dtype) -> Checkpoint
     source = str(path) if path.is_dir() else name
     with _quiet():
         try:
-            AutoConfig.from_pretrained(source)  # first, so that an unreachable hub is waited for once
-            tokenizer = AutoTokenizer.from_pretrained(source)
-            hf: Any = AutoModelForCausalLM.from_pretrained(source, attn_implementation="eager", dtype=dtype)
+            # First, so that an unreachable hub is waited for once. A checkpoint's own code is never run.
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+            refused = refusal(config)
+            if refused is None:
+                tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+                hf = load_decoder(source, config, attn_implementation="eager", dtype=dtype)
         except Exception as error:  # each library below has its own: OSError, ValueError, SafetensorError ...
-            reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
-            raise unusable(reason) from error
+            raise unusable(_reason(error)) from error
+        if refused is not None:
+            raise unusable(refused)
         if not tokenizer.is_fast:
             raise unusable("its tokenizer is not a fast one, and the place of a subject needs character offsets")
         hf = hf.to(device).eval()
         # Taken before bridging, which renames: these are the names that a checkpoint is saved under.
         parameters, persistent = dict(hf.named_parameters()), hf.state_dict().keys()
         buffers = {name: buffer for name, buffer in hf.named_buffers() if name in persistent}
-        bridge = TransformerBridge.boot_transformers(  # pyright: ignore[reportAttributeAccessIssue]
-            source, hf_model=hf, tokenizer=copy.deepcopy(tokenizer), device=device, dtype=dtype
-        )
+        try:
+            bridge = TransformerBridge.boot_transformers(  # pyright: ignore[reportAttributeAccessIssue]
+                source, hf_model=hf, tokenizer=copy.deepcopy(tokenizer), device=device, dtype=dtype
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # TransformerLens meets what it does not know in as many ways
+            raise unusable(f"TransformerLens cannot hook {type(hf).__name__}: {_reason(error)}") from error
+    missing = missing_parts(bridge)
+    if missing is not None:
+        raise unusable(missing)
     bridge.eval()
     for module in bridge.modules():  # the bridge splits fused attention into parameters of its own
         for parameter in module.parameters(recurse=False):
             parameter.requires_grad_(False)
     return Checkpoint(bridge=bridge, tokenizer=tokenizer, parameters=parameters, buffers=buffers)
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what went wrong."""
+    if "trust_remote_code" in str(error):
+        return "it asks for code of its own to be run, which is never done here"
+    first = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+    return textwrap.shorten(first, 300, placeholder=" ...")
 
 
 @contextmanager

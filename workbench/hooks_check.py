@@ -42,7 +42,12 @@ def hook_faults(model: "Model") -> dict[str, str]:
     """
     sites = ("mlp_key", "mlp_write", "mlp_out", "attn_out", "resid_pre", "resid_post")
     names = {(site, layer): model.hook_name(site, layer) for layer in range(model.n_layers) for site in sites}
-    found = model.activations(ordinary_tokens(model, min(_LENGTH, model.n_ctx)), list(names.values()))
+    try:
+        found = model.activations(ordinary_tokens(model, min(_LENGTH, model.n_ctx)), list(names.values()))
+    except RuntimeError as error:
+        if "never fired" not in str(error):
+            raise
+        return dict.fromkeys(("mlp_write", "resid_post"), str(error))
     faults: dict[str, str] = {}
     for layer in range(model.n_layers):
         key, write, mlp, attn, before, after = (found[names[site, layer]] for site in sites)

@@ -37,9 +37,8 @@ def rotations(model: Model) -> tuple[list[Rotate], int]:
         n_pos = min(n_pos, rotary.config.rope_parameters.get("original_max_position_embeddings", n_pos))
     positions = torch.arange(n_pos, device=model.device)[None]
     example = torch.zeros(1, dtype=model.dtype, device=model.device)
-    turn = getattr(
-        sys.modules[type(attentions[0]).__module__], "rotate_half", _turned_halves
-    )  # Cohere's has neighbours
+    module = sys.modules[type(attentions[0]).__module__]
+    turn = getattr(module, "rotate_half", _turned_halves)  # Cohere's turns neighbours
 
     def rotation(*kind: str) -> Rotate:
         cosines, sines = (table[0] for table in rotary(example, positions, *kind))

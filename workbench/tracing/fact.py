@@ -1,5 +1,6 @@
 """Tracing one fact: a clean run, corrupted runs, and a restored run for every cell, by either engine."""
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -7,8 +8,9 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from workbench.blocks import BlocksError
 from workbench.facts import Fact
-from workbench.models import SITES, Model
+from workbench.models import SITES, Model, Tokens
 from workbench.tracing.cells import Cell, grid
 from workbench.tracing.corruption import Corruption
 from workbench.tracing.fast import FastRuns
@@ -17,8 +19,8 @@ from workbench.tracing.noise import subject_span
 from workbench.tracing.plain import PlainRuns
 from workbench.tracing.trace import CausalTrace, check_probabilities
 
-ENGINES = ("fast", "plain")
-"""How cells are computed; both give the same numbers."""
+ENGINES = ("auto", "fast", "plain")
+"""How cells are computed, all to the same numbers; "auto" is fast where a model's blocks are known, else plain."""
 
 
 def trace_fact(
@@ -34,7 +36,7 @@ def trace_fact(
     severed_noise: Float[Tensor, "sample subject_pos d_model"] | None = None,
     metric: str = "probability",
     foil: int | None = None,
-    engine: str = "fast",
+    engine: str = "auto",
     batch_size: int = 256,
     memory: float = 1.0,
     skip_before_subject: bool = False,
@@ -54,7 +56,8 @@ def trace_fact(
         severed_noise: noise of the corrupted runs that they are frozen to, by default `noise`. The published
             code draws it anew and freezes the layers below too, which this does where it is given.
         metric, foil: what is measured (`make_measure`); the foil is a token id.
-        engine: "fast" computes what differs between cells, "plain" is its oracle: a whole forward pass each.
+        engine: "fast" computes what differs between cells, "plain" is its oracle: a whole forward pass each;
+            "auto" is fast where it can be, and else plain, with a warning.
         batch_size: rows (cells times samples) of a forward pass of the plain engine.
         memory: GiB for the activations of cells that the fast engine advances together.
         skip_before_subject: give the cells before the subject the corrupted value instead of computing it. In
@@ -62,8 +65,8 @@ def trace_fact(
             engine always does.
 
     Raises ValueError for a window, span or batch size below 1, an unknown site, metric or engine, noise of
-    another shape than the subject's, a model whose probabilities are NaN, and an architecture that the fast
-    engine does not know.
+    another shape than the subject's, a model whose probabilities are NaN, and an architecture that the
+    "fast" engine does not know.
     """
     _check(sites, severed, engine, window=window, span=span)
     tokens = model.tokenize([fact.prompt])
@@ -75,9 +78,9 @@ def trace_fact(
                 f"{model.d_model}], got {list(each.shape)}"
             )
     corruption = Corruption(first=first, noise=noise, replace=replace, frozen_noise=severed_noise)
-    if engine == "fast":
-        runs = FastRuns(model, tokens, corruption, memory=memory)
-    else:
+    runs = None if engine == "plain" else _fast_runs(model, tokens, corruption, memory, strict=engine == "fast")
+    skip_before_subject = skip_before_subject or runs is not None
+    if runs is None:
         runs = PlainRuns(model, tokens, corruption, batch_size=batch_size)
     answer = int(runs.clean_logits.argmax())
     measure = make_measure(metric, clean=runs.clean_logits, answer=answer, foil=foil)
@@ -95,8 +98,7 @@ def trace_fact(
         )
     ]  # fmt: skip
     values = corrupted.repeat(len(cells))
-    skips = skip_before_subject or engine == "fast"
-    todo = [index for index, cell in enumerate(cells) if cell.positions[1] > first or not skips]
+    todo = [index for index, cell in enumerate(cells) if cell.positions[1] > first or not skip_before_subject]
     values[todo] = runs.values([cells[index] for index in todo], measure)
     check_probabilities(values, model=model.name, prompt=fact.prompt)
     by_site = rearrange(values, "(site pos layer) -> site pos layer", site=len(sites), layer=model.n_layers)
@@ -120,6 +122,17 @@ def trace_fact(
         metric=metric,
         foil=None if foil is None else text(foil),
     )
+
+
+def _fast_runs(model: Model, tokens: Tokens, corruption: Corruption, memory: float, *, strict: bool) -> FastRuns | None:
+    """The fast engine; unless `strict`, None with a warning for a model or a prompt that it does not know."""
+    try:
+        return FastRuns(model, tokens, corruption, memory=memory)
+    except BlocksError as error:
+        if strict:
+            raise
+        warnings.warn(str(error).replace("use the plain engine", "tracing by the plain engine"), stacklevel=3)
+        return None
 
 
 def _check(sites: Sequence[str], severed: str | None, engine: str, **at_least_one: int) -> None:
