@@ -26,6 +26,7 @@ ANALYSES = (
     "scale_edits",
     "benchmark_tracing",
     "benchmark_editing",
+    "check_families",
 )
 COMMANDS = {"atlas": (Path(sys.executable).parent / "workbench", "study")} | {
     name: (sys.executable, f"analyses/{name}.py") for name in ANALYSES
@@ -43,6 +44,7 @@ TABLES = {
     "speed": "benchmark_tracing/tables/atlas.md",
     "speed-small": "benchmark_tracing/tables/gpt2_small_shape.md",
     "speed-editing": "benchmark_editing/tables/speed.md",
+    "families": "check_families/tables/families.md",
 }
 """Shown in README.md, between markers of these names."""
 
