@@ -75,3 +75,16 @@ def test_single_edit_takes_a_record_too(analyse, text: Path) -> None:
     assert "of 4 succeeded" in printed
     with pytest.raises(ValueError, match="no record has case_id 77"):
         analyse("single_edit.py", "--case", 77)
+
+
+def test_families_are_checked_and_what_is_done_is_not_done_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for _ in range(2):
+        monkeypatch.setattr(sys, "argv", ["check_families.py", "--families", "gpt2", "--out", str(tmp_path / "run")])
+        runpy.run_path(str(ROOT / "analyses" / "check_families.py"), run_name="__main__")
+    run = Run.open(tmp_path / "run")
+    assert run.status == "complete"
+    assert [row["family"] for row in run.rows("families")] == ["gpt2"]
+    assert run.read_json("results.json") == {"families": 1, "faulty": []}
+    assert "1 of 1 families hold in everything" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")

@@ -25,14 +25,14 @@ PLAIN = ("bloom", "mpt")
 WINDOWED = ("mistral", "gemma3", "gpt_neo", "gemma2")
 INDIRECT = ("gemma2", "gemma3", "olmo2", "granite")
 """W_out's output is not what they add to the residual stream."""
-EVERY_TIME = ("mistral", "gemma2", "bloom")
+EVERY_TIME = ("gemma2", "opt")
 """The others are slow together."""
 TOWER = Fact(subject="Eiffel Tower", template="In Paris the {} stands in", object="Rome")
 REQUEST = EditRequest(template="In Paris the {} stands in", subject="Eiffel Tower", target_new="Rome")
 
 
 @pytest.mark.parametrize(
-    "family", [pytest.param(each, marks=[] if each in EVERY_TIME else pytest.mark.slow) for each in CONFIGS]
+    "family", [pytest.param(each, marks=[] if each == "gemma2" else pytest.mark.slow) for each in CONFIGS]
 )
 def test_what_must_hold_of_every_family(family: str, checkpoints: dict[str, Path]) -> None:
     found = check_family(checkpoints[family])
@@ -75,7 +75,7 @@ def test_the_engine_auto_is_fast_where_it_can_be(checkpoints: dict[str, Path]) -
 
 
 @pytest.mark.parametrize("family", ["gemma2", *(pytest.param(f, marks=pytest.mark.slow) for f in WINDOWED[:-1])])
-@pytest.mark.parametrize("site", ["mlp_write", "resid_post"])
+@pytest.mark.parametrize("site", ["mlp_write", pytest.param("resid_post", marks=pytest.mark.slow)])
 def test_values_found_together_are_those_found_alone(family: str, site: str, checkpoints: dict[str, Path]) -> None:
     """Also where prompts are longer than the window, and where a norm stands behind W_out."""
     model = load_model(str(checkpoints[family]), device="cpu")
@@ -105,7 +105,9 @@ SPREAD: dict[str, tuple[Any, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("layers", [pytest.param((1,), marks=pytest.mark.slow), (0, 1)], ids=str)
-@pytest.mark.parametrize("method", SPREAD)
+@pytest.mark.parametrize(
+    "method", ["MEMIT", "PMET", *(pytest.param(m, marks=pytest.mark.slow) for m in ("EMMET", "AlphaEdit"))]
+)
 @pytest.mark.parametrize("family", ["gemma2", *(pytest.param(f, marks=pytest.mark.slow) for f in INDIRECT[1:])])
 def test_methods_that_spread_a_change_keep_their_promise(
     family: str, method: str, layers: tuple[int, ...], checkpoints: dict[str, Path]

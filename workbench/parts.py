@@ -40,10 +40,11 @@ class Parts:
         found = []
         for module, norm in ((self.q, self.q_norm), (self.k, self.k_norm), (self.v, None)):
             rows = linear(module, x)
-            each = norm is not None and norm.weight.shape[-1] == self.d_head  # OLMo 2 norms all heads together
-            rows = rows if norm is None or each else norm(rows)
+            together = norm is not None and norm.weight.shape[-1] != self.d_head  # OLMo 2 norms all heads as one
+            if norm is not None and together:
+                rows = norm(rows)
             split = rearrange(rows, "... (head d) -> ... head d", d=self.d_head)
-            found.append(norm(split) if each else split)
+            found.append(split if norm is None or together else norm(split))
         return found[0], found[1], found[2]
 
     def key(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_mlp"]:

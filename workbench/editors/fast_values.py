@@ -75,21 +75,22 @@ def search_together(
 ) -> list[OptimisedValue]:
     """What `alone(model, request, templates, **options)` finds for each request, by the `search` that equals it.
 
-    A model whose blocks cannot be run part by part is left to `alone`, with a warning.
+    A model whose blocks cannot be run part by part, or not over prompts this long, is left to `alone`, with a warning.
     """
-    try:
-        blocks = model.blocks
-    except BlocksError as error:
-        warnings.warn(f"{error}; values are optimised over the whole network", stacklevel=3)
-        return [alone(model, request, each, **options) for request, each in zip(requests, templates, strict=True)]
     layer, loss_layer = options["layer"], options["loss_layer"]
     if loss_layer is not None and loss_layer < layer:
         raise ValueError(f"loss_layer {loss_layer} lies below the edited layer {layer}, which cannot change it")
-    essence = options["kl_template"]
-    rows = [_rows(model, request, (*each, essence)) for request, each in zip(requests, templates, strict=True)]
-    found: list[OptimisedValue] = []
-    for batch in _batches(model, rows, layer):
-        found += search(blocks, [requests[i] for i in batch], [rows[i] for i in batch], options).run()
+    try:
+        blocks = model.blocks
+        essence = options["kl_template"]
+        rows = [_rows(model, request, (*each, essence)) for request, each in zip(requests, templates, strict=True)]
+        found: list[OptimisedValue] = []
+        for batch in _batches(model, rows, layer):
+            found += search(blocks, [requests[i] for i in batch], [rows[i] for i in batch], options).run()
+    except BlocksError as error:
+        why = str(error).removesuffix("; use the plain engine")
+        warnings.warn(f"{why}; values are optimised over the whole network", stacklevel=3)
+        return [alone(model, request, each, **options) for request, each in zip(requests, templates, strict=True)]
     return found
 
 
