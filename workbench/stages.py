@@ -21,6 +21,7 @@ from workbench.facts import Fact, Record
 from workbench.figures.lens import lens_figure
 from workbench.figures.plotting import ROLE_LABELS
 from workbench.figures.study import average_effect_figure, score_figure, trace_heatmap
+from workbench.files import CACHE as CACHE
 from workbench.ledger import check_restored
 from workbench.models import ATLAS, SITES, Model
 from workbench.runs import Run
@@ -47,8 +48,6 @@ from workbench.tracing import (
 
 PUBLISHED_WINDOW = 10
 """Layers restored together for MLPs and attention (Meng et al. 2022)."""
-CACHE = ATLAS.parents[1] / ".cache"
-"""Second moments, under keys of weights, layer and text."""
 SHOWN_TOKENS = 12
 """Tokens generated to show a single edit."""
 HEAT_MAPS = 3
