@@ -97,6 +97,11 @@ class Model:
         return self.checkpoint.tokenizer
 
     @property
+    def beginning(self) -> str:
+        """The text of the token that begins a text: BOS, or where there is none EOS."""
+        return str(self.tokenizer.bos_token or self.tokenizer.eos_token or "The")
+
+    @property
     def parameters(self) -> dict[str, Tensor]:
         """Live parameters under the checkpoint's names, tied ones once.
 

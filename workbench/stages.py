@@ -25,7 +25,7 @@ from workbench.files import CACHE as CACHE
 from workbench.ledger import check_restored
 from workbench.models import ATLAS, SITES, Model
 from workbench.runs import Run
-from workbench.texts import read_texts
+from workbench.texts import read_texts, self_texts
 from workbench.tracing import (
     NOT_KNOWN,
     ROLES,
@@ -48,6 +48,8 @@ from workbench.tracing import (
 
 PUBLISHED_WINDOW = 10
 """Layers restored together for MLPs and attention (Meng et al. 2022)."""
+RECORDS = {"atlas": ATLAS, "smollm2": ATLAS.with_name("smollm2")}
+"""Folders of the records that come with the workbench, by the model that knows their facts."""
 SHOWN_TOKENS = 12
 """Tokens generated to show a single edit."""
 HEAT_MAPS = 3
@@ -66,12 +68,20 @@ class Located:
 
 
 def records_path(name: str) -> Path:
-    """The file of records that a name stands for: "atlas" for the embedded evaluation records, else a path."""
-    return ATLAS / "records_evaluation.json" if name == "atlas" else Path(name)
+    """The file of records that a name stands for: "atlas" or "smollm2" for its evaluation records, else a path."""
+    return RECORDS[name] / "records_evaluation.json" if name in RECORDS else Path(name)
 
 
-def statistics_texts(name: str) -> list[str]:
-    """Texts over which an MLP's keys are averaged: "atlas" for the embedded model's own, else see `read_texts`."""
+def default_records(model: str) -> str:
+    """The records used unless told: the embedded model's own for it, else those in words that pretrained models know."""
+    return "atlas" if model == "atlas" else "smollm2"
+
+
+def statistics_texts(model: Model, name: str, *, seed: int) -> list[str]:
+    """Texts over which an MLP's keys are averaged: "atlas" for what the embedded model was trained on, "self" for what
+    the model itself says (`self_texts`), else see `read_texts`."""
+    if name == "self":
+        return self_texts(model, seed=seed, cache=CACHE)
     return sample_texts(World.load()) if name == "atlas" else read_texts(name)
 
 
@@ -250,8 +260,8 @@ def _show_location(run: Run, model: Model, located: Located) -> None:
 
 
 def default_text(model: Model) -> str:
-    """What `statistics_texts` reads for a model unless told: its own texts for the embedded one, else wikitext."""
-    return "atlas" if model.name == "atlas" else "wikitext"
+    """What `statistics_texts` reads for a model unless told: what needs no hub for the models at hand, else wikitext."""
+    return {"atlas": "atlas", "smollm2": "self"}.get(model.name, "wikitext")
 
 
 def true_facts(records: Sequence[Record]) -> list[Fact]:
