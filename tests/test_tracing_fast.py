@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from workbench.blocks import Blocks, BlocksError
 from workbench.facts import Fact
 from workbench.models import SITES, Model, load_model
 from workbench.tracing import gaussian_noise, subject_span, trace_fact
@@ -138,20 +137,3 @@ def test_edits_of_the_weights_are_seen(tiny_gpt2: Model) -> None:
     finally:
         tiny_gpt2.restore_(before)
     torch.testing.assert_close(fast.restored["mlp_out"], plain.restored["mlp_out"], atol=1e-5, rtol=0)
-
-
-# Blocks
-
-
-def test_blocks_give_the_models_logits(family_model: Model) -> None:
-    ids = torch.randint(2, 300, (2, 20), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        torch.testing.assert_close(family_model.blocks.logits(ids), family_model.bridge(ids), atol=2e-5, rtol=1e-5)
-
-
-def test_a_model_that_the_blocks_do_not_reproduce_is_refused(
-    checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Blocks, "resid_pre", lambda self, embeddings, start=0: 2 * embeddings)
-    with pytest.raises(BlocksError, match=r"cannot be run part by part.*use the plain engine"):
-        Blocks(load_model(str(checkpoints["gpt2"]), device="cpu"))
