@@ -14,7 +14,7 @@ from workbench.facts import Fact
 from workbench.figures.plotting import ROLE_LABELS
 from workbench.figures.study import average_effect_figure, trace_heatmap
 from workbench.figures.tracing import attribution_figure, sensitivity_figure
-from workbench.models import SITES, Model
+from workbench.models import SITES, Model, load_model
 from workbench.report import trace_view, write_report
 from workbench.runs import Run
 from workbench.studies.layer_choice import last_subject_effect
@@ -53,6 +53,12 @@ def some_rows(*positions: int, trace: CausalTrace | None = None) -> CausalTrace:
     whole = make_trace() if trace is None else trace
     restored = {site: values[list(positions)] for site, values in whole.restored.items()}
     return CausalTrace(**{**vars(whole), "positions": positions, "restored": restored})
+
+
+@pytest.fixture(scope="module")
+def llama(checkpoints: dict[str, Path]) -> Model:
+    """Its tokenizer puts a BOS in front."""
+    return load_model(str(checkpoints["llama"]), device="cpu")
 
 
 # Which tokens ---------------------------------------------------------------------------------------------------
@@ -94,12 +100,12 @@ def test_positions_that_are_not_there_are_named(positions: Any, message: str) ->
 
 @pytest.mark.parametrize("engine", ["fast", "plain"])
 @pytest.mark.parametrize("form", FORMS, ids=str)
-def test_some_positions_are_rows_of_the_whole_trace(family_model: Model, engine: str, form: dict[str, Any]) -> None:
-    options = {"noise": noise_for(family_model, TOWER), "engine": engine, **form}
-    whole = trace_fact(family_model, TOWER, **options)
+def test_some_positions_are_rows_of_the_whole_trace(llama: Model, engine: str, form: dict[str, Any]) -> None:
+    options = {"noise": noise_for(llama, TOWER), "engine": engine, **form}
+    whole = trace_fact(llama, TOWER, **options)
     assert whole.positions == tuple(range(len(whole.tokens)))
     for positions in ("last_subject", "roles", (0, -1, whole.subject[0])):
-        some = trace_fact(family_model, TOWER, positions=positions, **options)
+        some = trace_fact(llama, TOWER, positions=positions, **options)
         assert some.positions == traced_positions(positions, n_tokens=len(whole.tokens), subject=whole.subject)
         assert (some.clean, some.corrupted) == pytest.approx((whole.clean, whole.corrupted), abs=1e-6)
         for site in SITES:
@@ -243,11 +249,11 @@ def test_a_heat_map_has_a_row_a_token_traced() -> None:
 
 
 @pytest.mark.parametrize(
-    ("positions", "titles", "rows"),
-    [((3,), ["last_subject"], ["last_subject"]), ((2, 5), ["middle_subject"], ["middle_subject", "further"])],
+    ("positions", "lined", "rows"),
+    [((3,), "last_subject", ["last_subject"]), ((2, 5), "middle_subject", ["middle_subject", "further"])],
 )
 def test_an_average_figure_has_only_roles_that_were_traced(
-    positions: tuple[int, ...], titles: list[str], rows: list[str]
+    positions: tuple[int, ...], lined: str, rows: list[str]
 ) -> None:
     averages = [average_effects([some_rows(*positions)] * 2, site) for site in SITES]
     figure = average_effect_figure(averages)
