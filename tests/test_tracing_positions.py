@@ -259,9 +259,7 @@ def test_an_average_figure_has_only_roles_that_were_traced(
     figure = average_effect_figure(averages)
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [f"{ROLE_LABELS[r]} (2)" for r in rows]
     named = [ax.get_title(loc="left") for ax in figure.axes]
-    assert [title for title in named if title.startswith("At the")] == [
-        f"At the {ROLE_LABELS[r].lower()}" for r in titles
-    ]
+    assert [title for title in named if title.startswith("At the")] == [f"At the {ROLE_LABELS[lined].lower()}"]
     for ax in figure.axes:
         for drawn in (*(line.get_ydata() for line in ax.lines), *(cells.get_array() for cells in ax.collections[:1])):
             assert drawn is None or np.isfinite(np.asarray(drawn, dtype=float)).all()
