@@ -48,6 +48,7 @@ from workbench.studies.editor_report import (
 from workbench.studies.published import published_table
 from workbench.studies.stacked_edits import change_by_layer, distinct, evaluations, score_stack, untouched
 from workbench.tables import accuracy_table, change_table, main_table, to_markdown
+from workbench.tracing import ENGINES
 
 MEMORY_RECORDS = 3
 """Records whose edits' memory is measured: it hardly differs between them."""
@@ -66,6 +67,7 @@ def main() -> None:
     parser.add_argument("--edits", type=int, default=80, help="how many in that batch")
     parser.add_argument("--preset", help="model whose hyperparameters are used (default: --model's)")
     parser.add_argument("--layer", type=int, help="default: the one located by tracing the records' facts")
+    parser.add_argument("--engine", choices=ENGINES, default="auto", help="what traces for it")
     parser.add_argument("--text", help="text for second moments: a file, 'wikitext' or 'atlas' (default: by the model)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=0)
@@ -83,7 +85,9 @@ def main() -> None:
     sections: list[Section] = []
     try:
         with run.running():
-            layer = stages.settled_layer(run, model, records, layer=arguments.layer, seed=arguments.seed)
+            layer = stages.settled_layer(
+                run, model, records, layer=arguments.layer, seed=arguments.seed, engine=arguments.engine
+            )
             options = {"layer": layer, "preset_of": arguments.preset, "seed": arguments.seed}
             before: dict[int, RecordScores] = {}
             for method in arguments.methods:

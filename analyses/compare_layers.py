@@ -36,7 +36,7 @@ from workbench.statistics import second_moments
 from workbench.studies.layer_choice import comparable, compare_method, last_subject_effect
 from workbench.studies.layer_report import SCORES, bought, choice_table, explained_table, layer_table, results, sentence
 from workbench.summaries import summarise
-from workbench.tracing import ROLES, CausalTrace
+from workbench.tracing import ENGINES, POSITIONS, ROLES, CausalTrace
 
 METHODS = {"rome": "ROME", "r_rome": "r-ROME", "ft": "FT", "ft_l": "FT-L"}
 """Editors that change one layer, whichever is asked for."""
@@ -52,6 +52,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="+", help="default: all")
     parser.add_argument("--limit", type=int, default=30, help="records traced, and edited at each layer if known")
     parser.add_argument("--window", type=int, help="layers restored together (default 10; atlas: 3)")
+    parser.add_argument("--positions", choices=POSITIONS, default="all", help="tokens traced")
+    parser.add_argument("--engine", choices=ENGINES, default="auto", help="what traces")
     parser.add_argument("--text", help="text for the second moments: a file, 'wikitext' or 'atlas' (the model's own)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/compare_layers"))
@@ -72,7 +74,10 @@ def main() -> None:
     try:
         with run.running():
             facts = stages.true_facts(records)
-            located = stages.locate(run, model, facts, limit=arguments.limit, seed=arguments.seed, window=window)
+            located = stages.locate(
+                run, model, facts, limit=arguments.limit, seed=arguments.seed, window=window,
+                positions=arguments.positions, engine=arguments.engine,
+            )  # fmt: skip
             indices = sorted(row["index"] for row in run.rows("traces") if row["known"])
             traced = dict(zip(indices, located.found.traces, strict=True))
             traces = {records[index].case_id: trace for index, trace in traced.items() if comparable(trace)}

@@ -39,6 +39,7 @@ from workbench.studies.edit_groups import Groups, Summary, edit_group, grouped, 
 from workbench.studies.prefix_match import SCORES, answer, questions, scores, share
 from workbench.tables import UNEDITED, Column, Row, to_markdown
 from workbench.tables import Table as ScoreTable
+from workbench.tracing import ENGINES
 
 GOOD, FAILED = 0.8, 0.5
 """From the first `overall` on edits are called good, below the second failing."""
@@ -58,6 +59,7 @@ def main() -> None:
     parser.add_argument("--groups", type=int, default=8, help="groups of that many, as far as the file goes")
     parser.add_argument("--preset", help="model whose hyperparameters are used (default: --model's)")
     parser.add_argument("--layer", type=int, help="default: the one located by tracing the requests' facts")
+    parser.add_argument("--engine", choices=ENGINES, default="auto", help="what traces for it")
     parser.add_argument("--text", help="text for second moments: a file, 'wikitext' or 'atlas' (default: by the model)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/multiple_edits"))
@@ -75,7 +77,9 @@ def main() -> None:
     sections: list[Section] = []
     try:
         with run.running():
-            layer = settled_layer(run, model, records, layer=arguments.layer, seed=arguments.seed)
+            layer = settled_layer(
+                run, model, records, layer=arguments.layer, seed=arguments.seed, engine=arguments.engine
+            )
             if not run.rows("unedited"):
                 given = answer(model, questions(records))
                 run.append("unedited", {"answers": [one.to_dict() for one in given]})

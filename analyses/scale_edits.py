@@ -47,6 +47,7 @@ from workbench.studies.stacked_edits import (
 )
 from workbench.tables import to_markdown
 from workbench.texts import read_texts
+from workbench.tracing import ENGINES
 
 HELD_OUT = 300
 """Texts over which the perplexity is taken, at most."""
@@ -67,6 +68,7 @@ def main() -> None:
     parser.add_argument("--held-out", help="a file of text for the perplexity (default: by the model)")
     parser.add_argument("--preset", help="model whose hyperparameters are used (default: --model's)")
     parser.add_argument("--layer", type=int, help="default: the one located by tracing the records' facts")
+    parser.add_argument("--engine", choices=ENGINES, default="auto", help="what traces for it")
     parser.add_argument("--text", help="text for second moments: a file, 'wikitext' or 'atlas' (default: by the model)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=0)
@@ -88,7 +90,9 @@ def main() -> None:
     sections: list[Section] = []
     try:
         with run.running():
-            layer = stages.settled_layer(run, model, records, layer=arguments.layer, seed=arguments.seed)
+            layer = stages.settled_layer(
+                run, model, records, layer=arguments.layer, seed=arguments.seed, engine=arguments.engine
+            )
             if not run.rows("unedited"):
                 run.append("unedited", measured(model, plan.sample, held_out, settings["fluency"], arguments.seed))
             done = {(row["method"], row["edits"], row["group"]) for row in run.rows("stacks")}

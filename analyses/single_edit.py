@@ -43,6 +43,7 @@ from workbench.stages import (
     statistics_texts,
     true_facts,
 )
+from workbench.tracing import ENGINES
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "data" / "examples" / "single_edit.yaml"
 
@@ -57,6 +58,7 @@ def main() -> None:
     parser.add_argument("--method", default="rome", help="any of workbench.editors.EDITORS")
     parser.add_argument("--preset", help="model whose hyperparameters are used (default: --model's)")
     parser.add_argument("--layer", type=int, help="default: the one located by tracing the records' facts")
+    parser.add_argument("--engine", choices=ENGINES, default="auto", help="what traces for it")
     parser.add_argument("--text", help="text for second moments: a file, 'wikitext' or 'atlas' (default: by the model)")
     parser.add_argument("--tokens", type=int, default=SHOWN_TOKENS, help="how many are generated")
     parser.add_argument("--seed", type=int, default=0)
@@ -67,7 +69,7 @@ def main() -> None:
     model, layer = load_model(arguments.model), arguments.layer
     check_editor(model, arguments.method, layer=layer, preset_of=arguments.preset)
     if layer is None:
-        layer = find_layer(model, true_facts(records), seed=arguments.seed)
+        layer = find_layer(model, true_facts(records), seed=arguments.seed, engine=arguments.engine)
     editor = make_editor(
         model,
         arguments.method,

@@ -50,6 +50,13 @@ Window = Annotated[
     int | None,
     typer.Option("--window", min=1, help="Layers restored together. [default: 10 as published; atlas: 3]"),
 ]
+Positions = Annotated[
+    str,
+    typer.Option(
+        "--positions", help="Tokens traced: all, last_subject, roles (from the subject on), or indices such as 3,-1."
+    ),
+]
+Engine = Annotated[str, typer.Option("--engine", help="What traces: fast, plain (slow, for any model), or auto.")]
 Samples = Annotated[int, typer.Option("--samples", min=1, help="Noise samples a fact.")]
 Noise = Annotated[
     str,
@@ -95,6 +102,8 @@ def trace(
     window: Window = None,
     samples: Samples = 10,
     noise: Noise = "s3",
+    positions: Positions = "all",
+    engine: Engine = "auto",
     device: Device = "auto",
     dtype: Dtype = "float32",
 ) -> None:
@@ -104,16 +113,23 @@ def trace(
         from workbench.datasets import read_facts
         from workbench.models import load_model
 
+        stages.check_tracing(positions, engine)
         facts = read_facts(stages.records_path(records))
         loaded = load_model(model, device=device, dtype=_dtype(dtype))
         window = window or stages.default_window(loaded)
         settings = {"command": "trace", "model": model, "records": records, "seed": seed, "limit": limit,
-                    "window": window, "samples": samples, "noise": noise, "dtype": dtype}  # fmt: skip
+                    "window": window, "samples": samples, "noise": noise, "positions": positions, "engine": engine,
+                    "dtype": dtype}  # fmt: skip
         with _run(out, settings, loaded) as run:
             located = stages.locate(
-                run, loaded, facts, limit=limit, seed=seed, window=window, samples=samples, noise=noise
-            )
-            console.print(f"Layer {located.layer} mediates {len(located.found.traces)} facts in {model}.")
+                run, loaded, facts, limit=limit, seed=seed, window=window, samples=samples, noise=noise,
+                positions=positions, engine=engine,
+            )  # fmt: skip
+            count = len(located.found.traces)
+            if located.layer is None:
+                console.print(f"{count} facts traced, but not at the last tokens of their subjects: no layer located.")
+            else:
+                console.print(f"Layer {located.layer} mediates {count} facts in {model}.")
 
 
 @app.command()
@@ -133,6 +149,7 @@ def edit(
     subject: Annotated[str, typer.Option("--subject", help="Its subject: 'Eiffel Tower'.")] = "",
     target: Annotated[str, typer.Option("--target", help="Its new answer: 'Rome'.")] = "",
     text: Text = None,
+    engine: Engine = "auto",
     device: Device = "auto",
     dtype: Dtype = "float32",
 ) -> None:
@@ -146,6 +163,7 @@ def edit(
         if any(given.values()) and not all(given.values()):
             missing = ", ".join(name for name, value in given.items() if not value)
             raise ValueError(f"one request needs --prompt, --subject and --target: {missing} is missing")
+        stages.check_tracing("last_subject", engine)
         layer = _located_layer(located) if layer is None and located is not None else layer
         every = [] if prompt and layer is not None else read_records(stages.records_path(records))
         chosen = [_request(prompt, subject, target)] if prompt else every[:limit]
@@ -157,7 +175,7 @@ def edit(
                     "request": [prompt, subject, target] if prompt else None}  # fmt: skip
         with _run(out, settings, loaded, report=False) as run:
             if layer is None:
-                layer = stages.find_layer(loaded, stages.true_facts(every), seed=seed)
+                layer = stages.find_layer(loaded, stages.true_facts(every), seed=seed, engine=engine)
             editor = stages.make_editor(
                 loaded, method, preset_of=preset, layer=layer, texts=stages.statistics_texts(text), seed=seed
             )
@@ -244,6 +262,8 @@ def study(
     window: Window = None,
     samples: Samples = 10,
     noise: Noise = "s3",
+    positions: Positions = "all",
+    engine: Engine = "auto",
     method: Method = "rome",
     preset: Preset = None,
     layer: Layer = None,
@@ -261,26 +281,33 @@ def study(
         from workbench.datasets import read_records
         from workbench.models import load_model
 
+        stages.check_tracing(positions, engine, layer_needed=layer is None)
         chosen = read_records(stages.records_path(records))
         loaded = load_model(model, device=device, dtype=_dtype(dtype))
         window = window or stages.default_window(loaded)
         stages.check_editor(loaded, method, layer=layer, preset_of=preset)
         text = text or stages.default_text(loaded)
         settings = {"command": "study", "model": model, "records": records, "seed": seed, "limit": limit,
-                    "traces": traces, "window": window, "samples": samples, "noise": noise, "method": method,
-                    "preset": preset, "layer": layer, "text": text, "dtype": dtype}  # fmt: skip
+                    "traces": traces, "window": window, "samples": samples, "noise": noise, "positions": positions,
+                    "engine": engine, "method": method, "preset": preset, "layer": layer, "text": text,
+                    "dtype": dtype}  # fmt: skip
         with _run(out, settings, loaded) as run:
             located = stages.locate(
                 run, loaded, stages.true_facts(chosen), limit=traces, seed=seed, window=window, samples=samples,
-                noise=noise,
+                noise=noise, positions=positions, engine=engine,
             )  # fmt: skip
             layer = located.layer if layer is None else layer
+            if layer is None:
+                raise ValueError("every prompt traced ends with its subject, so no layer was located: give --layer")
             editor = stages.make_editor(
                 loaded, method, preset_of=preset, layer=layer, texts=stages.statistics_texts(text), seed=seed
             )
             edits = stages.edit_records(run, loaded, editor, chosen[:limit])
             stages.score_edits(run, loaded, edits, total=len(chosen[:limit]), seed=seed)
-            stages.trace_edited(run, loaded, chosen[:limit], seed=seed, window=window, samples=samples, noise=noise)
+            stages.trace_edited(
+                run, loaded, chosen[:limit], seed=seed, window=window, samples=samples, noise=noise,
+                positions=positions, engine=engine,
+            )  # fmt: skip
             stages.follow_answers(run, loaded, stages.load_edits(run, chosen[:limit]))
 
 
@@ -335,7 +362,10 @@ def _located_layer(folder: Path) -> int:
 
     layer = Run.open(folder).read_json("results.json").get("layer")
     if layer is None:
-        raise ValueError(f"'{folder}' has located no layer: run `workbench trace --out {folder}` to the end")
+        raise ValueError(
+            f"'{folder}' has located no layer: run `workbench trace --out {folder}` to the end, with the last subject "
+            "tokens among its --positions"
+        )
     return layer
 
 

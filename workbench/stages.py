@@ -27,7 +27,9 @@ from workbench.models import ATLAS, SITES, Model
 from workbench.runs import Run
 from workbench.texts import read_texts, self_texts
 from workbench.tracing import (
+    ENGINES,
     NOT_KNOWN,
+    POSITIONS,
     ROLES,
     AverageEffect,
     CausalTrace,
@@ -41,10 +43,12 @@ from workbench.tracing import (
     fact_generator,
     logit_lens,
     mediating_layer,
+    parse_positions,
     subject_span,
     trace_fact,
     trace_facts,
 )
+from workbench.tracing.positions import Positions
 
 PUBLISHED_WINDOW = 10
 """Layers restored together for MLPs and attention (Meng et al. 2022)."""
@@ -63,8 +67,9 @@ class Located:
     found: TraceSet
     averages: tuple[AverageEffect, ...]
     """By site, in the order of `SITES`."""
-    layer: int
-    """The layer whose MLPs mediate recall at the last subject token: handed to the editors."""
+    layer: int | None
+    """The layer whose MLPs mediate recall at the last subject token: handed to the editors. None where no fact was
+    traced there."""
 
 
 def records_path(name: str) -> Path:
@@ -98,6 +103,17 @@ def default_window(model: Model) -> int:
     return TRACE_WINDOW if model.name == "atlas" else PUBLISHED_WINDOW
 
 
+def check_tracing(positions: Positions, engine: str, *, layer_needed: bool = False) -> None:
+    """ValueError for positions or an engine that mean nothing; with `layer_needed` also for single positions."""
+    if engine not in ENGINES:
+        raise ValueError(f"--engine is one of {', '.join(ENGINES)}, got {engine!r}")
+    if not isinstance(parse_positions(positions), str) and layer_needed:
+        raise ValueError(
+            f"--positions {positions} need not hold the last subject tokens, which say the layer: give --layer, or "
+            f"--positions {', '.join(POSITIONS[:-1])} or {POSITIONS[-1]}"
+        )
+
+
 def locate(
     run: Run,
     model: Model,
@@ -108,14 +124,15 @@ def locate(
     window: int,
     samples: int = 10,
     noise: str = "s3",
+    positions: Positions = "all",
     workers: int | None = None,
     **form: Any,
 ) -> Located:
     """Trace the first `limit` facts, find the mediating layer, and save traces, figures and tables.
 
     `noise` is the short form of a rule (`NoiseRule.parse`), fitted to the subjects of all `facts`. Facts traced in
-    an earlier, interrupted run are read. `workers` are facts traced at once (`default_workers` unless given). `form`
-    goes on to `trace_fact`: span, severed, metric, ...
+    an earlier, interrupted run are read. `positions` are the tokens traced (`traced_positions`), `workers` facts
+    traced at once (`default_workers` unless given). `form` goes on to `trace_fact`: span, severed, metric, engine, ...
     ValueError if the model knows none of the facts.
     """
 
@@ -136,6 +153,7 @@ def locate(
         seed=seed,
         noise_rule=NoiseRule.parse(noise).fit(model, facts),
         samples=samples,
+        positions=positions,
         window=window,
         done=known.keys(),
         workers=default_workers(model) if workers is None else workers,
@@ -155,20 +173,29 @@ def locate(
             f"{model.name} knows none of the {len(chosen)} facts traced (its top token is never the answer): "
             "choose records that it knows, or raise --limit"
         )
-    located = Located(
-        found=found,
-        averages=tuple(average_effects(found.traces, site) for site in SITES),
-        layer=mediating_layer(found.traces),
-    )
+    averages = tuple(average_effects(found.traces, site) for site in SITES)
+    seen = averages[0].counts["last_subject"]
+    located = Located(found=found, averages=averages, layer=mediating_layer(found.traces) if seen else None)
     _show_location(run, model, located)
     run.note(seconds_tracing=sum(row.get("seconds", 0.0) for row in run.rows("traces")), samples=samples)
     return located
 
 
 def trace_edited(
-    run: Run, model: Model, records: Sequence[Record], *, seed: int, window: int, samples: int = 10, noise: str = "s3"
+    run: Run,
+    model: Model,
+    records: Sequence[Record],
+    *,
+    seed: int,
+    window: int,
+    samples: int = 10,
+    noise: str = "s3",
+    **form: Any,
 ) -> None:
-    """Trace the first few facts that were traced and edited again, on the edited model, with the same noise."""
+    """Trace the first few facts that were traced and edited again, on the edited model, with the same noise.
+
+    `form` goes on to `trace_fact` as in `locate`: positions, engine, ...
+    """
     facts = true_facts(records)
     rule = NoiseRule.parse(noise).fit(model, facts)
     pairs = [
@@ -183,7 +210,7 @@ def trace_edited(
         first, end = subject_span(model, facts[index])
         drawn = rule.draw(samples, end - first, generator=fact_generator(seed, index))
         with Edit.load(edit_path(run, record)).applied(model):
-            trace_fact(model, facts[index], noise=drawn, replace=rule.replace, window=window).save(path)
+            trace_fact(model, facts[index], noise=drawn, replace=rule.replace, window=window, **form).save(path)
 
 
 def follow_answers(run: Run, model: Model, edits: Iterable[tuple[Record, Edit]]) -> None:
@@ -217,18 +244,40 @@ def _show_location(run: Run, model: Model, located: Located) -> None:
     planted = planted_layers(model)
     traces, mlp = located.found.traces, located.averages[SITES.index("mlp_out")]
     counted = f"{len(traces)} facts that {model.name} knows ({len(located.found.skipped)} skipped: not known)"
-    run.save_figure(
-        "average_effects",
-        average_effect_figure(located.averages, planted=planted),
-        caption=f"Average indirect effect of restoring one state (MLP and attention: windows of {mlp.window} layers) "
-        f"over {counted}; bands are 95 % intervals over facts. Average total effect {mlp.total:.3f}.",
-    )
+    if any(mlp.counts.values()):  # tokens before the subject have no role
+        run.save_figure(
+            "average_effects",
+            average_effect_figure(located.averages, planted=planted),
+            caption=f"Average indirect effect of restoring one state (MLP and attention: windows of {mlp.window} "
+            f"layers) over {counted}; bands are 95 % intervals over facts. Average total effect {mlp.total:.3f}.",
+        )
+        run.save_table(
+            "average_effects",
+            _average_table(located.averages),
+            caption=f"Largest average indirect effect by site and token role, over {counted}; ± is half of a 95 % "
+            f"interval (Student's t). Average total effect {mlp.total:.3f} ± {mlp.total_half_width:.3f}.",
+        )
     for number, trace in enumerate(traces[:HEAT_MAPS], start=1):
+        some = f" Traced at {len(trace.positions)} of {len(trace.tokens)} tokens."
         run.save_figure(
             f"trace_{number}",
             trace_heatmap(trace),
-            caption=f"Causal trace of “{trace.fact.prompt}”. Subject tokens carry a star.",
+            caption=f"Causal trace of “{trace.fact.prompt}”. Subject tokens carry a star."
+            + some * (len(trace.positions) < len(trace.tokens)),
         )
+    run.note(
+        layer=located.layer,
+        window=mlp.window,
+        facts_traced=len(traces),
+        facts_skipped=len(located.found.skipped),
+        total_effect=mlp.total,
+        peak_effect=None if located.layer is None else float(mlp.row("last_subject").max()),
+        planted=list(planted) if planted else None,
+    )
+
+
+def _average_table(averages: Sequence[AverageEffect]) -> pd.DataFrame:
+    """The largest average effect by site and role."""
     lines = [
         {
             "Site": average.site,
@@ -238,25 +287,11 @@ def _show_location(run: Run, model: Model, located: Located) -> None:
             "Average indirect effect": f"{average.row(role).max():.3f}"
             f" ± {average.half_width[index][average.row(role).argmax()]:.3f}",
         }
-        for average in located.averages
+        for average in averages
         for index, role in enumerate(ROLES)
         if average.counts[role]
     ]
-    run.save_table(
-        "average_effects",
-        pd.DataFrame(lines),
-        caption=f"Largest average indirect effect by site and token role, over {counted}; ± is half of a 95 % "
-        f"interval (Student's t). Average total effect {mlp.total:.3f} ± {mlp.total_half_width:.3f}.",
-    )
-    run.note(
-        layer=located.layer,
-        window=mlp.window,
-        facts_traced=len(traces),
-        facts_skipped=len(located.found.skipped),
-        total_effect=mlp.total,
-        peak_effect=float(mlp.row("last_subject").max()),
-        planted=list(planted) if planted else None,
-    )
+    return pd.DataFrame(lines)
 
 
 def default_text(model: Model) -> str:
@@ -272,21 +307,33 @@ def true_facts(records: Sequence[Record]) -> list[Fact]:
     return facts
 
 
-def find_layer(model: Model, facts: Sequence[Fact], *, limit: int = 20, seed: int = 0) -> int:
-    """The mediating layer of the first `limit` facts, with nothing saved; ValueError if the model knows none."""
+def find_layer(model: Model, facts: Sequence[Fact], *, limit: int = 20, seed: int = 0, engine: str = "auto") -> int:
+    """The mediating layer of the first `limit` facts, with nothing saved; ValueError if the model knows none.
+
+    Only the cells that say it are computed: those of the MLPs at the last subject token.
+    """
     chosen, noise = facts[:limit], NoiseRule().fit(model, facts)
     traces = trace_facts(
-        model, chosen, seed=seed, noise_rule=noise, window=default_window(model), workers=default_workers(model)
-    )
+        model, chosen, seed=seed, noise_rule=noise, sites=("mlp_out",), positions="last_subject",
+        window=default_window(model), engine=engine, workers=default_workers(model),
+    )  # fmt: skip
     return mediating_layer(TraceSet.collect(progress(traces, "Locating", len(chosen))).traces)
 
 
-def settled_layer(run: Run, model: Model, records: Sequence[Record], *, layer: int | None, seed: int) -> int:
+def settled_layer(
+    run: Run,
+    model: Model,
+    records: Sequence[Record],
+    *,
+    layer: int | None,
+    seed: int,
+    engine: str = "auto",
+) -> int:
     """The layer given, the one that an earlier, interrupted run has noted, or one located now; it is noted."""
     if layer is None:
         layer = run.read_json("results.json").get("layer")
     if layer is None:
-        layer = find_layer(model, true_facts(records), seed=seed)
+        layer = find_layer(model, true_facts(records), seed=seed, engine=engine)
     run.note(layer=layer)
     return layer
 

@@ -1,5 +1,6 @@
 """Tracing one fact: a clean run, corrupted runs, and a restored run for every cell, by either engine."""
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -7,6 +8,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from workbench.blocks import BlocksError
 from workbench.facts import Fact
 from workbench.models import SITES, Model
 from workbench.tracing.cells import Cell, grid
@@ -15,10 +17,11 @@ from workbench.tracing.fast import FastRuns
 from workbench.tracing.measure import make_measure
 from workbench.tracing.noise import subject_span
 from workbench.tracing.plain import PlainRuns
+from workbench.tracing.positions import Positions, traced_positions
 from workbench.tracing.trace import CausalTrace, check_probabilities
 
-ENGINES = ("fast", "plain")
-"""How cells are computed; both give the same numbers."""
+ENGINES = ("auto", "fast", "plain")
+"""How cells are computed; all give the same numbers. "auto" is fast where it can be, else plain."""
 
 
 def trace_fact(
@@ -28,13 +31,14 @@ def trace_fact(
     noise: Float[Tensor, "sample subject_pos d_model"],
     replace: bool = False,
     sites: Sequence[str] = SITES,
+    positions: Positions = "all",
     window: int = 10,
     span: int = 1,
     severed: str | None = None,
     severed_noise: Float[Tensor, "sample subject_pos d_model"] | None = None,
     metric: str = "probability",
     foil: int | None = None,
-    engine: str = "fast",
+    engine: str = "auto",
     batch_size: int = 256,
     memory: float = 1.0,
     skip_before_subject: bool = False,
@@ -48,22 +52,24 @@ def trace_fact(
 
     Args:
         replace: put `noise` in place of the embeddings, such as those of another subject's tokens.
+        positions: tokens whose cells are computed (`traced_positions`); each costs about as much as any other.
         span: restore this many positions together, from the cell's on.
         severed: freeze this site (`mlp_out` or `attn_out`) of the layers above the restored ones at its
             corrupted values, at the restored positions (section 2.2, figure 3).
         severed_noise: noise of the corrupted runs that they are frozen to, by default `noise`. The published
             code draws it anew and freezes the layers below too, which this does where it is given.
         metric, foil: what is measured (`make_measure`); the foil is a token id.
-        engine: "fast" computes what differs between cells, "plain" is its oracle: a whole forward pass each.
+        engine: "fast" computes what differs between cells, "plain" is its oracle: a whole forward pass each;
+            "auto" is the fast one, or with a warning the plain one for an architecture that it does not know.
         batch_size: rows (cells times samples) of a forward pass of the plain engine.
         memory: GiB for the activations of cells that the fast engine advances together.
         skip_before_subject: give the cells before the subject the corrupted value instead of computing it. In
             a causal decoder the two are equal, since noise changes no state before the subject; the fast
             engine always does.
 
-    Raises ValueError for a window, span or batch size below 1, an unknown site, metric or engine, noise of
-    another shape than the subject's, a model whose probabilities are NaN, and an architecture that the fast
-    engine does not know.
+    Raises ValueError for a window, span or batch size below 1, an unknown site, metric or engine, a position that
+    the prompt does not have, noise of another shape than the subject's, a model whose probabilities are NaN, and an
+    architecture that the fast engine does not know.
     """
     _check(sites, severed, engine, window=window, span=span)
     tokens = model.tokenize([fact.prompt])
@@ -74,7 +80,9 @@ def trace_fact(
                 f"noise for {fact.subject!r} in {fact.prompt!r} must be [samples, {end - first} subject tokens, "
                 f"{model.d_model}], got {list(each.shape)}"
             )
+    chosen = traced_positions(positions, n_tokens=tokens.ids.shape[1], subject=(first, end))
     corruption = Corruption(first=first, noise=noise, replace=replace, frozen_noise=severed_noise)
+    engine = _settled(engine, model)
     if engine == "fast":
         runs = FastRuns(model, tokens, corruption, memory=memory)
     else:
@@ -90,8 +98,8 @@ def trace_fact(
         cell
         for site in sites
         for cell in grid(
-            site, n_layers=model.n_layers, n_pos=tokens.ids.shape[1], window=window, span=span, severed=severed,
-            severed_below=severed_noise is not None,
+            site, n_layers=model.n_layers, n_pos=tokens.ids.shape[1], positions=chosen, window=window, span=span,
+            severed=severed, severed_below=severed_noise is not None,
         )
     ]  # fmt: skip
     values = corrupted.repeat(len(cells))
@@ -115,11 +123,23 @@ def trace_fact(
         corrupted=corrupted.item(),
         restored=restored,
         window=window,
+        positions=chosen,
         span=span,
         severed=severed,
         metric=metric,
         foil=None if foil is None else text(foil),
     )
+
+
+def _settled(engine: str, model: Model) -> str:
+    if engine != "auto":
+        return engine
+    try:
+        model.blocks  # noqa: B018
+    except BlocksError as error:
+        warnings.warn(str(error), stacklevel=3)
+        return "plain"
+    return "fast"
 
 
 def _check(sites: Sequence[str], severed: str | None, engine: str, **at_least_one: int) -> None:

@@ -12,6 +12,7 @@ from workbench.models import Model, join
 from workbench.processes import can_fork, check_workers, side_by_side
 from workbench.tracing.fact import trace_fact
 from workbench.tracing.noise import Noise, NoiseRule, subject_span
+from workbench.tracing.positions import Positions, parse_positions
 from workbench.tracing.trace import CausalTrace, check_probabilities
 
 NOT_KNOWN = "the model does not know it"
@@ -108,6 +109,7 @@ def trace_facts(
     seed: int,
     noise_rule: NoiseRule | Noise = _PUBLISHED,
     samples: int = 10,
+    positions: Positions = "all",
     foils: Sequence[int] | None = None,
     done: Collection[int] = (),
     progress: Callable[[int, int], None] | None = None,
@@ -125,6 +127,7 @@ def trace_facts(
         noise_rule: how subjects are corrupted. A rule is fitted to all the facts, also to those that are done or
             not known; noise that was fitted already is taken as it is.
         samples: how many corrupted runs are averaged.
+        positions: tokens of each prompt that are traced (`traced_positions`).
         foils: one token id a fact, for the metric "logit_difference".
         done: indices of facts to leave out, since their results are kept from an earlier run.
         progress: called with (facts finished, all facts) after every fact, `done` counted as finished.
@@ -133,10 +136,11 @@ def trace_facts(
             n workers trace more than n threads do (`default_workers`). Each takes the method's `memory` for itself.
         options: further arguments of the method: sites, window, span, severed, metric, engine, ...
 
-    Raises ValueError at the call, before the first fact, for an empty set of facts, other than one foil a fact, and
-    several workers on a GPU or another system than Linux.
+    Raises ValueError at the call, before the first fact, for an empty set of facts, positions that
+    mean nothing, other than one foil a fact, and several workers on a GPU or another system than Linux.
     """
     check_workers(workers, model.device)
+    positions = parse_positions(positions)
     if foils is not None and len(foils) != len(facts):
         raise ValueError(f"tracing needs one foil a fact, got {len(foils)} for {len(facts)} facts")
     check_facts(facts)
@@ -154,7 +158,7 @@ def trace_facts(
         first, end = subject_span(model, fact)
         drawn = noise.draw(samples, end - first, generator=fact_generator(seed, index))
         extra = {} if foils is None else {"foil": foils[index]}
-        return method(model, fact, noise=drawn, replace=noise.replace, **extra, **options)
+        return method(model, fact, noise=drawn, replace=noise.replace, positions=positions, **extra, **options)
 
     return sweep(facts, trace, done=done, progress=progress, workers=workers)
 
