@@ -86,8 +86,7 @@ def try_changes(
     stacked = not batches or any(row["key"] == key for row in run.rows("stacked"))
     if not left and stacked:
         return
-    texts = stages.statistics_texts(model, run.settings["text"], seed=seed)
-    editor = stages.make_editor(model, method, layer=layer, texts=texts, seed=seed, **changes)
+    editor = stages.make_editor(model, method, layer=layer, text=run.settings["text"], seed=seed, **changes)
     weights, row = model.fingerprint(), {"key": key, "method": method, "changes": changes}
     for record in stages.progress(left, f"{method} {changes or 'as it is'}", len(left)):
         edit = editor(model, [record.request])

@@ -78,7 +78,7 @@ def records_path(name: str) -> Path:
 
 
 def default_records(model: str) -> str:
-    """The records used unless told: the embedded model's own for it, else those in words that pretrained models know."""
+    """The records used unless told: the embedded model's own for it, else those worded as pretrained models speak."""
     return "atlas" if model == "atlas" else "smollm2"
 
 
@@ -295,7 +295,7 @@ def _average_table(averages: Sequence[AverageEffect]) -> pd.DataFrame:
 
 
 def default_text(model: Model) -> str:
-    """What `statistics_texts` reads for a model unless told: what needs no hub for the models at hand, else wikitext."""
+    """What `statistics_texts` reads for a model unless told: without a hub for the models at hand, else wikitext."""
     return {"atlas": "atlas", "smollm2": "self"}.get(model.name, "wikitext")
 
 
@@ -343,12 +343,13 @@ def make_editor(
     method: str,
     *,
     layer: int,
-    texts: Sequence[str],
+    text: str,
     seed: int,
     preset_of: str | None = None,
     **changes: Any,
 ) -> Any:
-    """`editors.making.make_editor` with second moments cached in `.cache/`."""
+    """`editors.making.make_editor` with second moments over what `text` stands for, kept in `.cache/`."""
+    texts = statistics_texts(model, text, seed=seed) if making.needs_moments(method) else ()
     return making.make_editor(
         model, method, layer=layer, texts=texts, seed=seed, cache=CACHE, preset_of=preset_of, **changes
     )

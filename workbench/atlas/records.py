@@ -37,7 +37,7 @@ def atlas_records(world: World) -> tuple[list[Record], list[Record]]:
 
 
 def known_records(world: World, known: Mapping[tuple[str, str], str]) -> tuple[list[Record], list[Record]]:
-    """(train, evaluation) records of the facts that a model knows: (subject, relation) -> the template it answers to."""
+    """(train, evaluation) records of what a model knows: (subject, relation) -> the template after which it says so."""
     return _split(world, _records(world, random.Random(31), known))
 
 
