@@ -25,6 +25,7 @@ from workbench.files import CACHE as CACHE
 from workbench.ledger import check_restored
 from workbench.models import ATLAS, SITES, Model
 from workbench.runs import Run
+from workbench.studies.published import published_effects
 from workbench.texts import read_texts, self_texts
 from workbench.tracing import (
     ENGINES,
@@ -265,6 +266,8 @@ def _show_location(run: Run, model: Model, located: Located) -> None:
             caption=f"Causal trace of “{trace.fact.prompt}”. Subject tokens carry a star."
             + some * (len(trace.positions) < len(trace.tokens)),
         )
+    published, source = published_effects()
+    run.save_table("published_effects", published, caption=source)
     run.note(
         layer=located.layer,
         window=mlp.window,
