@@ -167,6 +167,13 @@ def atlas_facts() -> list[Fact]:
     return [PORTUGAL, JAPAN, Fact(subject="Egypt", template=PORTUGAL.template, object="Cairo")]
 
 
+def test_a_layer_needs_the_last_subject_tokens() -> None:
+    with pytest.raises(ValueError, match="give --layer, or --positions all, last_subject or roles"):
+        stages.check_tracing("3,-1", "auto", layer_needed=True)
+    stages.check_tracing("3,-1", "auto")
+    stages.check_tracing("last_subject", "plain", layer_needed=True)
+
+
 # What holds a trace of some positions ---------------------------------------------------------------------------
 
 

@@ -80,6 +80,12 @@ Preset = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
+Precision = Annotated[
+    str,
+    typer.Option(
+        "--precision", help="Of products of float32 matrices: float32, or tf32 (faster on Nvidia's GPUs; 10 bits)."
+    ),
+]
 
 
 @app.command()
@@ -107,9 +113,10 @@ def trace(
     engine: Engine = "auto",
     device: Device = "auto",
     dtype: Dtype = "float32",
+    precision: Precision = "float32",
 ) -> None:
     """Locate facts by causal tracing: which layer's MLPs mediate them at the subject's last token?"""
-    with _session():
+    with _session(precision):
         from workbench import stages
         from workbench.datasets import read_facts
         from workbench.models import load_model
@@ -121,7 +128,7 @@ def trace(
         window = window or stages.default_window(loaded)
         settings = {"command": "trace", "model": model, "records": records, "seed": seed, "limit": limit,
                     "window": window, "samples": samples, "noise": noise, "positions": positions, "engine": engine,
-                    "dtype": dtype}  # fmt: skip
+                    "dtype": dtype, "precision": precision}  # fmt: skip
         with _run(out, settings, loaded) as run:
             located = stages.locate(
                 run, loaded, facts, limit=limit, seed=seed, window=window, samples=samples, noise=noise,
@@ -154,9 +161,10 @@ def edit(
     engine: Engine = "auto",
     device: Device = "auto",
     dtype: Dtype = "float32",
+    precision: Precision = "float32",
 ) -> None:
     """Rewrite facts: one edit a record, saved as edits/CASE.safetensors; or one request, tried and shown."""
-    with _session():
+    with _session(precision):
         from workbench import stages
         from workbench.datasets import read_records
         from workbench.models import load_model
@@ -175,6 +183,7 @@ def edit(
         text = text or stages.default_text(loaded)
         settings = {"command": "edit", "model": model, "records": records, "seed": seed, "limit": len(chosen),
                     "method": method, "preset": preset, "layer": layer, "text": text, "dtype": dtype,
+                    "precision": precision,
                     "request": [prompt, subject, target] if prompt else None}  # fmt: skip
         with _run(out, settings, loaded, report=False) as run:
             if layer is None:
@@ -202,9 +211,10 @@ def evaluate(
     out: Out = None,
     seed: Seed = 0,
     device: Device = "auto",
+    precision: Precision = "float32",
 ) -> None:
     """Score the edits of a `workbench edit` run: efficacy, paraphrase, neighborhood, portability, fluency."""
-    with _session():
+    with _session(precision):
         from workbench import stages
         from workbench.datasets import read_records
         from workbench.models import load_model
@@ -224,6 +234,7 @@ def evaluate(
             "edits": str(edits),
             "seed": seed,
             "limit": len(chosen),
+            "precision": precision,
         }
         with _run(out, settings, loaded) as run:
             stages.score_edits(run, loaded, stages.load_edits(made, chosen), total=len(chosen), seed=seed)
@@ -278,13 +289,14 @@ def study(
     text: Text = None,
     device: Device = "auto",
     dtype: Dtype = "float32",
+    precision: Precision = "float32",
 ) -> None:
     """The whole flow: locate facts, rewrite them at the layer that mediates them, measure what that did, report.
 
     On the embedded model this takes a few minutes. Interrupted with Ctrl-C, it goes on where it stopped when called
     again with the same settings.
     """
-    with _session():
+    with _session(precision):
         from workbench import stages
         from workbench.datasets import read_records
         from workbench.models import load_model
@@ -299,7 +311,7 @@ def study(
         settings = {"command": "study", "model": model, "records": records, "seed": seed, "limit": limit,
                     "traces": traces, "window": window, "samples": samples, "noise": noise, "positions": positions,
                     "engine": engine, "method": method, "preset": preset, "layer": layer, "text": text,
-                    "dtype": dtype}  # fmt: skip
+                    "dtype": dtype, "precision": precision}  # fmt: skip
         with _run(out, settings, loaded) as run:
             located = stages.locate(
                 run, loaded, stages.true_facts(chosen), limit=traces, seed=seed, window=window, samples=samples,
@@ -334,10 +346,13 @@ def main() -> None:
 
 
 @contextmanager
-def _session() -> Iterator[None]:
-    """One clear line instead of a traceback for what a user can mend; 130 after Ctrl-C."""
+def _session(precision: str = "float32") -> Iterator[None]:
+    """One clear line instead of a traceback for what a user can mend; 130 after Ctrl-C. `precision` holds inside."""
     try:
-        yield
+        from workbench.precision import float32_products
+
+        with float32_products(precision):
+            yield
     except KeyboardInterrupt:
         console.print("Interrupted. What is finished is kept; the same command goes on from there.")
         raise typer.Exit(130) from None

@@ -30,7 +30,7 @@ def attend_short(
     k, v = (rearrange(x, "b key kv d -> (b kv) key d") for x in (k, v))
     unseen = q.new_zeros(())
     if mask is not None:
-        unseen = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
+        unseen = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, -torch.inf)
         unseen = torch.cat([unseen] * shared, dim=-2)
         if unseen.ndim == 4:
             unseen = repeat(unseen, "b 1 query key -> (b kv) query key", kv=kv_heads)

@@ -47,10 +47,25 @@ class _Front:
 class FastRuns:
     """The runs of one prompt, computed where they differ."""
 
-    def __init__(self, model: Model, tokens: Tokens, corruption: Corruption, *, memory: float = 1.0) -> None:
-        """`memory`: GiB that the activations of cells advanced together may take; more cells are split."""
+    def __init__(
+        self,
+        model: Model,
+        tokens: Tokens,
+        corruption: Corruption,
+        *,
+        memory: float = 1.0,
+        tokens_at_once: float | None = None,
+    ) -> None:
+        """What all runs start from.
+
+        Args:
+            memory: GiB that the activations of cells advanced together may take; more cells are split.
+            tokens_at_once: about how many tokens take a layer together; by default few on a CPU, else all.
+        """
         if not memory > 0:
             raise ValueError(f"memory must be a positive number of GiB, got {memory}")
+        few = model.device.type == "cpu"
+        self._tokens_at_once = tokens_at_once or (_TOKENS_AT_ONCE if few else math.inf)
         self.blocks = model.blocks
         self.samples, self.n_pos, self.n_layers = corruption.samples, tokens.ids.shape[1], model.n_layers
         # Residual stream, projections and their copies; the MLP's inner activations are bounded by themselves.
@@ -140,13 +155,11 @@ class FastRuns:
 
     def _groups(self, fronts: Sequence[_Front]) -> list[list[_Front]]:
         """Fronts that take a layer together."""
-        if self._positions.is_cuda:
-            return [list(fronts)]
-        groups, room = [], 0
+        groups, room = [], 0.0
         for front in fronts:
             if room <= 0:
                 groups.append([])
-                room = _TOKENS_AT_ONCE
+                room = self._tokens_at_once
             groups[-1].append(front)
             room -= front.resid.shape[:3].numel()
         return groups
