@@ -68,7 +68,7 @@ def make_editor(
         generator = torch.Generator(device=model.device).manual_seed(seed)
         lengths = context_lengths(method, preset_of or model.name)
         options["contexts"] = sample_contexts(model, lengths=lengths, generator=generator)
-    if needs_moments(method):
+    if needs_moments(method) and not changes.keys() & {"second_moment", "second_moments"}:
         edited = options.get("layers", (options.get("layer"),))
         moments = second_moments(model, list(edited), texts, cache=cache, progress=True)
         options |= {"second_moments": moments} if "second_moments" in known else {"second_moment": moments[layer]}
