@@ -117,7 +117,7 @@ def show(run: Run) -> None:
         })  # fmt: skip
     if lines:
         caption = (
-            "Directions u = C^-1 k of the same records with C over two texts of as many tokens; bootstrap intervals."
+            "Directions u = C^-1 k of the same records, C over two texts of as many tokens; bootstrap intervals."
         )
         run.save_table("directions", pd.DataFrame(lines), caption=caption)
         print(pd.DataFrame(lines).to_string(index=False))
