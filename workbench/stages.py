@@ -21,10 +21,12 @@ from workbench.facts import Fact, Record
 from workbench.figures.lens import lens_figure
 from workbench.figures.plotting import ROLE_LABELS
 from workbench.figures.study import average_effect_figure, score_figure, trace_heatmap
+from workbench.files import CACHE as CACHE
 from workbench.ledger import check_restored
 from workbench.models import ATLAS, SITES, Model
 from workbench.runs import Run
-from workbench.texts import read_texts
+from workbench.studies.published import published_effects
+from workbench.texts import read_texts, self_texts
 from workbench.tracing import (
     ENGINES,
     NOT_KNOWN,
@@ -51,8 +53,8 @@ from workbench.tracing.positions import Positions
 
 PUBLISHED_WINDOW = 10
 """Layers restored together for MLPs and attention (Meng et al. 2022)."""
-CACHE = ATLAS.parents[1] / ".cache"
-"""Second moments, under keys of weights, layer and text."""
+RECORDS = {"atlas": ATLAS, "smollm2": ATLAS.with_name("smollm2")}
+"""Folders of the records that come with the workbench, by the model that knows their facts."""
 SHOWN_TOKENS = 12
 """Tokens generated to show a single edit."""
 HEAT_MAPS = 3
@@ -72,12 +74,20 @@ class Located:
 
 
 def records_path(name: str) -> Path:
-    """The file of records that a name stands for: "atlas" for the embedded evaluation records, else a path."""
-    return ATLAS / "records_evaluation.json" if name == "atlas" else Path(name)
+    """The file of records that a name stands for: "atlas" or "smollm2" for its evaluation records, else a path."""
+    return RECORDS[name] / "records_evaluation.json" if name in RECORDS else Path(name)
 
 
-def statistics_texts(name: str) -> list[str]:
-    """Texts over which an MLP's keys are averaged: "atlas" for the embedded model's own, else see `read_texts`."""
+def default_records(model: str) -> str:
+    """The records used unless told: the embedded model's own for it, else those worded as pretrained models speak."""
+    return "atlas" if model == "atlas" else "smollm2"
+
+
+def statistics_texts(model: Model, name: str, *, seed: int) -> list[str]:
+    """Texts over which an MLP's keys are averaged: "atlas" for what the embedded model was trained on, "self" for what
+    the model itself says (`self_texts`), else see `read_texts`."""
+    if name == "self":
+        return self_texts(model, seed=seed, cache=CACHE)
     return sample_texts(World.load()) if name == "atlas" else read_texts(name)
 
 
@@ -256,6 +266,8 @@ def _show_location(run: Run, model: Model, located: Located) -> None:
             caption=f"Causal trace of “{trace.fact.prompt}”. Subject tokens carry a star."
             + some * (len(trace.positions) < len(trace.tokens)),
         )
+    published, source = published_effects()
+    run.save_table("published_effects", published, caption=source)
     run.note(
         layer=located.layer,
         window=mlp.window,
@@ -286,8 +298,8 @@ def _average_table(averages: Sequence[AverageEffect]) -> pd.DataFrame:
 
 
 def default_text(model: Model) -> str:
-    """What `statistics_texts` reads for a model unless told: its own texts for the embedded one, else wikitext."""
-    return "atlas" if model.name == "atlas" else "wikitext"
+    """What `statistics_texts` reads for a model unless told: without a hub for the models at hand, else wikitext."""
+    return {"atlas": "atlas", "smollm2": "self"}.get(model.name, "wikitext")
 
 
 def true_facts(records: Sequence[Record]) -> list[Fact]:
@@ -334,12 +346,13 @@ def make_editor(
     method: str,
     *,
     layer: int,
-    texts: Sequence[str],
+    text: str,
     seed: int,
     preset_of: str | None = None,
     **changes: Any,
 ) -> Any:
-    """`editors.making.make_editor` with second moments cached in `.cache/`."""
+    """`editors.making.make_editor` with second moments over what `text` stands for, kept in `.cache/`."""
+    texts = statistics_texts(model, text, seed=seed) if making.needs_moments(method) else ()
     return making.make_editor(
         model, method, layer=layer, texts=texts, seed=seed, cache=CACHE, preset_of=preset_of, **changes
     )

@@ -161,6 +161,10 @@ def _compute(
 ) -> dict[int, SecondMoment]:
     partial.resume()
     before, began = partial.count, time.perf_counter()
+
+    def rate() -> str:
+        return f"{(partial.count - before) / (time.perf_counter() - began):,.0f}"
+
     columns = (TextColumn("second moments"), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
     console = Console(stderr=True, highlight=False)
     with Progress(*columns, console=console, disable=not progress, transient=True) as bar:
@@ -181,13 +185,11 @@ def _compute(
             partial.count += sum(map(len, rows))
             partial.texts = start + len(some)
             partial.save()
-            rate = (partial.count - before) / (time.perf_counter() - began)
-            bar.update(task, completed=partial.texts, description=f"{rate:,.0f} tokens a second")
+            bar.update(task, completed=partial.texts, description=f"{rate()} tokens a second")
     sums, count = partial.sums, partial.count
     if progress and count > before:
         layers = ", ".join(map(str, names))
-        rate = (count - before) / (time.perf_counter() - began)
-        console.print(f"second moments of layers {layers}: {count:,} tokens, {rate:,.0f} a second")
+        console.print(f"second moments of layers {layers}: {count:,} tokens, {rate()} a second")
     for layer, total in sums.items():
         if not total.isfinite().all():
             raise ValueError(f"keys of layer {layer} of {model.name} are not finite; check its weights or use float32")

@@ -17,7 +17,7 @@ EXAMPLES = 6
 TRACES = 25
 """Causal traces that the page holds, to look at."""
 
-_LOCATE_FIGURES, _LOCATE_TABLES = ("average_effects", "trace_"), ("average_effects",)
+_LOCATE_FIGURES, _LOCATE_TABLES = ("average_effects", "trace_"), ("average_effects", "published_effects")
 _LENS_FIGURES = ("lens_",)
 _TRACES = ("traces", "traces_after")
 _MEASURE_FIGURES, _MEASURE_TABLES = ("scores",), ("scores", "generation", "accuracy", "change")

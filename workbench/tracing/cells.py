@@ -28,6 +28,10 @@ class Cell:
     patches: tuple[Patch, ...]
     """Ordered by layer; none is the corrupted run itself."""
 
+    def patches_in(self, layer: int) -> tuple[Patch, ...]:
+        """Those in a layer."""
+        return tuple(patch for patch in self.patches if patch.layer == layer)
+
 
 def grid(
     site: str,

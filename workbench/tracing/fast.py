@@ -8,7 +8,6 @@ wavefront); cells that make the same patches share their rows until they part. O
 position is computed. On a CPU so many tokens at once climb a layer as keep their activations near the processor.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -27,6 +26,9 @@ _ROWS_UNEMBEDDED = 256
 """Logits are made for this many rows at once."""
 _TOKENS_AT_ONCE = 2048
 """On a CPU a layer runs on about this many tokens at once, so that activations stay near the processor."""
+
+_Patched = dict[tuple[Patch, tuple[int, int]], list[int]]
+"""The branches of a front that a patch concerns, by the patch and its positions."""
 
 
 @dataclass(eq=False)
@@ -178,7 +180,6 @@ class FastRuns:
         leaving = slice(-1, None) if last else slice(None)  # of the last layer one position
         left = [front.resid[:, :, leaving] for front in fronts]
         sizes = [some.shape[:3] for some in left]
-        counts = [size.numel() for size in sizes]
         if last or any(front.end < self.n_pos for front in fronts):
             resid = _joined([rearrange(some, "b s pos d -> (b s pos) d") for some in left])
         attn = blocks.attn_out(layer, _joined(heads))
@@ -189,7 +190,7 @@ class FastRuns:
         self._put("mlp_out", mlp, sizes, patches)
         resid = attn.add_(resid).add_(mlp)
         self._put("resid_post", resid, sizes, patches)
-        for front, some, (branch, sample, _) in zip(fronts, resid.split(counts), sizes, strict=True):
+        for front, some, (branch, sample, _) in zip(fronts, _split(resid, sizes), sizes, strict=True):
             front.end = self.n_pos
             front.resid = rearrange(some, "(b s pos) d -> b s pos d", b=branch, s=sample)
 
@@ -214,12 +215,11 @@ class FastRuns:
         self,
         site: str,
         output: Float[Tensor, "token d_model"],
-        sizes: Sequence[Sequence[int]],
-        patches: Sequence[dict[tuple[Patch, tuple[int, int]], list[int]]],
+        sizes: Sequence[torch.Size],
+        patches: Sequence[_Patched],
     ) -> None:
         """Overwrite a module's output where the branches of some fronts patch it."""
-        parts = output.split([math.prod(size) for size in sizes])
-        for (branch, sample, pos), some, in_front in zip(sizes, parts, patches, strict=True):
+        for (branch, sample, pos), some, in_front in zip(sizes, _split(output, sizes), patches, strict=True):
             start = self.n_pos - pos  # the last layer holds only the last position
             for (patch, (first, end)), branches in in_front.items():
                 if patch.site == site and end > start:
@@ -258,15 +258,18 @@ class FastRuns:
         return merged
 
 
-def _patches(front: _Front, cells: Sequence[Cell], layer: int) -> dict[tuple[Patch, tuple[int, int]], list[int]]:
+def _split(output: Float[Tensor, "token d"], sizes: Sequence[torch.Size]) -> Sequence[Tensor]:
+    """The tokens of each front, as many as its size holds."""
+    return output.split([size.numel() for size in sizes])
+
+
+def _patches(front: _Front, cells: Sequence[Cell], layer: int) -> _Patched:
     """The branches that each patch of a layer concerns, by the patch and its positions."""
-    found: dict[tuple[Patch, tuple[int, int]], list[int]] = {}
+    found: _Patched = {}
     for branch, here in enumerate(front.branches):
         cell = cells[here[0]]
-        if cell.patches[-1].layer >= layer:
-            for patch in cell.patches:
-                if patch.layer == layer:
-                    found.setdefault((patch, cell.positions), []).append(branch)
+        for patch in cell.patches_in(layer):
+            found.setdefault((patch, cell.positions), []).append(branch)
     return found
 
 
@@ -285,7 +288,7 @@ def _part(front: _Front, cells: Sequence[Cell], layer: int) -> None:
     for branch, here in enumerate(front.branches):
         parted: dict[tuple[Patch, ...], list[int]] = {}
         for cell in here:
-            parted.setdefault(tuple(p for p in cells[cell].patches if p.layer == layer), []).append(cell)
+            parted.setdefault(cells[cell].patches_in(layer), []).append(cell)
         owners += [branch] * len(parted)
         branches += parted.values()
     if len(branches) > len(front.branches):

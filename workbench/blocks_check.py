@@ -1,0 +1,111 @@
+"""Whether a model's blocks, run part by part, give what the model itself gives.
+
+Every layer is handed the model's own residual stream, so errors do not add up and the first part that differs is
+named. What may differ is rounding, and how much that is, the model says itself: in a second row of the same run, each
+layer's input is moved by one rounding unit. Real models amplify that by orders of magnitude at some tokens (massive
+activations) and hardly at others, so no fixed tolerance fits them.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from workbench.models import SITES, Model, Tokens
+
+if TYPE_CHECKING:
+    from workbench.blocks import Blocks
+
+_TEXT = (
+    "The old harbour of Lisbon was rebuilt after the earthquake of 1755, and its broad new squares soon filled with "
+    "merchants from Brazil, Genoa and London. Most of them traded in sugar, gold or cloth; a few sold books. "
+)
+_LENGTH = 16
+"""Tokens of the text on which every layer is compared."""
+_OTHERS = (3, 72)
+"""Tokens of those on which the first layer of each kind is: attention over many keys has another kernel."""
+LONGEST = 1024
+"""A window beyond this is not compared, since the model's own attention over it would be too large."""
+
+
+@torch.no_grad()
+def difference(blocks: "Blocks") -> str | None:
+    """What differs by more than rounding, in words; None if nothing does."""
+    model = blocks.model
+    kinds = {blocks.window(layer): layer for layer in reversed(range(model.n_layers))}
+    beyond = [window + 8 for window in kinds if window is not None and window <= LONGEST]
+    some = max(kinds.values()) + 1
+    unit = _rounding_unit(model)
+    # Faults reach thousandths: in half precision they stand out less, in single there is room for unlucky rounding.
+    spreads = 64 if unit < 1e-5 else 4
+    for length, layers in [(_LENGTH, model.n_layers), *((length, some) for length in (*_OTHERS, *beyond))]:
+        for where, own, moved, mine in _states(blocks, _tokens(model, min(length, model.n_ctx)), layers, unit):
+            if not own.isfinite().all():
+                return None  # what comes of such weights is told where their numbers are used
+            explained = spreads * (_error(moved, own) + unit)
+            error = _error(mine, own)
+            if not error <= explained:
+                return f"{where} differs from its own by {error:.2g} of its size, and rounding explains {explained:.2g}"
+    return None
+
+
+def _rounding_unit(model: Model) -> float:
+    """Relative distance of neighbouring numbers in what matrix products multiply."""
+    if model.dtype != torch.float32:
+        return torch.finfo(model.dtype).eps
+    return {"highest": torch.finfo(torch.float32).eps, "high": 2**-10}.get(torch.get_float32_matmul_precision(), 2**-7)
+
+
+def _tokens(model: Model, length: int) -> Tokens:
+    """Ordinary text of so many tokens, twice."""
+    encode: Any = model.tokenizer
+    text = _TEXT
+    while len(encode(text)["input_ids"]) < length + 2:  # one or two may be special
+        text += _TEXT
+    ids = torch.tensor([encode(text)["input_ids"][:length]] * 2, device=model.device)
+    first = torch.zeros(2, dtype=torch.long, device=model.device)
+    return Tokens(ids=ids, mask=torch.ones_like(ids), offsets=(), starts=first, lasts=first + length - 1)
+
+
+def _states(blocks: "Blocks", tokens: Tokens, layers: int, unit: float) -> list[tuple[str, Tensor, Tensor, Tensor]]:
+    """What each part of the first layers gives, [pos d]: its name, the model's own, its own from inputs that are moved
+    by a rounding unit, and the blocks'."""
+    model = blocks.model
+    embed, last = model.hook_name("embed"), layers - 1
+    inputs = [model.hook_name("resid_pre", layer) for layer in range(layers)]
+    names = {(site, layer): model.hook_name(site, layer) for layer in range(layers) for site in SITES}
+    whole = layers == model.n_layers
+    changed = [*inputs, names["resid_post", last]] if whole else inputs
+
+    def move(state: Tensor, hook: object) -> Tensor:
+        signs = 2 * torch.randint(0, 2, state[0].shape, generator=torch.Generator().manual_seed(0)) - 1
+        return torch.stack([state[0], state[0] + state[0] * (unit * signs).to(state)])
+
+    kept = [embed, *inputs, *names.values(), *(["logits"] if whole else [])]
+    states = model.activations(tokens, kept, hooks=[(name, move) for name in changed])
+    own = {name: state[:1] for name, state in states.items()}
+    found = [(embed, blocks.embed_tokens(tokens.ids[:1])), (inputs[0], blocks.resid_pre(own[embed]))]
+    for layer in range(layers):
+        if layer:
+            found.append((inputs[layer], own[names["resid_post", layer - 1]]))
+        found += [(names[site, layer], mine) for site, mine in _parts(blocks, layer, own[inputs[layer]]).items()]
+    if whole:
+        found.append(("logits", blocks.unembed(own[names["resid_post", last]][:, -1:])))
+    return [(name, states[name][0], states[name][1], mine[0]) for name, mine in found]
+
+
+def _parts(
+    blocks: "Blocks", layer: int, resid: Float[Tensor, "batch pos d_model"]
+) -> dict[str, Float[Tensor, "batch pos d_model"]]:
+    """By site, what the blocks give for the residual stream that enters a layer."""
+    p = blocks.project(layer, resid, torch.arange(resid.shape[1], device=resid.device))
+    attn = blocks.attn_out(layer, blocks.attend(layer, p.q, p.k, p.v))
+    mlp = blocks.mlp_out(layer, resid, attn)
+    return {"attn_out": attn, "mlp_out": mlp, "resid_post": resid + attn + mlp}
+
+
+def _error(found: Float[Tensor, "pos d"], expected: Float[Tensor, "pos d"]) -> float:
+    """Largest relative error of a position."""
+    size = expected.double().norm(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
+    return ((found.double() - expected.double()).norm(dim=-1) / size).max().item()
