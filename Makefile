@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/installed
 
-.PHONY: study real test test-all lint atlas reports reports-real clean
+.PHONY: study real test test-all test-gpu lint atlas reports reports-real clean
 
 study: $(DONE)
 	$(BIN)/workbench study
@@ -22,6 +22,9 @@ test: $(DONE) lint
 test-all: $(DONE)  # what `make test` leaves out: all families, fuzzing, the real model
 	$(BIN)/workbench fetch smollm2
 	$(PYTEST) -m 'slow and not cuda'
+
+test-gpu: $(DONE)  # under 3 minutes; says that it skips where torch finds no GPU
+	$(BIN)/python -m pytest -m cuda -rs tests/test_cuda.py
 
 lint: $(DONE)
 	$(BIN)/ruff check .

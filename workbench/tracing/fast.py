@@ -8,6 +8,7 @@ wavefront); cells that make the same patches share their rows until they part. O
 position is computed. On a CPU so many tokens at once climb a layer as keep their activations near the processor.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
