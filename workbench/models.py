@@ -23,8 +23,9 @@ from transformers import PreTrainedTokenizerBase
 from workbench.checkpoints import ATLAS as ATLAS
 from workbench.checkpoints import Checkpoint, load_checkpoint
 from workbench.generation import Sampler, continue_tokens
+from workbench.joining import join
 from workbench.memory import keep_freed_memory
-from workbench.tokens import TextTokenizer, Tokens, batches_by_length, join
+from workbench.tokens import TextTokenizer, Tokens, batches_by_length
 
 if TYPE_CHECKING:
     from workbench.blocks import Blocks
@@ -252,32 +253,34 @@ class Model:
     # ---- scores and text
 
     def target_log_probs(
-        self, prompts: Sequence[str], targets: Sequence[str], *, batch_size: int = 64
+        self, prompts: Sequence[str], targets: Sequence[str], *, separator: str | None = None, batch_size: int = 64
     ) -> list[Float[Tensor, " target"]]:
         """Teacher-forced log-probability of each token of each target after its prompt, in float32.
 
-        The text is `join(prompt, target)`; the target's tokens are those that end beyond the prompt.
+        The text is `join(prompt, target, separator)`; the target's tokens are those that end beyond the prompt.
         """
         found: dict[int, Tensor] = {}
-        for index, logits, ids in self._teacher_forced(prompts, targets, batch_size):
+        for index, logits, ids in self._teacher_forced(prompts, targets, separator, batch_size):
             log_probs = logits.float().log_softmax(dim=-1)
             found[index] = log_probs.gather(-1, ids[:, None])[:, 0]
         return [found[index] for index in range(len(prompts))]
 
-    def greedy_matches(self, prompts: Sequence[str], targets: Sequence[str], *, batch_size: int = 64) -> list[bool]:
+    def greedy_matches(
+        self, prompts: Sequence[str], targets: Sequence[str], *, separator: str | None = None, batch_size: int = 64
+    ) -> list[bool]:
         """Whether, teacher-forced, every token of the target is the most likely one."""
         found: dict[int, bool] = {}
-        for index, logits, ids in self._teacher_forced(prompts, targets, batch_size):
+        for index, logits, ids in self._teacher_forced(prompts, targets, separator, batch_size):
             found[index] = bool((logits.argmax(dim=-1) == ids).all())
         return [found[index] for index in range(len(prompts))]
 
     def _teacher_forced(
-        self, prompts: Sequence[str], targets: Sequence[str], batch_size: int
+        self, prompts: Sequence[str], targets: Sequence[str], separator: str | None, batch_size: int
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yield (index, logits [target vocab] that predict the target, target ids [target]), in any order."""
         if len(prompts) != len(targets):
             raise ValueError(f"got {len(prompts)} prompts but {len(targets)} targets; give one target a prompt")
-        texts = [join(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
+        texts = [join(prompt, target, separator) for prompt, target in zip(prompts, targets, strict=True)]
         for batch in batches_by_length(texts, batch_size):
             tokens = self.tokenize([texts[index] for index in batch], padding_side="left")
             counts = []

@@ -188,7 +188,7 @@ def follow_answers(run: Run, model: Model, edits: Iterable[tuple[Record, Edit]])
         if request.target_true is None:
             continue
         answers = [request.target_true, request.target_new]
-        if None not in (answer_token(model, request.prompt, answer) for answer in answers):
+        if None not in (answer_token(model, request.prompt, answer, request.separator) for answer in answers):
             befores.append(logit_lens(model, request, answers))
             with edit.applied(model):
                 afters.append(logit_lens(model, request, answers))

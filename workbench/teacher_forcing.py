@@ -8,7 +8,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.models import Model, Tokens, join
+from workbench.joining import join
+from workbench.models import Model, Tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,13 +26,17 @@ class TargetScore:
     """Number of tokens before the target."""
 
 
-def score_targets(model: Model, pairs: Sequence[tuple[str, str]], *, batch_size: int = 64) -> list[TargetScore]:
+def score_targets(
+    model: Model, pairs: Sequence[tuple[str, str]], *, separator: str | None = None, batch_size: int = 64
+) -> list[TargetScore]:
     """Score (prompt, target) pairs by one pass; equal to `Model.target_log_probs` and `Model.greedy_matches`.
+
+    The texts are `join(prompt, target, separator)`.
 
     Attention is causal, so a row serves every pair whose tokens but the last it begins with: the targets
     of one token after a prompt cost one row together.
     """
-    tokens = model.tokenize([join(prompt, target) for prompt, target in pairs], padding_side="left")
+    tokens = model.tokenize([join(prompt, target, separator) for prompt, target in pairs], padding_side="left")
     texts = [tuple(ids[start:]) for ids, start in zip(tokens.ids.tolist(), tokens.starts.tolist(), strict=True)]
     firsts = [_first_target_token(tokens, index, prompt) for index, (prompt, _) in enumerate(pairs)]
 

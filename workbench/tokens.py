@@ -90,17 +90,6 @@ class TextTokenizer:
         return self.decode([*prompt, *new], skip_special_tokens=True)[len(before) :]
 
 
-def join(prompt: str, target: str) -> str:
-    """The prompt followed by the target, with a space between unless either brings whitespace of its own.
-
-    ValueError if either is blank.
-    """
-    for name, text in (("prompt", prompt), ("target", target)):
-        if not text.strip():
-            raise ValueError(f"the {name} is blank: got {text!r}")
-    return prompt + target if prompt[-1].isspace() or target[0].isspace() else f"{prompt} {target}"
-
-
 def batches_by_length(texts: Sequence[str], batch_size: int) -> list[list[int]]:
     """Indices of the texts in batches, texts of like length together."""
     if batch_size < 1:

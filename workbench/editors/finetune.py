@@ -11,7 +11,8 @@ from torch import Tensor
 from workbench.editors.requests import check_requests
 from workbench.edits import Edit, WeightUpdate, provenance
 from workbench.facts import EditRequest, fill, subject_characters, token_span
-from workbench.models import Hook, Model, Tokens, join
+from workbench.joining import join
+from workbench.models import Hook, Model, Tokens
 
 _LOSS_REACHED = 1e-2
 """A batch below this loss makes no step, and the optimisation ends when the mean over all requests is below it."""
@@ -149,7 +150,7 @@ class FT:
         return losses
 
     def _batch(self, model: Model, requests: tuple[EditRequest, ...]) -> "_Batch":
-        texts = [join(request.prompt, request.target_new) for request in requests]
+        texts = [join(request.prompt, request.target_new, request.separator) for request in requests]
         subjects = [request.subject for request in requests] if self.kl_weight else []
         tokens = model.tokenize([*texts, *(fill(self.kl_template, each) for each in subjects)], padding_side="left")
         starts = tokens.starts.tolist()
