@@ -203,5 +203,5 @@ def test_chinese_records_are_traced_edited_and_measured(tmp_path: Path) -> None:
     edit = FT(layers=(0, 1), steps=10)(model, [record.request])
     scored = evaluate(model, edit, record, fluency_tokens=None)
     before, after = (state.prompts["rewrite"][0] for state in (scored.pre, scored.post))
-    assert before.generated.startswith("巴黎") and before.correct("true", "generated") == 1
+    assert (before.generated or "").startswith("巴黎") and before.correct("true", "generated") == 1
     assert after.p_new > 2 * before.p_new

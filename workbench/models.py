@@ -7,9 +7,10 @@ edit made through `Model.weight` is what `Model.save_pretrained` writes.
 import hashlib
 import inspect
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,12 +21,13 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedTokenizerBase
 
+from workbench.batching import BUDGET, Footprint, consecutive
 from workbench.checkpoints import ATLAS as ATLAS
 from workbench.checkpoints import Checkpoint, load_checkpoint
 from workbench.generation import Sampler, continue_tokens
 from workbench.joining import join
 from workbench.memory import keep_freed_memory
-from workbench.tokens import TextTokenizer, Tokens, batches_by_length
+from workbench.tokens import TextTokenizer, TokenRow, Tokens
 
 if TYPE_CHECKING:
     from workbench.blocks import Blocks
@@ -58,6 +60,8 @@ class Model:
     """Where the weights are."""
     dtype: torch.dtype
     """Type of the weights and of the logits."""
+    memory: float = BUDGET
+    """GiB that a forward pass may hold beside the weights; batches are made smaller to stay below."""
     edits: list = field(default_factory=list)
     """Ledger of `workbench.edits`: the edits applied now, oldest first."""
     originals: dict = field(default_factory=dict)
@@ -113,7 +117,68 @@ class Model:
 
         ValueError for no texts, an empty text, or a text longer than the context.
         """
-        return self._text.tokenize(texts, padding_side=padding_side)
+        return self.pad(self.encode(texts), padding_side=padding_side)
+
+    def encode(self, texts: Sequence[str]) -> list[TokenRow]:
+        """Tokenise without padding; see `tokenize`."""
+        return self._text.encode(texts)
+
+    def pad(self, rows: Sequence[TokenRow], *, padding_side: Literal["left", "right"] = "right") -> Tokens:
+        """Rows as one batch."""
+        return self._text.pad(rows, padding_side=padding_side)
+
+    def pieces(self, texts: Sequence[str], *, keep: int | None) -> list[TokenRow]:
+        """Tokenise plain text of any length, cut where it exceeds the context or the memory, with a warning then.
+
+        `keep` says how many positions will be unembedded (None: all); each piece is begun like a text of its own.
+        """
+        longest = self.footprint.longest(self.n_ctx, keep=keep, budget=self.memory)
+        rows = self._text.pieces(texts, longest)
+        if len(rows) > len(texts):
+            what = "its context" if longest == self.n_ctx else f"what fits into {self.memory:g} GiB"
+            # Without counts, so that it is said once however many lots of texts there are.
+            warnings.warn(f"texts of more than {longest:,} tokens of {self.name}, {what}, are cut", stacklevel=3)
+        return rows
+
+    def batches(
+        self,
+        rows: Sequence[TokenRow],
+        batch_size: int,
+        *,
+        keep: int | Sequence[int] | None,
+        new: int = 0,
+        gradients: bool = False,
+    ) -> list[list[int]]:
+        """Indices of the rows in batches, like lengths together, each of at most `batch_size` rows and within `memory`.
+
+        `keep` positions at the end will be unembedded (None: all), of all rows or of each; `new` tokens generated;
+        `gradients` taken, and then the rows stay in their order.
+        """
+        keeps = [keep] * len(rows) if keep is None or isinstance(keep, int) else list(keep)
+        order = list(range(len(rows)))
+        if not gradients:
+            order.sort(key=lambda index: len(rows[index].text or rows[index].ids))
+        size = self.footprint.training_size if gradients else partial(self.footprint.size, cached=new > 0)
+        parts = consecutive(
+            [len(rows[index].ids) + new for index in order],
+            [keeps[index] for index in order],
+            at_most=batch_size,
+            fits=lambda count, pos, kept: size(count, pos, keep=kept) <= self.memory * 2**30,
+        )
+        return [[order[place] for place in part] for part in parts]
+
+    @cached_property
+    def footprint(self) -> Footprint:
+        """What a forward pass holds, by the shape of its batch."""
+        return Footprint(
+            n_layers=self.n_layers,
+            n_heads=self.bridge.cfg.n_heads,
+            d_model=self.d_model,
+            d_mlp=self.d_mlp,
+            d_vocab=self.bridge.cfg.d_vocab,
+            itemsize=self.dtype.itemsize,
+            unembeds_all=not self._can_keep,
+        )
 
     def token_strings(self, ids: Int[Tensor, " pos"]) -> list[str]:
         """Each token alone as text, its leading space kept."""
@@ -186,6 +251,7 @@ class Model:
         for name, _ in hooks:
             if name not in known:
                 raise ValueError(f"{self.name} has no hook {name!r}; Model.hook_name gives the names of the sites")
+        options.setdefault("use_cache", False)
         if keep_last is not None and self._can_keep:
             options["logits_to_keep"] = keep_last
         watching: list[Any] = [(name, watched(index, function)) for index, (name, function) in enumerate(hooks)]
@@ -198,7 +264,7 @@ class Model:
     def _step(self, ids: Tensor, mask: Tensor, cache: Any) -> tuple[Tensor, Any]:
         """Logits of the last position, and the key-value cache; the mask covers the cached positions too."""
         options = {"return_type": "logits_and_cache", "use_past_kv_cache": True, "past_key_values": cache}
-        return self._run(ids, mask, keep_last=1, **options)
+        return self._run(ids, mask, keep_last=1, use_cache=True, **options)
 
     # ---- weights
 
@@ -281,19 +347,21 @@ class Model:
         if len(prompts) != len(targets):
             raise ValueError(f"got {len(prompts)} prompts but {len(targets)} targets; give one target a prompt")
         texts = [join(prompt, target, separator) for prompt, target in zip(prompts, targets, strict=True)]
-        for batch in batches_by_length(texts, batch_size):
-            tokens = self.tokenize([texts[index] for index in batch], padding_side="left")
-            counts = []
-            for index, offsets in zip(batch, tokens.offsets, strict=True):
-                counts.append(sum(end > len(prompts[index]) for _, end in offsets))
-                if counts[-1] in (0, len(offsets)):
-                    what = "target" if counts[-1] == 0 else "prompt"
-                    raise ValueError(f"the {what} has no token of its own in {texts[index]!r}")
+        if not texts:
+            return
+        rows = self.encode(texts)
+        counts = [sum(end > len(prompt) for _, end in row.offsets) for prompt, row in zip(prompts, rows, strict=True)]
+        for row, count in zip(rows, counts, strict=True):
+            if count in (0, len(row.ids)):
+                raise ValueError(f"the {'prompt' if count else 'target'} has no token of its own in {row.text!r}")
+        for batch in self.batches(rows, batch_size, keep=[count + 1 for count in counts]):
+            tokens = self.pad([rows[index] for index in batch], padding_side="left")
             # Targets end where left-padded rows end, so only the last positions need to be unembedded.
             with torch.no_grad():
-                logits = self.logits(tokens, keep_last=max(counts) + 1)
-            for row, (index, count) in enumerate(zip(batch, counts, strict=True)):
-                yield index, logits[row, -count - 1 : -1], tokens.ids[row, -count:]
+                logits = self.logits(tokens, keep_last=max(counts[index] for index in batch) + 1)
+            for place, index in enumerate(batch):
+                count = counts[index]
+                yield index, logits[place, -count - 1 : -1], tokens.ids[place, -count:]
 
     def generate(
         self,
@@ -314,8 +382,9 @@ class Model:
             raise ValueError(f"expected max_new_tokens >= 1, got {max_new_tokens}")
         sampler = Sampler(temperature=temperature, top_k=top_k, generator=generator)
         found: dict[int, str] = {}
-        for batch in batches_by_length(prompts, batch_size):
-            tokens = self.tokenize([prompts[index] for index in batch], padding_side="left")
+        rows = self.encode(prompts) if prompts else []
+        for batch in self.batches(rows, batch_size, keep=1, new=max_new_tokens):
+            tokens = self.pad([rows[index] for index in batch], padding_side="left")
             if tokens.ids.shape[1] + max_new_tokens > self.n_ctx:
                 raise ValueError(
                     f"a prompt of {tokens.ids.shape[1]} tokens and {max_new_tokens} new ones do not fit into "

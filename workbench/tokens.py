@@ -26,6 +26,18 @@ class Tokens:
     """Padded index of each row's last real token."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TokenRow:
+    """A tokenised text, not yet padded."""
+
+    text: str
+    """The text; empty for a piece of one."""
+    ids: tuple[int, ...]
+    """Its token ids, with what the tokenizer puts in front."""
+    offsets: tuple[tuple[int, int], ...]
+    """(start, end) characters of each token; of a prepended BOS (0, 0)."""
+
+
 class TextTokenizer:
     """A fast tokenizer under one rule: what it prepends itself stays (BOS on Llama), EOS is never added."""
 
@@ -36,38 +48,60 @@ class TextTokenizer:
         self._prefix: list[int] = example["input_ids"][: special.index(0)] if 0 in special else []
         self._anchor: int = example["input_ids"][special.index(0)] if 0 in special else 0
 
-    def tokenize(self, texts: Sequence[str], *, padding_side: Literal["left", "right"]) -> Tokens:
-        """Tokenise and pad; ValueError for no texts, an empty text, or a text longer than the context."""
+    def encode(self, texts: Sequence[str]) -> list[TokenRow]:
+        """Tokenise; ValueError for no texts, or one that is empty, longer than the context, or unfit for the model."""
         if isinstance(texts, str) or not texts:
             raise ValueError(f"expected a list of one or more texts, got {texts!r}")
         if "" in texts:
             raise ValueError(f"text {list(texts).index('')} is empty; give at least one character")
-        encoded: Any = self.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
-        rows = [self._prefix + row for row in encoded["input_ids"]]
-        for text, row in zip(texts, rows, strict=True):
-            if not row:
-                raise ValueError(f"the tokenizer of {self.name} makes no token of {text!r}")
-            if len(row) > self.n_ctx:
+        rows = self._rows(texts)
+        for row in rows:
+            if len(row.ids) == len(self._prefix):
+                raise ValueError(f"the tokenizer of {self.name} makes no token of {row.text!r}; write it otherwise")
+            if len(row.ids) > self.n_ctx:
                 raise ValueError(
-                    f"a text has {len(row)} tokens, more than the context of {self.n_ctx} of {self.name}; "
-                    f"shorten {text[:60]!r}"
+                    f"a text has {len(row.ids)} tokens, more than the context of {self.n_ctx} of {self.name}; "
+                    f"shorten {row.text[:60]!r}"
                 )
-        lengths = torch.tensor([len(row) for row in rows])
+        return rows
+
+    def pieces(self, texts: Sequence[str], longest: int) -> list[TokenRow]:
+        """Tokenise plain text, every text cut into pieces of at most `longest` tokens, each begun like a text."""
+        step = longest - len(self._prefix)
+        return [
+            TokenRow(
+                text="",
+                ids=(*self._prefix, *ids[start : start + step]),
+                offsets=((0, 0),) * len(self._prefix) + row.offsets[len(self._prefix) :][start : start + step],
+            )
+            for row in self._rows(texts)
+            for ids in [row.ids[len(self._prefix) :]]
+            for start in range(0, len(ids), step)
+        ]
+
+    def _rows(self, texts: Sequence[str]) -> list[TokenRow]:
+        encoded: Any = self.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
+        prefix, rows = tuple(self._prefix), []
+        for text, ids, offsets in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            spans = tuple((int(start), int(end)) for start, end in offsets)
+            rows.append(TokenRow(text=text, ids=prefix + tuple(ids), offsets=((0, 0),) * len(prefix) + spans))
+        return rows
+
+    def pad(self, rows: Sequence[TokenRow], *, padding_side: Literal["left", "right"]) -> Tokens:
+        """Rows as one batch."""
+        lengths = torch.tensor([len(row.ids) for row in rows])
         longest = int(lengths.max())
         starts = longest - lengths if padding_side == "left" else torch.zeros_like(lengths)
         ids = torch.zeros(len(rows), longest, dtype=torch.long)
         mask = torch.zeros_like(ids)
         for index, row in enumerate(rows):
-            span = slice(int(starts[index]), int(starts[index]) + len(row))
-            ids[index, span] = torch.tensor(row)
+            span = slice(int(starts[index]), int(starts[index]) + len(row.ids))
+            ids[index, span] = torch.tensor(row.ids)
             mask[index, span] = 1
-        prefix = ((0, 0),) * len(self._prefix)
         return Tokens(
             ids=ids.to(self.device),
             mask=mask.to(self.device),
-            offsets=tuple(
-                prefix + tuple((int(start), int(end)) for start, end in row) for row in encoded["offset_mapping"]
-            ),
+            offsets=tuple(row.offsets for row in rows),
             starts=starts.to(self.device),
             lasts=(starts + lengths - 1).to(self.device),
         )
@@ -88,11 +122,3 @@ class TextTokenizer:
         """The text that new tokens add to the prompt's, special tokens left out."""
         before = self.decode(prompt, skip_special_tokens=True)
         return self.decode([*prompt, *new], skip_special_tokens=True)[len(before) :]
-
-
-def batches_by_length(texts: Sequence[str], batch_size: int) -> list[list[int]]:
-    """Indices of the texts in batches, texts of like length together."""
-    if batch_size < 1:
-        raise ValueError(f"expected batch_size >= 1, got {batch_size}")
-    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-    return [order[first : first + batch_size] for first in range(0, len(order), batch_size)]

@@ -82,14 +82,17 @@ def known_answers(model: Model, facts: Sequence[Fact]) -> list[int | None]:
     """
     if not facts:
         return []
-    with torch.no_grad():
-        last = model.logits(model.tokenize([fact.prompt for fact in facts], padding_side="left"), keep_last=1)[:, -1]
-    for fact, logits in zip(facts, last.float().cpu(), strict=True):
-        check_probabilities(logits, model=model.name, prompt=fact.prompt)
+    rows = model.encode([fact.prompt for fact in facts])
+    tops: dict[int, int] = {}
+    for batch in model.batches(rows, len(rows), keep=1):
+        with torch.no_grad():
+            tokens = model.pad([rows[index] for index in batch], padding_side="left")
+            last = model.logits(tokens, keep_last=1)[:, -1].float().cpu()
+        for index, logits in zip(batch, last, strict=True):
+            check_probabilities(logits, model=model.name, prompt=facts[index].prompt)
+            tops[index] = int(logits.argmax())
     answers = [answer_token(model, fact.prompt, fact.object, fact.separator) for fact in facts]
-    return [
-        answer if answer == top else None for answer, top in zip(answers, last.argmax(dim=-1).tolist(), strict=True)
-    ]
+    return [answer if answer == tops[index] else None for index, answer in enumerate(answers)]
 
 
 def known_answer(model: Model, fact: Fact) -> int | None:
