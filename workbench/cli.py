@@ -264,7 +264,7 @@ def study(
             )
             edits = stages.edit_records(run, loaded, editor, chosen[:limit])
             stages.score_edits(run, loaded, edits, total=len(chosen[:limit]), seed=seed)
-            stages.trace_edited(run, loaded, chosen[:limit], seed=seed, window=window, samples=samples, noise=noise)
+            stages.trace_edited(run, loaded, chosen[:limit], located)
             stages.follow_answers(run, loaded, stages.load_edits(run, chosen[:limit]))
 
 

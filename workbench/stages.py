@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from workbench.tracing import (
     ROLES,
     AverageEffect,
     CausalTrace,
+    Noise,
     NoiseRule,
     TracedFact,
     TraceSet,
@@ -64,6 +65,16 @@ class Located:
     """By site, in the order of `SITES`."""
     layer: int
     """The layer whose MLPs mediate recall at the last subject token: handed to the editors."""
+    facts: tuple[Fact, ...]
+    """All facts, also those beyond the limit; a trace's index counts these."""
+    noise: Noise
+    """What subjects were corrupted with, fitted once: `trace_edited` takes it from here."""
+    samples: int
+    """Noise samples a fact."""
+    seed: int
+    """Of the noise."""
+    form: Mapping[str, Any]
+    """What else `trace_fact` was given."""
 
 
 def records_path(name: str) -> Path:
@@ -120,14 +131,14 @@ def locate(
         else TracedFact(index=index, fact=facts[index], trace=None, reason=NOT_KNOWN)
         for index, ok in known.items()
     ]
-    chosen = facts[:limit]
+    chosen, form = facts[:limit], {"window": window, **form}
+    fitted = NoiseRule.parse(noise).fit(model, facts)
     results = trace_facts(
         model,
         chosen,
         seed=seed,
-        noise_rule=NoiseRule.parse(noise).fit(model, facts),
+        noise_rule=fitted,
         samples=samples,
-        window=window,
         done=known.keys(),
         workers=default_workers(model) if workers is None else workers,
         **form,
@@ -150,31 +161,37 @@ def locate(
         found=found,
         averages=tuple(average_effects(found.traces, site) for site in SITES),
         layer=mediating_layer(found.traces),
+        facts=tuple(facts),
+        noise=fitted,
+        samples=samples,
+        seed=seed,
+        form=form,
     )
     _show_location(run, model, located)
     run.note(seconds_tracing=sum(row.get("seconds", 0.0) for row in run.rows("traces")), samples=samples)
     return located
 
 
-def trace_edited(
-    run: Run, model: Model, records: Sequence[Record], *, seed: int, window: int, samples: int = 10, noise: str = "s3"
-) -> None:
-    """Trace the first few facts that were traced and edited again, on the edited model, with the same noise."""
-    facts = true_facts(records)
-    rule = NoiseRule.parse(noise).fit(model, facts)
-    pairs = [
-        (index, record)
-        for index, record in enumerate(r for r in records if r.request.target_true is not None)
-        if (run.folder / "traces" / f"{index:05d}.safetensors").exists()
+def trace_edited(run: Run, model: Model, records: Sequence[Record], located: Located) -> None:
+    """Trace the first few facts that were traced and edited again, on the edited model, exactly as they were traced."""
+    edits = {r.request.fact: edit_path(run, r) for r in reversed(records) if r.request.target_true is not None}
+    indices = [
+        index
+        for index, fact in enumerate(located.facts)
+        if fact in edits and edits[fact].exists() and (run.folder / "traces" / f"{index:05d}.safetensors").exists()
     ]
-    for index, record in progress(pairs[:HEAT_MAPS], "Tracing edited facts", len(pairs[:HEAT_MAPS])):
-        path = run.folder / "traces_after" / f"{index:05d}.safetensors"
+    for index in progress(indices[:HEAT_MAPS], "Tracing edited facts", len(indices[:HEAT_MAPS])):
+        path, fact, noise = (
+            run.folder / "traces_after" / f"{index:05d}.safetensors",
+            located.facts[index],
+            located.noise,
+        )
         if path.exists():
             continue
-        first, end = subject_span(model, facts[index])
-        drawn = rule.draw(samples, end - first, generator=fact_generator(seed, index))
-        with Edit.load(edit_path(run, record)).applied(model):
-            trace_fact(model, facts[index], noise=drawn, replace=rule.replace, window=window).save(path)
+        first, end = subject_span(model, fact)
+        drawn = noise.draw(located.samples, end - first, generator=fact_generator(located.seed, index))
+        with Edit.load(edits[fact]).applied(model):
+            trace_fact(model, fact, noise=drawn, replace=noise.replace, **located.form).save(path)
 
 
 def follow_answers(run: Run, model: Model, edits: Iterable[tuple[Record, Edit]]) -> None:
