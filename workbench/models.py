@@ -74,8 +74,14 @@ class Model:
         self.d_model: int = self.bridge.cfg.d_model
         self.n_ctx: int = self.bridge.cfg.n_ctx
         self.d_mlp: int = self.weight(0).shape[0]
-        self._text = TextTokenizer(self.tokenizer, name=self.name, n_ctx=self.n_ctx, device=self.device)
         hf: Any = self.bridge.original_model
+        self._text = TextTokenizer(
+            self.tokenizer,
+            name=self.name,
+            n_ctx=self.n_ctx,
+            n_rows=len(hf.get_input_embeddings().weight),
+            device=self.device,
+        )
         self._can_keep = "logits_to_keep" in inspect.signature(hf.forward).parameters
         configured = getattr(getattr(hf, "generation_config", None), "eos_token_id", None)
         ends = [*(configured if isinstance(configured, list) else [configured]), self.tokenizer.eos_token_id]
@@ -378,11 +384,20 @@ class Model:
         Greedy at temperature 0; sampled from `generator` (on the model's device) otherwise.
         ValueError if prompt and continuation together do not fit into the context.
         """
+        sampler = Sampler(temperature=temperature, top_k=top_k, generator=generator)
+        return self._continue(self.encode(prompts) if prompts else [], max_new_tokens, sampler, batch_size)
+
+    def generate_unprompted(
+        self, count: int, *, max_new_tokens: int, top_k: int | None = None, generator: torch.Generator
+    ) -> list[str]:
+        """Texts that the model makes up, sampled at temperature 1 after nothing but the token that begins a text."""
+        sampler = Sampler(temperature=1.0, top_k=top_k, generator=generator)
+        return self._continue([self._text.beginning()] * count, max_new_tokens, sampler, 64)
+
+    def _continue(self, rows: Sequence[TokenRow], max_new_tokens: int, sampler: Sampler, batch_size: int) -> list[str]:
         if max_new_tokens < 1:
             raise ValueError(f"expected max_new_tokens >= 1, got {max_new_tokens}")
-        sampler = Sampler(temperature=temperature, top_k=top_k, generator=generator)
         found: dict[int, str] = {}
-        rows = self.encode(prompts) if prompts else []
         for batch in self.batches(rows, batch_size, keep=1, new=max_new_tokens):
             tokens = self.pad([rows[index] for index in batch], padding_side="left")
             if tokens.ids.shape[1] + max_new_tokens > self.n_ctx:
@@ -394,7 +409,7 @@ class Model:
             for row, index in enumerate(batch):
                 prompt = tokens.ids[row, int(tokens.starts[row]) :].tolist()
                 found[index] = self._text.continuation(prompt, new[row])
-        return [found[index] for index in range(len(prompts))]
+        return [found[index] for index in range(len(rows))]
 
 
 def load_model(name_or_path: str, *, device: str = "auto", dtype: torch.dtype = torch.float32) -> Model:

@@ -41,11 +41,20 @@ class TokenRow:
 class TextTokenizer:
     """A fast tokenizer under one rule: what it prepends itself stays (BOS on Llama), EOS is never added."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, name: str, n_ctx: int, device: torch.device) -> None:
-        self.tokenizer, self.name, self.n_ctx, self.device = tokenizer, name, n_ctx, device
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, *, name: str, n_ctx: int, n_rows: int, device: torch.device
+    ) -> None:
+        """ValueError for a tokenizer that puts one token twice in front of every text; `n_rows` tokens are embedded."""
+        self.tokenizer, self.name, self.n_ctx, self.n_rows, self.device = tokenizer, name, n_ctx, n_rows, device
         example: Any = tokenizer("a", return_special_tokens_mask=True)
         special = example["special_tokens_mask"]
         self._prefix: list[int] = example["input_ids"][: special.index(0)] if 0 in special else []
+        twice = next((a for a, b in zip(self._prefix, self._prefix[1:], strict=False) if a == b), None)
+        if twice is not None:
+            raise ValueError(
+                f"the tokenizer of {name} puts {self._token(twice)!r} twice in front of every text: take it out of the "
+                'post-processor in tokenizer.json, or set "add_bos_token" to false in tokenizer_config.json'
+            )
         self._anchor: int = example["input_ids"][special.index(0)] if 0 in special else 0
 
     def encode(self, texts: Sequence[str]) -> list[TokenRow]:
@@ -55,9 +64,21 @@ class TextTokenizer:
         if "" in texts:
             raise ValueError(f"text {list(texts).index('')} is empty; give at least one character")
         rows = self._rows(texts)
+        special = set(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
         for row in rows:
-            if len(row.ids) == len(self._prefix):
+            own = row.ids[len(self._prefix) :]
+            if not own:
                 raise ValueError(f"the tokenizer of {self.name} makes no token of {row.text!r}; write it otherwise")
+            if self._prefix and own[0] == self._prefix[-1]:
+                raise ValueError(
+                    f"the text {row.text[:60]!r} begins with {self._token(own[0])!r}, which the tokenizer of "
+                    f"{self.name} puts in front by itself; leave it out"
+                )
+            if special.issuperset(own):
+                raise ValueError(
+                    f"the text {row.text[:60]!r} has nothing but special tokens of {self.name}, "
+                    f"{self._token(own[0])!r}; give a word"
+                )
             if len(row.ids) > self.n_ctx:
                 raise ValueError(
                     f"a text has {len(row.ids)} tokens, more than the context of {self.n_ctx} of {self.name}; "
@@ -79,10 +100,25 @@ class TextTokenizer:
             for start in range(0, len(ids), step)
         ]
 
+    def beginning(self) -> TokenRow:
+        """The tokens that begin a text of the model's own: what the tokenizer puts in front, else BOS, EOS or "The"."""
+        tokens = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
+        known = [token for token in tokens if isinstance(token, int) and token < self.n_rows]
+        ids = self._prefix or known[:1]
+        return TokenRow(text="", ids=tuple(ids), offsets=((0, 0),) * len(ids)) if ids else self._rows(["The"])[0]
+
+    def _token(self, token: int) -> str:
+        return str(self.tokenizer.convert_ids_to_tokens(token))
+
     def _rows(self, texts: Sequence[str]) -> list[TokenRow]:
         encoded: Any = self.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
         prefix, rows = tuple(self._prefix), []
         for text, ids, offsets in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            if lacking := next((token for token in (*prefix, *ids) if token >= self.n_rows), None):
+                raise ValueError(
+                    f"the text {text[:60]!r} has the token {self._token(lacking)!r} ({lacking}), but {self.name} "
+                    f"embeds only {self.n_rows} tokens: write it otherwise, or load a checkpoint that embeds this token"
+                )
             spans = tuple((int(start), int(end)) for start, end in offsets)
             rows.append(TokenRow(text=text, ids=prefix + tuple(ids), offsets=((0, 0),) * len(prefix) + spans))
         return rows
