@@ -1,6 +1,7 @@
 """Hugging Face checkpoints: loaded under TransformerLens, and written back with edits."""
 
 import copy
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
@@ -39,8 +41,11 @@ class Checkpoint:
             self.tokenizer.save_pretrained(folder)
 
 
-def load_checkpoint(name: str, *, device: str, dtype: torch.dtype) -> Checkpoint:
-    """Load "atlas", a local folder or a hub name; ValueError naming it and the way out otherwise."""
+def load_checkpoint(name: str, *, device: str, dtype: torch.dtype | None) -> Checkpoint:
+    """Load "atlas", a local folder or a hub name; ValueError naming it and the way out otherwise.
+
+    `dtype` None is that of the checkpoint's weights.
+    """
 
     def unusable(why: str) -> ValueError:
         ways = 'give "atlas", a local Hugging Face folder, or a hub name such as gpt2-xl'
@@ -57,13 +62,16 @@ def load_checkpoint(name: str, *, device: str, dtype: torch.dtype) -> Checkpoint
         try:
             AutoConfig.from_pretrained(source)  # first, so that an unreachable hub is waited for once
             tokenizer = AutoTokenizer.from_pretrained(source)
-            hf: Any = AutoModelForCausalLM.from_pretrained(source, attn_implementation="eager", dtype=dtype)
+            hf: Any = AutoModelForCausalLM.from_pretrained(
+                source, attn_implementation="eager", dtype=dtype or _stored(source)
+            )
         except Exception as error:  # each library below has its own: OSError, ValueError, SafetensorError ...
             reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
             raise unusable(reason) from error
         if not tokenizer.is_fast:
             raise unusable("its tokenizer is not a fast one, and the place of a subject needs character offsets")
         hf = hf.to(device).eval()
+        dtype = hf.dtype
         # Taken before bridging, which renames: these are the names that a checkpoint is saved under.
         parameters, persistent = dict(hf.named_parameters()), hf.state_dict().keys()
         buffers = {name: buffer for name, buffer in hf.named_buffers() if name in persistent}
@@ -75,6 +83,19 @@ def load_checkpoint(name: str, *, device: str, dtype: torch.dtype) -> Checkpoint
         for parameter in module.parameters(recurse=False):
             parameter.requires_grad_(False)
     return Checkpoint(bridge=bridge, tokenizer=tokenizer, parameters=parameters, buffers=buffers)
+
+
+def _stored(source: str) -> "torch.dtype | str":
+    """The type of most of the weights in a folder's safetensors; "auto", which asks the config, for other files."""
+    counts: dict[torch.dtype, int] = {}
+    for path in sorted(Path(source).glob("*.safetensors")):
+        with safe_open(str(path), "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (an open safetensors file is not a mapping)
+                weight = file.get_slice(name)
+                dtype = file.get_tensor(name).dtype if not weight.get_shape() else weight[:0].dtype
+                if dtype.is_floating_point:
+                    counts[dtype] = counts.get(dtype, 0) + math.prod(weight.get_shape())
+    return max(counts, key=counts.__getitem__) if counts else "auto"
 
 
 @contextmanager

@@ -412,11 +412,11 @@ class Model:
         return [found[index] for index in range(len(rows))]
 
 
-def load_model(name_or_path: str, *, device: str = "auto", dtype: torch.dtype = torch.float32) -> Model:
+def load_model(name_or_path: str, *, device: str = "auto", dtype: torch.dtype | None = torch.float32) -> Model:
     """Load "atlas", a local Hugging Face folder, or a model of the Hugging Face hub, for reading and editing.
 
-    Raw weights in `dtype`, evaluation mode, gradients off, eager attention. ValueError for a model that
-    cannot be had or has no fast tokenizer.
+    Raw weights in `dtype` (None: that of the checkpoint's weights), evaluation mode, gradients off, eager attention.
+    ValueError for a model that cannot be had or has no fast tokenizer.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -425,5 +425,5 @@ def load_model(name_or_path: str, *, device: str = "auto", dtype: torch.dtype = 
     if device == "cpu":
         keep_freed_memory()
     checkpoint = load_checkpoint(name_or_path, device=device, dtype=dtype)
-    place = next(iter(checkpoint.parameters.values())).device
-    return Model(name=name_or_path, checkpoint=checkpoint, device=place, dtype=dtype)
+    one = next(iter(checkpoint.parameters.values()))
+    return Model(name=name_or_path, checkpoint=checkpoint, device=one.device, dtype=one.dtype)
