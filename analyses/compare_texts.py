@@ -116,9 +116,7 @@ def show(run: Run) -> None:
             "Mean angle": f"{np.degrees(np.mean([math.acos(min(1.0, each)) for each in cosines])):.1f} degrees",
         })  # fmt: skip
     if lines:
-        caption = (
-            "Directions u = C^-1 k of the same records, C over two texts of as many tokens; bootstrap intervals."
-        )
+        caption = "Directions u = C^-1 k of the same records, C over two texts of as many tokens; bootstrap intervals."
         run.save_table("directions", pd.DataFrame(lines), caption=caption)
         print(pd.DataFrame(lines).to_string(index=False))
 

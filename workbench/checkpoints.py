@@ -1,6 +1,7 @@
 """Hugging Face checkpoints: loaded under TransformerLens, and written back with edits."""
 
 import copy
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import safe_open
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
@@ -67,6 +69,11 @@ class _Source:
         plain = {} if self.gguf is None or config is None else {"quantization_config": config(dequantize=True)}
         return self.options | plain
 
+    @property
+    def dtype(self) -> "torch.dtype | str":
+        """The type of its weights; float32 for what a GGUF file holds in blocks."""
+        return torch.float32 if self.gguf is not None else _stored(self.place)
+
 
 def _find(name: str) -> _Source:
     """The source that a name stands for; ValueError saying what is wrong with it."""
@@ -89,10 +96,10 @@ def _find(name: str) -> _Source:
     return _Source(place=name)
 
 
-def load_checkpoint(name: str, *, device: str, dtype: torch.dtype) -> Checkpoint:
+def load_checkpoint(name: str, *, device: str, dtype: torch.dtype | None) -> Checkpoint:
     """Load "atlas", a model that was fetched, a local folder, a GGUF file or a hub name.
 
-    ValueError naming it and the way out if it cannot be had.
+    `dtype` None is that of the checkpoint's weights. ValueError naming it and the way out if it cannot be had.
     """
 
     def unusable(why: str) -> ValueError:
@@ -111,7 +118,7 @@ def load_checkpoint(name: str, *, device: str, dtype: torch.dtype) -> Checkpoint
             AutoConfig.from_pretrained(source.place, **source.options)
             tokenizer = AutoTokenizer.from_pretrained(source.place, **source.options)
             hf: Any = AutoModelForCausalLM.from_pretrained(
-                source.place, attn_implementation="eager", dtype=dtype, **source.weight_options
+                source.place, attn_implementation="eager", dtype=dtype or source.dtype, **source.weight_options
             )
         except Exception as error:  # each library below has its own: OSError, ValueError, SafetensorError ...
             reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
@@ -121,6 +128,7 @@ def load_checkpoint(name: str, *, device: str, dtype: torch.dtype) -> Checkpoint
         if not tokenizer.is_fast:
             raise unusable("its tokenizer is not a fast one, and the place of a subject needs character offsets")
         hf = hf.to(device).eval()
+        dtype = hf.dtype
         # Taken before bridging, which renames: these are the names that a checkpoint is saved under.
         parameters, persistent = dict(hf.named_parameters()), hf.state_dict().keys()
         buffers = {name: buffer for name, buffer in hf.named_buffers() if name in persistent}
@@ -138,6 +146,19 @@ def _forget_quantisation(hf: Any) -> None:
     """Its weights are plain now, and it is saved as such."""
     hf.hf_quantizer, hf.is_quantized = None, False
     hf.config.__dict__.pop("quantization_config", None)
+
+
+def _stored(source: str) -> "torch.dtype | str":
+    """The type of most of the weights in a folder's safetensors; "auto", which asks the config, for other files."""
+    counts: dict[torch.dtype, int] = {}
+    for path in sorted(Path(source).glob("*.safetensors")):
+        with safe_open(str(path), "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (an open safetensors file is not a mapping)
+                weight = file.get_slice(name)
+                dtype = file.get_tensor(name).dtype if not weight.get_shape() else weight[:0].dtype
+                if dtype.is_floating_point:
+                    counts[dtype] = counts.get(dtype, 0) + math.prod(weight.get_shape())
+    return max(counts, key=counts.__getitem__) if counts else "auto"
 
 
 @contextmanager

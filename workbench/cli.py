@@ -247,11 +247,13 @@ def export(
     model: ModelName = "atlas",
     to: Annotated[str, typer.Option("--to", help="checkpoint (Hugging Face) or lora (PEFT adapter).")] = "checkpoint",
     force: Annotated[
-        bool, typer.Option("--force", help="Also for edits made for other weights, or of full rank.")
+        bool, typer.Option("--force", help="Also for edits made for other weights, of full rank, or in another dtype.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
     device: Device = "auto",
-    dtype: Dtype = "float32",
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="float32, bfloat16 or float16. [default: the checkpoint's own]")
+    ] = None,
 ) -> None:
     """Write a model with edits applied, as a Hugging Face checkpoint or as a PEFT LoRA adapter."""
     with _session():
@@ -261,7 +263,7 @@ def export(
 
         if to not in ("checkpoint", "lora"):
             raise ValueError(f"--to is checkpoint or lora, got {to!r}")
-        loaded = load_model(model, device=device, dtype=_dtype(dtype))
+        loaded = load_model(model, device=device, dtype=None if dtype is None else _dtype(dtype))
         with applied_files(loaded, edits, force=force) as applied:
             if to == "checkpoint":
                 save_checkpoint(loaded, out, overwrite=overwrite)
@@ -330,10 +332,7 @@ def study(
             )
             edits = stages.edit_records(run, loaded, editor, chosen[:limit])
             stages.score_edits(run, loaded, edits, total=len(chosen[:limit]), seed=seed)
-            stages.trace_edited(
-                run, loaded, chosen[:limit], seed=seed, window=window, samples=samples, noise=noise,
-                positions=positions, engine=engine,
-            )  # fmt: skip
+            stages.trace_edited(run, loaded, chosen[:limit], located)
             stages.follow_answers(run, loaded, stages.load_edits(run, chosen[:limit]))
 
 

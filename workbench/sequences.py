@@ -163,7 +163,7 @@ def applied_files(model: Model, paths: Sequence[str | Path], *, force: bool = Fa
         edits: list[Edit] = []
         for path in paths:
             edit = Edit.load(path)
-            if edit.provenance.get("fingerprint") != start:
+            if edit.provenance.get("fingerprint") != start:  # which knows the dtype too
                 edit.check_made_for(model, force=force)
             edit.apply_(model)
             edits.append(edit)

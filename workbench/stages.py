@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from workbench.tracing import (
     ROLES,
     AverageEffect,
     CausalTrace,
+    Noise,
     NoiseRule,
     TracedFact,
     TraceSet,
@@ -71,6 +72,16 @@ class Located:
     layer: int | None
     """The layer whose MLPs mediate recall at the last subject token: handed to the editors. None where no fact was
     traced there."""
+    facts: tuple[Fact, ...]
+    """All facts, also those beyond the limit; a trace's index counts these."""
+    noise: Noise
+    """What subjects were corrupted with, fitted once: `trace_edited` takes it from here."""
+    samples: int
+    """Noise samples a fact."""
+    seed: int
+    """Of the noise."""
+    form: Mapping[str, Any]
+    """What else `trace_fact` was given."""
 
 
 def records_path(name: str) -> Path:
@@ -125,15 +136,14 @@ def locate(
     window: int,
     samples: int = 10,
     noise: str = "s3",
-    positions: Positions = "all",
     workers: int | None = None,
     **form: Any,
 ) -> Located:
     """Trace the first `limit` facts, find the mediating layer, and save traces, figures and tables.
 
     `noise` is the short form of a rule (`NoiseRule.parse`), fitted to the subjects of all `facts`. Facts traced in
-    an earlier, interrupted run are read. `positions` are the tokens traced (`traced_positions`), `workers` facts
-    traced at once (`default_workers` unless given). `form` goes on to `trace_fact`: span, severed, metric, engine, ...
+    an earlier, interrupted run are read. `workers` are facts traced at once (`default_workers` unless given). `form`
+    goes on to `trace_fact`: positions, span, severed, metric, engine, ...
     ValueError if the model knows none of the facts.
     """
 
@@ -147,15 +157,14 @@ def locate(
         else TracedFact(index=index, fact=facts[index], trace=None, reason=NOT_KNOWN)
         for index, ok in known.items()
     ]
-    chosen = facts[:limit]
+    chosen, form = facts[:limit], {"window": window, **form}
+    fitted = NoiseRule.parse(noise).fit(model, facts)
     results = trace_facts(
         model,
         chosen,
         seed=seed,
-        noise_rule=NoiseRule.parse(noise).fit(model, facts),
+        noise_rule=fitted,
         samples=samples,
-        positions=positions,
-        window=window,
         done=known.keys(),
         workers=default_workers(model) if workers is None else workers,
         **form,
@@ -176,42 +185,41 @@ def locate(
         )
     averages = tuple(average_effects(found.traces, site) for site in SITES)
     seen = averages[0].counts["last_subject"]
-    located = Located(found=found, averages=averages, layer=mediating_layer(found.traces) if seen else None)
+    located = Located(
+        found=found,
+        averages=averages,
+        layer=mediating_layer(found.traces) if seen else None,
+        facts=tuple(facts),
+        noise=fitted,
+        samples=samples,
+        seed=seed,
+        form=form,
+    )
     _show_location(run, model, located)
     run.note(seconds_tracing=sum(row.get("seconds", 0.0) for row in run.rows("traces")), samples=samples)
     return located
 
 
-def trace_edited(
-    run: Run,
-    model: Model,
-    records: Sequence[Record],
-    *,
-    seed: int,
-    window: int,
-    samples: int = 10,
-    noise: str = "s3",
-    **form: Any,
-) -> None:
-    """Trace the first few facts that were traced and edited again, on the edited model, with the same noise.
-
-    `form` goes on to `trace_fact` as in `locate`: positions, engine, ...
-    """
-    facts = true_facts(records)
-    rule = NoiseRule.parse(noise).fit(model, facts)
-    pairs = [
-        (index, record)
-        for index, record in enumerate(r for r in records if r.request.target_true is not None)
-        if (run.folder / "traces" / f"{index:05d}.safetensors").exists()
+def trace_edited(run: Run, model: Model, records: Sequence[Record], located: Located) -> None:
+    """Trace the first few facts that were traced and edited again, on the edited model, exactly as they were traced."""
+    edits = {r.request.fact: edit_path(run, r) for r in reversed(records) if r.request.target_true is not None}
+    indices = [
+        index
+        for index, fact in enumerate(located.facts)
+        if fact in edits and edits[fact].exists() and (run.folder / "traces" / f"{index:05d}.safetensors").exists()
     ]
-    for index, record in progress(pairs[:HEAT_MAPS], "Tracing edited facts", len(pairs[:HEAT_MAPS])):
-        path = run.folder / "traces_after" / f"{index:05d}.safetensors"
+    for index in progress(indices[:HEAT_MAPS], "Tracing edited facts", len(indices[:HEAT_MAPS])):
+        path, fact, noise = (
+            run.folder / "traces_after" / f"{index:05d}.safetensors",
+            located.facts[index],
+            located.noise,
+        )
         if path.exists():
             continue
-        first, end = subject_span(model, facts[index])
-        drawn = rule.draw(samples, end - first, generator=fact_generator(seed, index))
-        with Edit.load(edit_path(run, record)).applied(model):
-            trace_fact(model, facts[index], noise=drawn, replace=rule.replace, window=window, **form).save(path)
+        first, end = subject_span(model, fact)
+        drawn = noise.draw(located.samples, end - first, generator=fact_generator(located.seed, index))
+        with Edit.load(edits[fact]).applied(model):
+            trace_fact(model, fact, noise=drawn, replace=noise.replace, **located.form).save(path)
 
 
 def follow_answers(run: Run, model: Model, edits: Iterable[tuple[Record, Edit]]) -> None:
@@ -225,7 +233,7 @@ def follow_answers(run: Run, model: Model, edits: Iterable[tuple[Record, Edit]])
         if request.target_true is None:
             continue
         answers = [request.target_true, request.target_new]
-        if None not in (answer_token(model, request.prompt, answer) for answer in answers):
+        if None not in (answer_token(model, request.prompt, answer, request.separator) for answer in answers):
             befores.append(logit_lens(model, request, answers))
             with edit.applied(model):
                 afters.append(logit_lens(model, request, answers))

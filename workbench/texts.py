@@ -66,8 +66,8 @@ def _sampled(model: Model, seed: int, count: int) -> Iterator[list[str]]:
     generator = torch.Generator(device=model.device).manual_seed(seed)
     length = min(SELF_LENGTH, model.n_ctx - 2)
     for start in track(range(0, count, _SELF_AT_ONCE), "Sampling texts from the model"):
-        begin = [model.beginning] * min(_SELF_AT_ONCE, count - start)
-        yield model.generate(begin, max_new_tokens=length, temperature=1.0, generator=generator)
+        some = min(_SELF_AT_ONCE, count - start)
+        yield model.generate_unprompted(some, max_new_tokens=length, generator=generator)
 
 
 def _jsonl_text(path: Path, number: int, line: str) -> str:

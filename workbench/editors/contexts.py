@@ -23,9 +23,7 @@ def sample_contexts(
     for length, count in lengths:
         if length < 2:
             raise ValueError(f"a context needs at least 2 tokens, the first of which begins the text; got {length}")
-        texts = model.generate(
-            [model.beginning] * count, max_new_tokens=length - 1, temperature=1.0, top_k=5, generator=generator
-        )
+        texts = model.generate_unprompted(count, max_new_tokens=length - 1, top_k=5, generator=generator)
         for text in texts:
             text = unicodedata.normalize("NFKD", text).replace("\n\n", " ").replace("{", " ").replace("}", " ")
             if text.strip():

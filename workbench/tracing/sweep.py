@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from workbench.facts import Fact
-from workbench.models import Model, join
+from workbench.joining import join
+from workbench.models import Model
 from workbench.processes import can_fork, check_workers, side_by_side
 from workbench.tracing.fact import trace_fact
 from workbench.tracing.noise import Noise, NoiseRule, subject_span
@@ -63,14 +64,14 @@ class TraceSet:
         )
 
 
-def answer_token(model: Model, prompt: str, answer: str) -> int | None:
+def answer_token(model: Model, prompt: str, answer: str, separator: str | None = None) -> int | None:
     """Id of the answer's first token as it follows the prompt; None where the answer changes the prompt's tokens.
 
     That token is the one behind the prompt's own tokens when both are tokenised together. A tokenizer that makes
     the space before the answer a token of its own gives that space, nothing more.
     """
     alone = model.tokenize([prompt]).ids[0]
-    whole = model.tokenize([join(prompt, answer)]).ids[0]
+    whole = model.tokenize([join(prompt, answer, separator)]).ids[0]
     n_pos = len(alone)
     return int(whole[n_pos]) if len(whole) > n_pos and torch.equal(whole[:n_pos], alone) else None
 
@@ -82,14 +83,17 @@ def known_answers(model: Model, facts: Sequence[Fact]) -> list[int | None]:
     """
     if not facts:
         return []
-    with torch.no_grad():
-        last = model.logits(model.tokenize([fact.prompt for fact in facts], padding_side="left"), keep_last=1)[:, -1]
-    for fact, logits in zip(facts, last.float().cpu(), strict=True):
-        check_probabilities(logits, model=model.name, prompt=fact.prompt)
-    answers = [answer_token(model, fact.prompt, fact.object) for fact in facts]
-    return [
-        answer if answer == top else None for answer, top in zip(answers, last.argmax(dim=-1).tolist(), strict=True)
-    ]
+    rows = model.encode([fact.prompt for fact in facts])
+    tops: dict[int, int] = {}
+    for batch in model.batches(rows, len(rows), keep=1):
+        with torch.no_grad():
+            tokens = model.pad([rows[index] for index in batch], padding_side="left")
+            last = model.logits(tokens, keep_last=1)[:, -1].float().cpu()
+        for index, logits in zip(batch, last, strict=True):
+            check_probabilities(logits, model=model.name, prompt=facts[index].prompt)
+            tops[index] = int(logits.argmax())
+    answers = [answer_token(model, fact.prompt, fact.object, fact.separator) for fact in facts]
+    return [answer if answer == tops[index] else None for index, answer in enumerate(answers)]
 
 
 def known_answer(model: Model, fact: Fact) -> int | None:
