@@ -5,7 +5,8 @@ causal tracing and in the optimisation of an edit's value, most of that is repea
 norms, projections and MLPs act on any positions, attention takes the keys and values of earlier positions as
 given. It calls the modules of the hooked model, so that edits of its weights are seen and gradients flow.
 
-Every family's arithmetic is found by what its modules have, and is compared with the model's own logits once.
+Every family's arithmetic is found by what its modules have (`parts`), and is compared with the model's own states once
+(`blocks_check`).
 """
 
 from collections.abc import Callable
@@ -17,12 +18,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers.activations import NewGELUActivation
 
-from workbench.blocks_check import difference
+from workbench.blocks_check import LONGEST, difference
+from workbench.contribution import Contribution
 from workbench.kernels import SHORT, attend_short, linear
 from workbench.models import Model
-from workbench.rotary import rotation
+from workbench.parts import Parts
+from workbench.rotary import rotations
 
 
 class BlocksError(ValueError):
@@ -52,9 +54,9 @@ class Projections:
 
 
 class Blocks:
-    """The parts of a model's blocks (GPT-2, GPT-J, NeoX, Llama and Qwen2 families).
+    """The parts of a model's blocks, of every family whose modules `Parts` and `rotations` know.
 
-    BlocksError for a model of another shape, or whose logits they do not reproduce.
+    BlocksError for a model of another shape, or whose states they do not reproduce.
     """
 
     def __init__(self, model: Model) -> None:
@@ -62,21 +64,30 @@ class Blocks:
         self.n_layers: int = model.n_layers
         self.short: int = SHORT if model.device.type == "cpu" else 0
         """Keys up to which attention is two matrix products, as is faster on a CPU; the fused kernel for more."""
-        hf: Any = model.bridge.original_model
-        try:
-            self._blocks = [_Parts(model.bridge.blocks[layer]) for layer in range(model.n_layers)]
-            self._rotation = rotation(model)
-        except AttributeError as error:
-            raise self._unknown(str(error)) from error
         bridge: Any = model.bridge
-        self._embed: Callable = bridge.embed.original_component
-        self._positions: Any = bridge.pos_embed.original_component if hasattr(bridge, "pos_embed") else None
-        self._norm: Callable = bridge.ln_final.original_component
-        self._head: Callable = hf.get_output_embeddings()
-        while hasattr(self._head, "original_component"):
-            self._head = self._head.original_component  # pyright: ignore[reportFunctionMemberAccess]
-        self.parallel: bool = bool(getattr(model.bridge.cfg, "parallel_attn_mlp", False))
-        found = difference(self)
+        hf: Any = bridge.original_model
+        try:
+            self._blocks = [Parts(bridge.blocks[at], config=hf.config, layer=at) for at in range(model.n_layers)]
+            self._rotations, self._longest = rotations(model)
+            self._norm: Callable = bridge.ln_final.original_component
+            self._embed: Callable = bridge.embed.original_component
+            self._positions: Any = bridge.pos_embed.original_component if hasattr(bridge, "pos_embed") else None
+            self._head: Any = hf.get_output_embeddings()
+            while hasattr(self._head, "original_component"):
+                self._head = self._head.original_component
+            self.parallel: bool = bool(getattr(bridge.cfg, "parallel_attn_mlp", False))
+            config = hf.config  # multipliers of Granite and Cohere, the cap of Gemma 2
+            self._embed_scale: float = getattr(config, "embedding_multiplier", 1.0)
+            scale, divisor = (getattr(config, name, 1.0) for name in ("logit_scale", "logits_scaling"))
+            self._logit_scale: float = (scale or 1.0) / divisor
+            self._logit_cap: float | None = getattr(config, "final_logit_softcapping", None)
+            windows = [parts.window for parts in self._blocks if parts.window is not None]
+            self._longest = min([self._longest, *(window for window in windows if window > LONGEST)])
+            found = difference(self)
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, TypeError, LookupError, RuntimeError) as error:
+            raise self._unknown(str(error).split("\n")[0]) from error
         if found is not None:
             raise self._unknown(found)
 
@@ -88,24 +99,29 @@ class Blocks:
 
     def window(self, layer: int) -> int | None:
         """How many keys a query of this layer sees at most, itself included; None for all before it."""
-        return None
+        return self._blocks[layer].window
 
     # ---- ends
 
     def embed_tokens(self, ids: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
-        """Token embeddings, where noise is added."""
-        return self._embed(ids)
+        """Token embeddings, where noise is added; BlocksError for prompts longer than the blocks reach."""
+        if ids.shape[1] > self._longest:
+            raise self._unknown(f"a prompt has {ids.shape[1]} tokens, and they are known to hold up to {self._longest}")
+        embeddings = self._embed(ids)
+        return embeddings if self._embed_scale == 1 else embeddings * self._embed_scale
 
     def resid_pre(self, embeddings: Float[Tensor, "... pos d_model"], start: int = 0) -> Tensor:
         """The residual stream that enters layer 0, for positions from `start` on."""
         if self._positions is None:
             return embeddings
         at = torch.arange(start, start + embeddings.shape[-2], device=embeddings.device)
-        return embeddings + self._positions(at)
+        return embeddings + F.embedding(at + getattr(self._positions, "offset", 0), self._positions.weight)
 
     def unembed(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... vocab"]:
         """Logits of a residual stream that leaves the last layer."""
-        return linear(self._head, self._norm(resid))
+        logits = linear(self._head, self._norm(resid))
+        logits = logits if self._logit_scale == 1 else logits * self._logit_scale
+        return logits if self._logit_cap is None else self._logit_cap * (logits / self._logit_cap).tanh()
 
     # ---- parts of a block
 
@@ -113,13 +129,9 @@ class Blocks:
         self, layer: int, resid: Float[Tensor, "... d_model"], positions: Int[Tensor, " n"] | Int[Tensor, "m n"]
     ) -> Projections:
         """Queries, keys and values from the residual stream that enters a layer, of tokens at `positions`."""
-        parts = self._blocks[layer]
-        x = parts.ln1(resid)
-        q, k, v = (
-            rearrange(linear(module, x), "... (head d) -> ... head d", d=parts.d_head)
-            for module in (parts.q, parts.k, parts.v)
-        )
-        return Projections(q=self._rotation(q, positions), k=self._rotation(k, positions), v=v)
+        parts, rotate = self._blocks[layer], self._rotations[layer]
+        q, k, v = parts.heads(parts.ln1(resid))
+        return Projections(q=rotate(q, positions), k=rotate(k, positions), v=v)
 
     def attend(
         self,
@@ -130,22 +142,32 @@ class Blocks:
         mask: Tensor | None = None,
     ) -> Float[Tensor, "batch query d_attn"]:
         """What the heads read, before the output projection: the last query stands at the last key unless a boolean
-        `mask` [.. query key] says which keys each sees."""
-        queries, keys = q.shape[1], k.shape[1]
-        if mask is None and queries > 1:
-            mask = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
-        scale = self._blocks[layer].scale
-        if keys <= self.short:
-            return attend_short(q, k, v, mask, scale)
+        `mask` [.. query key] says which keys each sees, the layer's window left aside."""
+        parts = self._blocks[layer]
+        if mask is None:
+            if parts.window is not None:  # the first query sees the farthest back
+                k, v = (x[:, -(parts.window + q.shape[1] - 1) :] for x in (k, v))
+            mask = self._causal(q.shape[1], k.shape[1], parts.window, q.device)
+        if parts.softcap is not None or k.shape[1] <= self.short:
+            return attend_short(q, k, v, mask, parts.scale, parts.softcap)
         heads = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, scale=scale,
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, scale=parts.scale,
             enable_gqa=k.shape[2] != q.shape[2],
         )  # fmt: skip
         return rearrange(heads, "batch head query d -> batch query (head d)")
 
+    @staticmethod
+    def _causal(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor | None:
+        """Which of the last keys each of the last queries sees; None for all."""
+        if queries == 1:
+            return None
+        last = keys - queries
+        seen = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(last)
+        return seen if window is None else seen.triu(last - window + 1)
+
     def attn_out(self, layer: int, heads: Float[Tensor, "... d_attn"]) -> Float[Tensor, "... d_model"]:
-        """Output projection of attention."""
-        return linear(self._blocks[layer].o, heads)
+        """What attention adds to the residual stream."""
+        return self._blocks[layer].attn_contribution(linear(self._blocks[layer].o, heads))
 
     def mlp_key(
         self, layer: int, resid: Float[Tensor, "... d_model"], attn_out: Float[Tensor, "... d_model"]
@@ -155,11 +177,21 @@ class Blocks:
         x = parts.ln2(resid if self.parallel else resid + attn_out)
         return parts.key(x)
 
+    def mlp_write(
+        self, layer: int, resid: Float[Tensor, "... d_model"], attn_out: Float[Tensor, "... d_model"]
+    ) -> Float[Tensor, "... d_model"]:
+        """Output of W_out."""
+        return linear(self._blocks[layer].out, self.mlp_key(layer, resid, attn_out))
+
+    def mlp_contribution(self, layer: int) -> Contribution:
+        """How the output of W_out becomes what the MLP adds to the residual stream."""
+        return self._blocks[layer].mlp_contribution
+
     def mlp_out(
         self, layer: int, resid: Float[Tensor, "... d_model"], attn_out: Float[Tensor, "... d_model"]
     ) -> Float[Tensor, "... d_model"]:
-        """Output of the MLP."""
-        return linear(self._blocks[layer].out, self.mlp_key(layer, resid, attn_out))
+        """What the MLP adds to the residual stream."""
+        return self.mlp_contribution(layer)(self.mlp_write(layer, resid, attn_out))
 
     # ---- everything, for the check and as an example
 
@@ -172,30 +204,3 @@ class Blocks:
             attn = self.attn_out(layer, self.attend(layer, p.q, p.k, p.v))
             resid = resid + attn + self.mlp_out(layer, resid, attn)
         return self.unembed(resid)
-
-
-class _Parts:
-    """The modules of one block, without their hooks. AttributeError names what a block lacks."""
-
-    def __init__(self, block: Any) -> None:
-        attention, mlp = block.attn, block.mlp
-        self.q, self.k, self.v, self.o = (getattr(attention, name).original_component for name in ("q", "k", "v", "o"))
-        self.ln1: Callable = block.ln1.original_component
-        # GPT-J's MLP reads what its attention reads.
-        self.ln2: Callable = block.ln2.original_component if hasattr(block, "ln2") else self.ln1
-        original = attention.original_component
-        self.d_head: int = getattr(original, "head_dim", None) or original.head_size
-        self.scale: float = original.scaling if hasattr(original, "scaling") else 1 / float(original.scale_attn)
-        self.read: Callable = getattr(mlp, "in").original_component
-        self.gate: Callable | None = mlp.gate.original_component if hasattr(mlp, "gate") else None
-        self.out: Callable = mlp.out.original_component
-        inner = mlp.original_component
-        self.act: Callable = inner.act if hasattr(inner, "act") else inner.act_fn
-
-    def key(self, x: Tensor) -> Tensor:
-        """What W_out multiplies."""
-        if self.gate is not None:
-            return self.act(linear(self.gate, x)) * linear(self.read, x)
-        if isinstance(self.act, NewGELUActivation):
-            return linear(self.read, x, gelu=True)
-        return self.act(linear(self.read, x))

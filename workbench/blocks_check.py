@@ -6,21 +6,18 @@ layer's input is moved by one rounding unit. Real models amplify that by orders 
 activations) and hardly at others, so no fixed tolerance fits them.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from workbench.hooks_check import ordinary_tokens
 from workbench.models import SITES, Model, Tokens
 
 if TYPE_CHECKING:
     from workbench.blocks import Blocks
 
-_TEXT = (
-    "The old harbour of Lisbon was rebuilt after the earthquake of 1755, and its broad new squares soon filled with "
-    "merchants from Brazil, Genoa and London. Most of them traded in sugar, gold or cloth; a few sold books. "
-)
 _LENGTH = 16
 """Tokens of the text on which every layer is compared."""
 _OTHERS = (3, 72)
@@ -38,9 +35,10 @@ def difference(blocks: "Blocks") -> str | None:
     some = max(kinds.values()) + 1
     unit = _rounding_unit(model)
     # Faults reach thousandths: in half precision they stand out less, in single there is room for unlucky rounding.
-    spreads = 64 if unit < 1e-5 else 4
+    spreads = 64 if unit < 1e-5 else 2
     for length, layers in [(_LENGTH, model.n_layers), *((length, some) for length in (*_OTHERS, *beyond))]:
-        for where, own, moved, mine in _states(blocks, _tokens(model, min(length, model.n_ctx)), layers, unit):
+        tokens = ordinary_tokens(model, min(length, model.n_ctx), rows=2)
+        for where, own, moved, mine in _states(blocks, tokens, layers, unit):
             if not own.isfinite().all():
                 return None  # what comes of such weights is told where their numbers are used
             explained = spreads * (_error(moved, own) + unit)
@@ -51,21 +49,11 @@ def difference(blocks: "Blocks") -> str | None:
 
 
 def _rounding_unit(model: Model) -> float:
-    """Relative distance of neighbouring numbers in what matrix products multiply."""
+    """Relative distance of neighbouring numbers in the coarsest type that the model computes in."""
+    single = torch.finfo(torch.float32).eps  # norms and softmax are taken in float32 also where weights are finer
     if model.dtype != torch.float32:
-        return torch.finfo(model.dtype).eps
-    return {"highest": torch.finfo(torch.float32).eps, "high": 2**-10}.get(torch.get_float32_matmul_precision(), 2**-7)
-
-
-def _tokens(model: Model, length: int) -> Tokens:
-    """Ordinary text of so many tokens, twice."""
-    encode: Any = model.tokenizer
-    text = _TEXT
-    while len(encode(text)["input_ids"]) < length + 2:  # one or two may be special
-        text += _TEXT
-    ids = torch.tensor([encode(text)["input_ids"][:length]] * 2, device=model.device)
-    first = torch.zeros(2, dtype=torch.long, device=model.device)
-    return Tokens(ids=ids, mask=torch.ones_like(ids), offsets=(), starts=first, lasts=first + length - 1)
+        return max(torch.finfo(model.dtype).eps, single)
+    return {"highest": single, "high": 2**-10}.get(torch.get_float32_matmul_precision(), 2**-7)
 
 
 def _states(blocks: "Blocks", tokens: Tokens, layers: int, unit: float) -> list[tuple[str, Tensor, Tensor, Tensor]]:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ import transformers
 from safetensors import safe_open
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from workbench.architectures import load_decoder, missing_parts, refusal
 from workbench.files import CACHE
 
 ATLAS = Path(__file__).resolve().parents[1] / "data" / "atlas"
@@ -114,15 +116,19 @@ def load_checkpoint(name: str, *, device: str, dtype: torch.dtype | None) -> Che
         raise unusable("GGUF files need the package gguf: pip install gguf")
     with _quiet():
         try:
-            # The configuration first, so that an unreachable hub is waited for once.
-            AutoConfig.from_pretrained(source.place, **source.options)
-            tokenizer = AutoTokenizer.from_pretrained(source.place, **source.options)
-            hf: Any = AutoModelForCausalLM.from_pretrained(
-                source.place, attn_implementation="eager", dtype=dtype or source.dtype, **source.weight_options
-            )
+            # First, so that an unreachable hub is waited for once. A checkpoint's own code is never run.
+            config = AutoConfig.from_pretrained(source.place, trust_remote_code=False, **source.options)
+            refused = refusal(config)
+            if refused is None:
+                tokenizer = AutoTokenizer.from_pretrained(source.place, trust_remote_code=False, **source.options)
+                hf = load_decoder(
+                    source.place, config, attn_implementation="eager", dtype=dtype or source.dtype,
+                    **source.weight_options,
+                )  # fmt: skip
         except Exception as error:  # each library below has its own: OSError, ValueError, SafetensorError ...
-            reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
-            raise unusable(reason) from error
+            raise unusable(_reason(error)) from error
+        if refused is not None:
+            raise unusable(refused)
         if source.gguf is not None:
             _forget_quantisation(hf)
         if not tokenizer.is_fast:
@@ -132,9 +138,17 @@ def load_checkpoint(name: str, *, device: str, dtype: torch.dtype | None) -> Che
         # Taken before bridging, which renames: these are the names that a checkpoint is saved under.
         parameters, persistent = dict(hf.named_parameters()), hf.state_dict().keys()
         buffers = {name: buffer for name, buffer in hf.named_buffers() if name in persistent}
-        bridge = TransformerBridge.boot_transformers(  # pyright: ignore[reportAttributeAccessIssue]
-            source.place, hf_model=hf, tokenizer=copy.deepcopy(tokenizer), device=device, dtype=dtype
-        )
+        try:
+            bridge = TransformerBridge.boot_transformers(  # pyright: ignore[reportAttributeAccessIssue]
+                source.place, hf_model=hf, tokenizer=copy.deepcopy(tokenizer), device=device, dtype=dtype
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # TransformerLens meets what it does not know in as many ways
+            raise unusable(f"TransformerLens cannot hook {type(hf).__name__}: {_reason(error)}") from error
+    missing = missing_parts(bridge)
+    if missing is not None:
+        raise unusable(missing)
     bridge.eval()
     for module in bridge.modules():  # the bridge splits fused attention into parameters of its own
         for parameter in module.parameters(recurse=False):
@@ -159,6 +173,14 @@ def _stored(source: str) -> "torch.dtype | str":
                 if dtype.is_floating_point:
                     counts[dtype] = counts.get(dtype, 0) + math.prod(weight.get_shape())
     return max(counts, key=counts.__getitem__) if counts else "auto"
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what went wrong."""
+    if "trust_remote_code" in str(error):
+        return "it asks for code of its own to be run, which is never done here"
+    first = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+    return textwrap.shorten(first, 300, placeholder=" ...")
 
 
 @contextmanager

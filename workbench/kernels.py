@@ -22,8 +22,12 @@ def attend_short(
     v: Float[Tensor, "batch key kv_head d_head"],
     mask: Bool[Tensor, "query key"] | Bool[Tensor, "batch 1 query key"] | None,
     scale: float,
+    softcap: float | None = None,
 ) -> Float[Tensor, "batch query d_attn"]:
-    """Attention as two batched matrix products: over a few keys several times as fast as the fused kernel of CPUs."""
+    """Attention as two batched matrix products: over a few keys several times as fast as the fused kernel of CPUs.
+
+    `softcap` bends scores towards +- itself, which no fused kernel does.
+    """
     kv_heads = k.shape[2]
     shared = q.shape[2] // kv_heads
     q = rearrange(q, "b query (kv shared) d -> (b kv) (shared query) d", shared=shared)
@@ -34,7 +38,10 @@ def attend_short(
         unseen = torch.cat([unseen] * shared, dim=-2)
         if unseen.ndim == 4:
             unseen = repeat(unseen, "b 1 query key -> (b kv) query key", kv=kv_heads)
-    scores = torch.baddbmm(unseen, q, k.transpose(1, 2), alpha=scale)
+    if softcap is None:
+        scores = torch.baddbmm(unseen, q, k.transpose(1, 2), alpha=scale)
+    else:
+        scores = softcap * (q @ k.transpose(1, 2) * (scale / softcap)).tanh() + unseen
     weights = (scores - scores.detach().amax(dim=-1, keepdim=True)).exp()  # softmax() is slow over few keys
     read = (weights @ v) / weights.sum(dim=-1, keepdim=True)
     return rearrange(read, "(b kv) (shared query) d -> b query (kv shared d)", shared=shared, kv=kv_heads)

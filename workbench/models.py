@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from workbench.batching import BUDGET, Footprint, consecutive
 from workbench.checkpoints import ATLAS as ATLAS
 from workbench.checkpoints import Checkpoint, load_checkpoint
+from workbench.contribution import Contribution, of_mlp
 from workbench.generation import Sampler, continue_tokens
 from workbench.joining import join
 from workbench.memory import keep_freed_memory
@@ -45,6 +46,7 @@ _HOOK_NAMES = {
     "mlp_out": "blocks.{}.hook_mlp_out",
     "attn_out": "blocks.{}.hook_attn_out",
     "mlp_key": "blocks.{}.mlp.hook_post",
+    "mlp_write": "blocks.{}.mlp.out.hook_out",
 }
 
 
@@ -101,6 +103,13 @@ class Model:
         from workbench.blocks import Blocks
 
         return Blocks(self)
+
+    @cached_property
+    def hook_faults(self) -> dict[str, str]:
+        """By site, how it is not what editors take it for (see `hooks_check`); empty for all known families."""
+        from workbench.hooks_check import hook_faults
+
+        return hook_faults(self)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -195,7 +204,8 @@ class Model:
     def hook_name(self, site: str, layer: int | None = None) -> str:
         """TransformerLens's name of a site.
 
-        `embed` (token embeddings, takes no layer), `resid_pre`, `resid_post`, `mlp_out`, `attn_out` (all
+        `embed` (token embeddings, takes no layer), `resid_pre`, `resid_post`, `attn_out` and `mlp_out` (what is added
+        to the residual stream), `mlp_write` (W_out's output; mostly the same as `mlp_out`, see `mlp_contribution`; all
         [batch pos d_model]) and `mlp_key` (what W_out multiplies, [batch pos d_mlp]).
         ValueError for an unknown site, IndexError for a layer out of range.
         """
@@ -277,6 +287,10 @@ class Model:
         return self._run(ids, mask, keep_last=1, use_cache=True, **options)
 
     # ---- weights
+
+    def mlp_contribution(self, layer: int) -> Contribution:
+        """How W_out's output (`mlp_write`) becomes what a layer's MLP adds to the residual stream (`mlp_out`)."""
+        return of_mlp(self.bridge.blocks[self._layer(layer)])
 
     def weight(self, layer: int, matrix: str = "W_out") -> Float[Tensor, "d_in d_out"]:
         """Live view of an MLP matrix: W_out is [d_mlp, d_model]; W_in and W_gate are [d_model, d_mlp].

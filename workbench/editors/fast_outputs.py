@@ -32,12 +32,15 @@ class OutputSearch(Search):
     @property
     def sites(self) -> tuple[str, ...]:
         """Both outputs; the MLP's is what is written."""
-        return ("attn_out", "mlp_out")
+        return ("attn_out", "mlp_write")
 
     def _leaving(self, delta: Float[Tensor, "row site d_model"]) -> Float[Tensor, "row d_model"]:
         states = self.suffixes.states
         below, attn = states["resid_pre"], states["attn_out"] + delta[:, 0]
-        return below + attn + self.blocks.mlp_out(self.layer, below, attn) + delta[:, 1]
+        contribution, write = self.blocks.mlp_contribution(self.layer), self.blocks.mlp_write(self.layer, below, attn)
+        if contribution.direct:
+            return below + attn + write + delta[:, 1]
+        return below + attn + contribution(write + delta[:, 1])
 
     def _nll(
         self, said: Float[Tensor, "prediction vocab"], active: Int[Tensor, " request"]

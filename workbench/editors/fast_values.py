@@ -223,11 +223,12 @@ class Search:
                 if layer == blocks.n_layers - 1:
                     break
             attn = blocks.attn_out(layer, blocks.attend(layer, p.q, p.k, p.v))
-            mlp = blocks.mlp_out(layer, resid, attn)
+            write = blocks.mlp_write(layer, resid, attn)
+            mlp = blocks.mlp_contribution(layer)(write)
             below, resid = resid, resid + attn + mlp
             if layer == self.layer:
                 leaving = resid
-                parts = {"resid_pre": below, "attn_out": attn, "mlp_out": mlp, "resid_post": resid}
+                parts = {"resid_pre": below, "attn_out": attn, "mlp_write": write, "mlp_out": mlp, "resid_post": resid}
                 states = {site: part[numbers, before] for site, part in parts.items()}
 
         places, read, target, weight, essence = [], [], [], [], []
@@ -297,7 +298,10 @@ class Search:
 
     def _leaving(self, delta: Float[Tensor, "row site d_model"]) -> Float[Tensor, "row d_model"]:
         """The residual stream that leaves the edited layer at the subject's last token, with each row's deltas."""
-        return self.suffixes.states["resid_post"] + delta[:, 0]
+        states, contribution = self.suffixes.states, self.blocks.mlp_contribution(self.layer)
+        if self.sites != ("mlp_write",) or contribution.direct:
+            return states["resid_post"] + delta[:, 0]
+        return states["resid_pre"] + states["attn_out"] + contribution(states["mlp_write"] + delta[:, 0])
 
     def _nll(
         self, said: Float[Tensor, "prediction vocab"], active: Int[Tensor, " request"]
@@ -340,6 +344,9 @@ class Search:
         known = at[None, None, :prefix] < s.before[:, None, None]
         causal = torch.ones(width, width, dtype=torch.bool, device=resid.device).tril()
         mask = torch.cat([known.expand(rows, width, prefix), causal.expand(rows, width, width)], dim=-1)[:, None]
+        own = (s.before[:, None] + at[None, :width])[:, None]  # positions of the last `width` tokens of each row
+        stands = torch.cat([at[None, None, :prefix].expand(rows, 1, prefix), own], dim=-1)
+        behind = (own.transpose(1, 2) - stands)[:, None]
         needed = torch.cat([s.read, s.essence])
         predicting = resid[s.read]
         for layer in range(self.layer + 1, blocks.n_layers):
@@ -349,7 +356,9 @@ class Search:
                 p = blocks.project(layer, resid, s.before[s.row] + s.place)
             q, k, v = (self._unpacked(x, rows, width) for x in (p.q, p.k, p.v))
             k, v = torch.cat([s.keys[layer][:, :prefix], k], dim=1), torch.cat([s.values[layer][:, :prefix], v], dim=1)
-            heads = blocks.attend(layer, q, k, v, mask)[s.row, s.place]
+            window = blocks.window(layer)
+            seen = mask if window is None else mask & (behind < window)
+            heads = blocks.attend(layer, q, k, v, seen)[s.row, s.place]
             if layer == blocks.n_layers - 1:
                 heads, resid = heads[needed], resid[needed]
             attn = blocks.attn_out(layer, heads)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from workbench.editors.keys import check_hooks
 from workbench.editors.requests import check_requests
 from workbench.edits import Edit, WeightUpdate, provenance
 from workbench.facts import EditRequest, fill, subject_characters, token_span
@@ -81,6 +82,7 @@ class FT:
         contradictory ones, for a model without b_out under `bias`, and if the loss is not finite.
         """
         requests = check_requests(requests)
+        check_hooks(model, "FT", "mlp_write")
         dtype = torch.promote_types(model.dtype, torch.float32)
         matrices = ("W_out", "b_out") if self.bias else ("W_out",)
         weights = {(layer, matrix): model.weight(layer, matrix) for layer in self.layers for matrix in matrices}
@@ -258,7 +260,7 @@ def _added(model: Model, changes: _ByPlace) -> list[Hook]:
                 more = more + changes[layer, "b_out"]
             return output + more.to(output.dtype)
 
-        return [(model.hook_name("mlp_key", layer), keep), (model.hook_name("mlp_out", layer), add)]
+        return [(model.hook_name("mlp_key", layer), keep), (model.hook_name("mlp_write", layer), add)]
 
     return [hook for layer in sorted({layer for layer, _ in changes}) for hook in hooks_of(layer)]
 

@@ -36,6 +36,40 @@ def subject_states(
     return torch.stack([found[index] for index in range(len(texts))])
 
 
+def check_hooks(model: Model, method: str, *sites: str) -> None:
+    """ValueError unless these sites mean what a method takes them for, in every layer."""
+    for site in sites:
+        if site in model.hook_faults:
+            raise ValueError(f"{method} cannot keep what it promises: {model.hook_faults[site]}")
+
+
+def contributed(model: Model, layer: int, output: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+    """What a layer's MLP adds to the residual stream where W_out gives `output`; float64, on the CPU."""
+    contribution = model.mlp_contribution(layer)
+    return output if contribution.direct else contribution(_on_device(model, output)).cpu().double()
+
+
+def output_change(
+    model: Model,
+    layer: int,
+    wanted: Float[Tensor, "row d_model"],
+    templates: Sequence[str],
+    subjects: Sequence[str],
+) -> Float[Tensor, "row d_model"]:
+    """The change of W_out's output, at the subject's last token of each filled template, that changes what a layer's
+    MLP adds to the residual stream by `wanted`: exactly, or as far as a norm between them lets it; see `Contribution`.
+    """
+    contribution = model.mlp_contribution(layer)
+    if contribution.direct:
+        return wanted
+    output = subject_states(model, model.hook_name("mlp_write", layer), templates, subjects)
+    return contribution.needed(_on_device(model, output), _on_device(model, wanted)).cpu().double()
+
+
+def _on_device(model: Model, tensor: Tensor) -> Tensor:
+    return tensor.to(model.device, torch.promote_types(model.dtype, torch.float32))
+
+
 def mean_keys(
     model: Model, layer: int, requests: Sequence[EditRequest], contexts: Sequence[str]
 ) -> Float[Tensor, "d_mlp request"]:

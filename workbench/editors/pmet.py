@@ -43,7 +43,7 @@ class PMET(MEMIT):
     """
 
     method: ClassVar[str] = "PMET"
-    site: ClassVar[str] = "mlp_out"
+    site: ClassVar[str] = "mlp_write"
 
     steps: int = 30
     """How many losses are evaluated for each request; one fewer Adam steps are made."""
@@ -81,7 +81,7 @@ def optimise_outputs(
 
     Arguments and errors as for `optimise_value`. The likelihood in `losses` is weighted by phi.
     """
-    names = [model.hook_name(site, layer) for site in ("attn_out", "mlp_out")]
+    names = [model.hook_name(site, layer) for site in ("attn_out", "mlp_write")]
     batch = prompt_batch(model, request, [*templates, kl_template])
     everywhere = torch.arange(len(batch.tokens.ids), device=model.device)
     dtype = torch.promote_types(model.dtype, torch.float32)

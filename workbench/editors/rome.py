@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.editors.fast_values import optimise_values
-from workbench.editors.keys import describe_moment, final_loss
+from workbench.editors.keys import check_hooks, describe_moment, final_loss
 from workbench.editors.lookup import at_subject, check_contexts, in_contexts
 from workbench.editors.requests import check_requests
 from workbench.editors.values import OptimisedValue
@@ -83,6 +83,7 @@ class ROME:
         or if the value diverges.
         """
         requests = check_requests(requests)
+        check_hooks(model, self.method, "mlp_write")
         weight = model.weight(self.layer)
         if self._matrix is not None and len(self._matrix) != len(weight):
             raise ValueError(
@@ -108,7 +109,7 @@ class ROME:
 
     def _rewrite(self, model: Model, request: EditRequest) -> tuple[WeightUpdate, OptimisedValue]:
         templates = in_contexts(request.template, self.contexts)
-        key_name, out_name = model.hook_name("mlp_key", self.layer), model.hook_name("mlp_out", self.layer)
+        key_name, out_name = model.hook_name("mlp_key", self.layer), model.hook_name("mlp_write", self.layer)
         states = at_subject(model, [key_name, out_name], templates, request.subject)
         keys, outputs = states[key_name].double().cpu(), states[out_name].double().cpu()
         u = self._direction(keys.mean(dim=0))
@@ -116,7 +117,7 @@ class ROME:
             model,
             [request],
             [templates],
-            site="mlp_out",
+            site="mlp_write",
             layer=self.layer,
             steps=self.steps,
             learning_rate=self.learning_rate,

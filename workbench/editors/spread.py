@@ -12,9 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.editors.fast_values import optimise_values
-from workbench.editors.keys import check_moment, describe_moment, final_loss, mean_keys, subject_states
+from workbench.editors.keys import check_hooks, check_moment, describe_moment, final_loss, mean_keys
 from workbench.editors.lookup import check_contexts, in_contexts
 from workbench.editors.requests import check_requests
+from workbench.editors.targets import Targets
 from workbench.editors.values import OptimisedValue
 from workbench.edits import Edit, WeightUpdate, provenance
 from workbench.facts import EditRequest
@@ -33,12 +34,18 @@ class SpreadEditor(ABC):
 
     where h is that state as it now is on the bare prompts, `share` spreads what is missing over this layer and
     those that remain, and the methods differ in L, [d_mlp, request], which answers to the requests' keys.
+
+    In some families W_out's output is not what is added to the state. Where a multiplier stands between (Granite),
+    right sides are divided by it. Where a norm does (Gemma 2 and 3, OLMo 2), not every change of the state can be
+    had, so W_out's output in the last edited layer is optimised in the state's stead. The layers before it add their
+    share in the state's direction as far as their norms let them, and the last layer's target is then optimised once
+    more, with those layers edited: it is met exactly.
     """
 
     method: ClassVar[str]
     """Name of the method in an Edit."""
     site: ClassVar[str] = "resid_post"
-    """The state that is given a target, in the last edited layer."""
+    """The state that is given a target, in the last edited layer; see `_site`."""
 
     layers: Sequence[int]
     """Layers edited, ascending."""
@@ -87,17 +94,17 @@ class SpreadEditor(ABC):
         prepared = self._prepared
         made = provenance(model, self._hyperparameters())
         values = self._values(model, requests)
-        targets = torch.stack([(value.initial + value.delta).cpu().double() for value in values])
-        state = model.hook_name(self.site, self.layers[-1])
-        templates, subjects = [r.template for r in requests], [r.subject for r in requests]
+        targets = self._targets(model, requests, values)
         dtype = torch.promote_types(model.dtype, torch.float32)
         updates: list[WeightUpdate] = []
         with ExitStack() as before:
             for index, layer in enumerate(self.layers):
                 keys = mean_keys(model, layer, requests, self.contexts)
                 left = self._answer(model, layer, prepared[layer], keys)
-                missing = targets - subject_states(model, state, templates, subjects)
-                right = missing / self._share(len(self.layers) - index)
+                if layer == self.layers[-1] and index and self._site(model) != self.site:
+                    values = self._values(model, requests)
+                    targets = self._targets(model, requests, values)
+                right = targets.missing(layer, self._share(len(self.layers) - index))
                 updates.append(WeightUpdate(layer=layer, left=left.to(dtype), right=right.to(dtype)))
                 part = Edit(updates=(updates[-1],), method=self.method, requests=requests, provenance={})
                 before.enter_context(part.applied(model))
@@ -128,11 +135,20 @@ class SpreadEditor(ABC):
         """What later edits need to know of this one, asked while it is applied."""
         return {}
 
+    def _site(self, model: Model) -> str:
+        """The state that is given a target in this model: W_out's output where a norm stands behind it."""
+        return self.site if model.mlp_contribution(self.layers[-1]).norm is None else "mlp_write"
+
+    def _targets(self, model: Model, requests: Sequence[EditRequest], values: Sequence[OptimisedValue]) -> Targets:
+        resid = self.site == "resid_post"
+        return Targets(model, requests, values, site=self._site(model), layer=self.layers[-1], as_resid=resid)
+
     def _values(self, model: Model, requests: Sequence[EditRequest]) -> list[OptimisedValue]:
         """The optimised target of each request."""
         templates = [in_contexts(request.template, self.contexts) for request in requests]
         options = self._optimisation()
-        return optimise_values(model, requests, templates, site=self.site, layer=self.layers[-1], **options)
+        site = self._site(model)
+        return optimise_values(model, requests, templates, site=site, layer=self.layers[-1], **options)
 
     def _optimisation(self) -> dict[str, Any]:
         names = ("steps", "learning_rate", "weight_decay", "clamp", "kl_weight", "kl_template", "loss_layer")
@@ -146,6 +162,7 @@ class SpreadEditor(ABC):
     def _check(self, model: Model) -> None:
         for layer in self.layers:
             model.weight(layer)
+        check_hooks(model, self.method, "mlp_write", "resid_post")
         for layer in self.layers:
             if layer not in self.second_moments or self.second_moments[layer].layer != layer:
                 known = sorted(moment.layer for moment in self.second_moments.values())

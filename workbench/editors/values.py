@@ -96,7 +96,7 @@ def optimise_value(
 
     Args:
         templates: rewriting prompts with the subject's {} open, the bare one first.
-        site: `mlp_out` for ROME; `resid_post` for methods that spread the change over layers.
+        site: `mlp_write` for ROME; `resid_post` for methods that spread the change over layers.
         loss_layer: read the target's probability from this layer's residual stream (final norm and
             unembedding follow it directly); None for the last layer, where it is the model's own output.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from workbench.blocks import BlocksError
 from workbench.facts import Fact
-from workbench.models import SITES, Model
+from workbench.models import SITES, Model, Tokens
 from workbench.tracing.cells import Cell, grid
 from workbench.tracing.corruption import Corruption
 from workbench.tracing.fast import FastRuns
@@ -21,7 +21,7 @@ from workbench.tracing.positions import Positions, traced_positions
 from workbench.tracing.trace import CausalTrace, check_probabilities
 
 ENGINES = ("auto", "fast", "plain")
-"""How cells are computed; all give the same numbers. "auto" is fast where it can be, else plain."""
+"""How cells are computed, all to the same numbers; "auto" is fast where a model's blocks are known, else plain."""
 
 
 def trace_fact(
@@ -60,7 +60,7 @@ def trace_fact(
             code draws it anew and freezes the layers below too, which this does where it is given.
         metric, foil: what is measured (`make_measure`); the foil is a token id.
         engine: "fast" computes what differs between cells, "plain" is its oracle: a whole forward pass each;
-            "auto" is the fast one, or with a warning the plain one for an architecture that it does not know.
+            "auto" is fast where it can be, and else plain, with a warning.
         batch_size: rows (cells times samples) of a forward pass of the plain engine.
         memory: GiB for the activations of cells that the fast engine advances together.
         skip_before_subject: give the cells before the subject the corrupted value instead of computing it. In
@@ -69,7 +69,7 @@ def trace_fact(
 
     Raises ValueError for a window, span or batch size below 1, an unknown site, metric or engine, a position that
     the prompt does not have, noise of another shape than the subject's, a model whose probabilities are NaN, and an
-    architecture that the fast engine does not know.
+    architecture that the "fast" engine does not know.
     """
     _check(sites, severed, engine, window=window, span=span)
     tokens = model.tokenize([fact.prompt])
@@ -82,10 +82,9 @@ def trace_fact(
             )
     chosen = traced_positions(positions, n_tokens=tokens.ids.shape[1], subject=(first, end))
     corruption = Corruption(first=first, noise=noise, replace=replace, frozen_noise=severed_noise)
-    engine = _settled(engine, model)
-    if engine == "fast":
-        runs = FastRuns(model, tokens, corruption, memory=memory)
-    else:
+    runs = None if engine == "plain" else _fast_runs(model, tokens, corruption, memory, strict=engine == "fast")
+    skip_before_subject = skip_before_subject or runs is not None
+    if runs is None:
         runs = PlainRuns(model, tokens, corruption, batch_size=batch_size)
     answer = int(runs.clean_logits.argmax())
     measure = make_measure(metric, clean=runs.clean_logits, answer=answer, foil=foil)
@@ -103,8 +102,7 @@ def trace_fact(
         )
     ]  # fmt: skip
     values = corrupted.repeat(len(cells))
-    skips = skip_before_subject or engine == "fast"
-    todo = [index for index, cell in enumerate(cells) if cell.positions[1] > first or not skips]
+    todo = [index for index, cell in enumerate(cells) if cell.positions[1] > first or not skip_before_subject]
     values[todo] = runs.values([cells[index] for index in todo], measure)
     check_probabilities(values, model=model.name, prompt=fact.prompt)
     by_site = rearrange(values, "(site pos layer) -> site pos layer", site=len(sites), layer=model.n_layers)
@@ -131,15 +129,15 @@ def trace_fact(
     )
 
 
-def _settled(engine: str, model: Model) -> str:
-    if engine != "auto":
-        return engine
+def _fast_runs(model: Model, tokens: Tokens, corruption: Corruption, memory: float, *, strict: bool) -> FastRuns | None:
+    """The fast engine; unless `strict`, None with a warning for a model or a prompt that it does not know."""
     try:
-        model.blocks  # noqa: B018
+        return FastRuns(model, tokens, corruption, memory=memory)
     except BlocksError as error:
-        warnings.warn(str(error), stacklevel=3)
-        return "plain"
-    return "fast"
+        if strict:
+            raise
+        warnings.warn(str(error).replace("use the plain engine", "tracing by the plain engine"), stacklevel=3)
+        return None
 
 
 def _check(sites: Sequence[str], severed: str | None, engine: str, **at_least_one: int) -> None:

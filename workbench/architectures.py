@@ -1,0 +1,62 @@
+"""What kind of network a checkpoint holds: which are refused, and the text part of those that also read images."""
+
+from typing import Any
+
+import torch
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PretrainedConfig,
+)
+
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
+_STATES = ("state_size", "ssm_state_size", "mamba_d_state", "mamba_num_heads", "rescale_every", "lru_width")
+
+
+def refusal(config: PretrainedConfig) -> str | None:
+    """Why no model of this configuration can be read and edited here, as far as it tells; None if it may."""
+    if getattr(config, "is_encoder_decoder", False):
+        return "it is an encoder-decoder, and only decoders are traced and edited"
+    config = config.get_text_config(decoder=True)
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
+        return "it reads text in both directions, and only what goes from left to right is traced and edited"
+    if any((getattr(config, name, None) or 0) > 1 for name in _EXPERTS):
+        return "it is a mixture of experts, whose layers have no single W_out to read and edit"
+    if any(getattr(config, name, None) for name in _STATES):
+        return "it is a state-space or recurrent model, whose layers have no attention to trace and no MLP to edit"
+    return None
+
+
+def missing_parts(bridge: Any) -> str | None:
+    """What the layers of a loaded model lack of attention and an MLP with a W_out; None if nothing."""
+    for layer, block in enumerate(bridge.blocks):
+        for part, found in (
+            ("attention", hasattr(block, "attn")),
+            ("an MLP with a W_out", getattr(getattr(block, "mlp", None), "W_out", None) is not None),
+        ):
+            if not found:
+                return f"its layer {layer} lacks {part}, which is traced or edited"
+    return None
+
+
+def load_decoder(source: str, config: PretrainedConfig, **options: Any) -> Any:
+    """The causal language model of a checkpoint; of one that reads images too, the language model alone.
+
+    ValueError for one whose language model transformers does not know by itself.
+    """
+    text: Any = config.get_text_config(decoder=True)
+    if text is config:
+        return AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False, **options)
+    if type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(f"transformers knows no language model by itself for its text part, {text.model_type!r}")
+    whole: Any = AutoModelForImageTextToText.from_pretrained(source, trust_remote_code=False, **options)
+    text = whole.config.get_text_config(decoder=True)
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(text)]
+    with torch.device("meta"):
+        decoder = kind._from_config(text)
+    decoder.model, decoder.lm_head = whole.get_decoder(), whole.get_output_embeddings()
+    decoder.config.architectures = [kind.__name__]
+    decoder.generation_config = whole.generation_config
+    return decoder
