@@ -8,7 +8,8 @@ import gguf
 import numpy as np
 import torch
 import transformers
-from conftest import make_tokenizer
+
+from workbench.studies.tiny_models import make_tokenizer
 
 SHARED = {"vocab_size": 340, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
 

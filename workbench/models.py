@@ -410,7 +410,7 @@ class Model:
     ) -> list[str]:
         """Texts that the model makes up, sampled at temperature 1 after nothing but the token that begins a text."""
         sampler = Sampler(temperature=1.0, top_k=top_k, generator=generator)
-        return self._continue([self._text.beginning()] * count, max_new_tokens, sampler, 64)
+        return self._continue([self._text.beginning()] * count, max_new_tokens, sampler, count)
 
     def _continue(self, rows: Sequence[TokenRow], max_new_tokens: int, sampler: Sampler, batch_size: int) -> list[str]:
         if max_new_tokens < 1:

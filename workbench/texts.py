@@ -18,7 +18,7 @@ SELF_TOKENS = 20_000
 """Of the texts that a model makes up: several times as many as a key of SmolLM2 has dimensions."""
 SELF_LENGTH = 128
 """Tokens of one such text."""
-_SELF_AT_ONCE = 32
+_SELF_AT_ONCE = 160  # each step reads all weights once, whatever the number of texts
 _SELF_FORMAT = 1
 
 
