@@ -20,7 +20,7 @@ from workbench.processes import can_fork
 from workbench.statistics import second_moments
 from workbench.tracing import CausalTrace, attribute_fact, default_workers, gaussian_noise, subject_span, trace_fact
 
-pytestmark = pytest.mark.cuda
+pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")]
 DEVICE = "cuda"
 GOLDEN = str(Path(__file__).parent / "golden" / "tiny-gpt2")
 REQUEST = EditRequest(template="The capital of {} is", subject="Portugal", target_new="Moscow", target_true="Lisbon")
@@ -31,13 +31,6 @@ RECORD = Record(
     neighborhood_prompts=("The capital of France is",),
     generation_prompts=("People in Portugal speak",),
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def gpu() -> None:
-    """Here, so that all of them are skipped in one line."""
-    if not torch.cuda.is_available():
-        pytest.skip("torch finds no GPU")
 
 
 @pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
