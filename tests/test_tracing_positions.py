@@ -222,7 +222,7 @@ def test_averages_count_only_tokens_that_were_traced() -> None:
     assert mediating_layer([some_rows(3)]) == mediating_layer([make_trace()])
 
     mixed = average_effects([make_trace(), some_rows(3)], "mlp_out")
-    assert mixed.counts == whole.counts | {role: 1 for role in ROLES if whole.counts[role]} | {"last_subject": 2}
+    assert mixed.counts == dict(whole.counts) | {role: 1 for role in ROLES if whole.counts[role]} | {"last_subject": 2}
     with pytest.raises(ValueError, match="in role 'last_subject' that was traced"):
         mediating_layer([some_rows(0, 6)])
 
