@@ -65,6 +65,7 @@ Text = Annotated[
 Preset = Annotated[
     str | None, typer.Option("--preset", help="Model whose published hyperparameters are used. [default: --model's]")
 ]
+Retry = Annotated[bool, typer.Option("--retry", help="Try again the records that failed in an earlier run.")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
 
@@ -79,6 +80,7 @@ def trace(
     window: Window = None,
     samples: Samples = 10,
     noise: Noise = "s3",
+    retry: Retry = False,
     device: Device = "auto",
     dtype: Dtype = "float32",
 ) -> None:
@@ -93,7 +95,7 @@ def trace(
         window = window or stages.default_window(loaded)
         settings = {"command": "trace", "model": model, "records": records, "seed": seed, "limit": limit,
                     "window": window, "samples": samples, "noise": noise, "dtype": dtype}  # fmt: skip
-        with _run(out, settings, loaded) as run:
+        with _run(out, settings, loaded, retry=retry) as run:
             located = stages.locate(
                 run, loaded, facts, limit=limit, seed=seed, window=window, samples=samples, noise=noise
             )
@@ -117,6 +119,7 @@ def edit(
     subject: Annotated[str, typer.Option("--subject", help="Its subject: 'Eiffel Tower'.")] = "",
     target: Annotated[str, typer.Option("--target", help="Its new answer: 'Rome'.")] = "",
     text: Text = None,
+    retry: Retry = False,
     device: Device = "auto",
     dtype: Dtype = "float32",
 ) -> None:
@@ -139,19 +142,20 @@ def edit(
         settings = {"command": "edit", "model": model, "records": records, "seed": seed, "limit": len(chosen),
                     "method": method, "preset": preset, "layer": layer, "text": text, "dtype": dtype,
                     "request": [prompt, subject, target] if prompt else None}  # fmt: skip
-        with _run(out, settings, loaded, report=False) as run:
+        with _run(out, settings, loaded, report=False, retry=retry) as run:
             if layer is None:
                 layer = stages.find_layer(loaded, stages.true_facts(every), seed=seed)
             editor = stages.make_editor(
                 loaded, method, preset_of=preset, layer=layer, texts=stages.statistics_texts(text), seed=seed
             )
-            edits = stages.edit_records(run, loaded, editor, chosen)
+            edits, count = stages.edit_records(run, loaded, editor, chosen), 0
             for record, made in stages.progress(edits, f"Editing with {method}", len(chosen)):
+                count += 1
                 if prompt:
                     stages.show_edit(console, loaded, record, made)
             layers = getattr(editor, "layers", (layer,))
             where = f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
-            console.print(f"{len(chosen)} edits at {where}: {run.folder / 'edits'}")
+            console.print(f"{count} edits at {where}: {run.folder / 'edits'}")
 
 
 @app.command()
@@ -159,6 +163,7 @@ def evaluate(
     edits: Annotated[Path, typer.Argument(help="Folder of a `workbench edit` run over records.")],
     out: Out = None,
     seed: Seed = 0,
+    retry: Retry = False,
     device: Device = "auto",
 ) -> None:
     """Score the edits of a `workbench edit` run: efficacy, paraphrase, neighborhood, portability, fluency."""
@@ -183,7 +188,10 @@ def evaluate(
             "seed": seed,
             "limit": len(chosen),
         }
-        with _run(out, settings, loaded) as run:
+        with _run(out, settings, loaded, retry=retry) as run:
+            if not run.rows("failures"):
+                for row in made.rows("failures"):  # what could not be edited is missing here too
+                    run.append("failures", row)
             stages.score_edits(run, loaded, stages.load_edits(made, chosen), total=len(chosen), seed=seed)
 
 
@@ -234,6 +242,7 @@ def study(
     preset: Preset = None,
     layer: Layer = None,
     text: Text = None,
+    retry: Retry = False,
     device: Device = "auto",
     dtype: Dtype = "float32",
 ) -> None:
@@ -255,7 +264,7 @@ def study(
         settings = {"command": "study", "model": model, "records": records, "seed": seed, "limit": limit,
                     "traces": traces, "window": window, "samples": samples, "noise": noise, "method": method,
                     "preset": preset, "layer": layer, "text": text, "dtype": dtype}  # fmt: skip
-        with _run(out, settings, loaded) as run:
+        with _run(out, settings, loaded, retry=retry) as run:
             located = stages.locate(
                 run, loaded, stages.true_facts(chosen), limit=traces, seed=seed, window=window, samples=samples,
                 noise=noise,
@@ -280,34 +289,59 @@ def main() -> None:
 
 @contextmanager
 def _session() -> Iterator[None]:
-    """One clear line instead of a traceback for what a user can mend; 130 after Ctrl-C."""
+    """One clear line instead of a traceback, and exit code 1; 130 after Ctrl-C.
+
+    The environment variable WORKBENCH_TRACEBACK shows the traceback.
+    """
     try:
         yield
     except KeyboardInterrupt:
         console.print("Interrupted. What is finished is kept; the same command goes on from there.")
         raise typer.Exit(130) from None
-    except (ValueError, OSError, IndexError, RuntimeError) as error:
+    except typer.Exit:
+        raise
+    except Exception as error:  # SafetensorError, torch's own, ...: whatever it is, a user wants one line
         if os.environ.get("WORKBENCH_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_line(error)}", file=sys.stderr)
         raise typer.Exit(1) from None
 
 
+def _line(error: Exception) -> str:
+    """What went wrong, and the way out, on one line."""
+    from workbench.failures import reason
+    from workbench.memory import out_of_memory
+
+    if out_of_memory(error):
+        return f"not enough memory ({reason(error)}): try --dtype bfloat16, fewer --samples, or a smaller model"
+    if isinstance(error, ValueError | OSError | IndexError) and str(error).strip():
+        return " ".join(str(error).split())
+    return f"{reason(error)} (unexpected: set WORKBENCH_TRACEBACK=1 to see where)"
+
+
 @contextmanager
-def _run(out: Path | None, settings: dict[str, Any], model: "Model", *, report: bool = True) -> Iterator["Run"]:
-    """The run's folder, its state, and a report at its end, also when it is interrupted."""
+def _run(
+    out: Path | None, settings: dict[str, Any], model: "Model", *, report: bool = True, retry: bool = False
+) -> Iterator["Run"]:
+    """The run's folder, its state, and a report at its end, also when it is interrupted; exit code 3 if any failed."""
+    from workbench.failures import lines
     from workbench.report import write_report
     from workbench.runs import Run
 
     folder = out or Path("runs") / f"{settings['command']}-{Path(settings['model']).name}"
     run = Run.create(folder, settings)
     run.check_model(model.fingerprint())
+    if retry:
+        run.retry()
     try:
         with run.running():
             yield run
     finally:
         if report:
             console.print(f"Report: {write_report(run)}")
+    if failed := lines(run.rows("failures")):
+        print("\n".join(failed), file=sys.stderr)
+        raise typer.Exit(3)
 
 
 def _request(prompt: str, subject: str, target: str) -> "Record":
