@@ -78,6 +78,7 @@ Text = Annotated[
 Preset = Annotated[
     str | None, typer.Option("--preset", help="Model whose published hyperparameters are used. [default: --model's]")
 ]
+Retry = Annotated[bool, typer.Option("--retry", help="Try again the records that failed in an earlier run.")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
 Precision = Annotated[
@@ -111,6 +112,7 @@ def trace(
     noise: Noise = "s3",
     positions: Positions = "all",
     engine: Engine = "auto",
+    retry: Retry = False,
     device: Device = "auto",
     dtype: Dtype = "float32",
     precision: Precision = "float32",
@@ -129,7 +131,7 @@ def trace(
         settings = {"command": "trace", "model": model, "records": records, "seed": seed, "limit": limit,
                     "window": window, "samples": samples, "noise": noise, "positions": positions, "engine": engine,
                     "dtype": dtype, "precision": precision}  # fmt: skip
-        with _run(out, settings, loaded) as run:
+        with _run(out, settings, loaded, retry=retry) as run:
             located = stages.locate(
                 run, loaded, facts, limit=limit, seed=seed, window=window, samples=samples, noise=noise,
                 positions=positions, engine=engine,
@@ -159,6 +161,7 @@ def edit(
     target: Annotated[str, typer.Option("--target", help="Its new answer: 'Rome'.")] = "",
     text: Text = None,
     engine: Engine = "auto",
+    retry: Retry = False,
     device: Device = "auto",
     dtype: Dtype = "float32",
     precision: Precision = "float32",
@@ -185,7 +188,7 @@ def edit(
                     "method": method, "preset": preset, "layer": layer, "text": text, "dtype": dtype,
                     "precision": precision,
                     "request": [prompt, subject, target] if prompt else None}  # fmt: skip
-        with _run(out, settings, loaded, report=False) as run:
+        with _run(out, settings, loaded, report=False, retry=retry) as run:
             if layer is None:
                 layer = stages.find_layer(loaded, stages.true_facts(every), seed=seed, engine=engine)
             editor = stages.make_editor(
@@ -196,13 +199,14 @@ def edit(
                 text=text,
                 seed=seed,
             )
-            edits = stages.edit_records(run, loaded, editor, chosen)
+            edits, count = stages.edit_records(run, loaded, editor, chosen), 0
             for record, made in stages.progress(edits, f"Editing with {method}", len(chosen)):
+                count += 1
                 if prompt:
                     stages.show_edit(console, loaded, record, made)
             layers = getattr(editor, "layers", (layer,))
             where = f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
-            console.print(f"{len(chosen)} edits at {where}: {run.folder / 'edits'}")
+            console.print(f"{count} edits at {where}: {run.folder / 'edits'}")
 
 
 @app.command()
@@ -210,6 +214,7 @@ def evaluate(
     edits: Annotated[Path, typer.Argument(help="Folder of a `workbench edit` run over records.")],
     out: Out = None,
     seed: Seed = 0,
+    retry: Retry = False,
     device: Device = "auto",
     precision: Precision = "float32",
 ) -> None:
@@ -236,7 +241,10 @@ def evaluate(
             "limit": len(chosen),
             "precision": precision,
         }
-        with _run(out, settings, loaded) as run:
+        with _run(out, settings, loaded, retry=retry) as run:
+            if not run.rows("failures"):
+                for row in made.rows("failures"):  # what could not be edited is missing here too
+                    run.append("failures", row)
             stages.score_edits(run, loaded, stages.load_edits(made, chosen), total=len(chosen), seed=seed)
 
 
@@ -289,6 +297,7 @@ def study(
     preset: Preset = None,
     layer: Layer = None,
     text: Text = None,
+    retry: Retry = False,
     device: Device = "auto",
     dtype: Dtype = "float32",
     precision: Precision = "float32",
@@ -314,7 +323,7 @@ def study(
                     "traces": traces, "window": window, "samples": samples, "noise": noise, "positions": positions,
                     "engine": engine, "method": method, "preset": preset, "layer": layer, "text": text,
                     "dtype": dtype, "precision": precision}  # fmt: skip
-        with _run(out, settings, loaded) as run:
+        with _run(out, settings, loaded, retry=retry) as run:
             located = stages.locate(
                 run, loaded, stages.true_facts(chosen), limit=traces, seed=seed, window=window, samples=samples,
                 noise=noise, positions=positions, engine=engine,
@@ -346,7 +355,10 @@ def main() -> None:
 
 @contextmanager
 def _session(precision: str = "float32") -> Iterator[None]:
-    """One clear line instead of a traceback for what a user can mend; 130 after Ctrl-C. `precision` holds inside."""
+    """One clear line instead of a traceback, and exit code 1; 130 after Ctrl-C. `precision` holds inside.
+
+    The environment variable WORKBENCH_TRACEBACK shows the traceback.
+    """
     try:
         from workbench.precision import float32_products
 
@@ -355,28 +367,50 @@ def _session(precision: str = "float32") -> Iterator[None]:
     except KeyboardInterrupt:
         console.print("Interrupted. What is finished is kept; the same command goes on from there.")
         raise typer.Exit(130) from None
-    except (ValueError, OSError, IndexError, RuntimeError) as error:
+    except typer.Exit:
+        raise
+    except Exception as error:  # SafetensorError, torch's own, ...: whatever it is, a user wants one line
         if os.environ.get("WORKBENCH_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_line(error)}", file=sys.stderr)
         raise typer.Exit(1) from None
 
 
+def _line(error: Exception) -> str:
+    """What went wrong, and the way out, on one line."""
+    from workbench.failures import reason
+    from workbench.memory import out_of_memory
+
+    if out_of_memory(error):
+        return f"not enough memory ({reason(error)}): try --dtype bfloat16, fewer --samples, or a smaller model"
+    if isinstance(error, ValueError | OSError | IndexError) and str(error).strip():
+        return " ".join(str(error).split())
+    return f"{reason(error)} (unexpected: set WORKBENCH_TRACEBACK=1 to see where)"
+
+
 @contextmanager
-def _run(out: Path | None, settings: dict[str, Any], model: "Model", *, report: bool = True) -> Iterator["Run"]:
-    """The run's folder, its state, and a report at its end, also when it is interrupted."""
+def _run(
+    out: Path | None, settings: dict[str, Any], model: "Model", *, report: bool = True, retry: bool = False
+) -> Iterator["Run"]:
+    """The run's folder, its state, and a report at its end, also when it is interrupted; exit code 3 if any failed."""
+    from workbench.failures import lines
     from workbench.report import write_report
     from workbench.runs import Run
 
     folder = out or Path("runs") / f"{settings['command']}-{Path(settings['model']).name}"
     run = Run.create(folder, settings)
     run.check_model(model.fingerprint())
+    if retry:
+        run.retry()
     try:
         with run.running():
             yield run
     finally:
         if report:
             console.print(f"Report: {write_report(run)}")
+    if failed := lines(run.rows("failures")):
+        print("\n".join(failed), file=sys.stderr)
+        raise typer.Exit(3)
 
 
 def _request(prompt: str, subject: str, target: str) -> "Record":

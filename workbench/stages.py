@@ -143,7 +143,8 @@ def locate(
 
     `noise` is the short form of a rule (`NoiseRule.parse`), fitted to the subjects of all `facts`. Facts traced in
     an earlier, interrupted run are read. `workers` are facts traced at once (`default_workers` unless given). `form`
-    goes on to `trace_fact`: positions, span, severed, metric, engine, ...
+    goes on to `trace_fact`: positions, span, severed, metric, engine, ... A fact that cannot be traced is kept as
+    failed.
     ValueError if the model knows none of the facts.
     """
 
@@ -158,19 +159,24 @@ def locate(
         for index, ok in known.items()
     ]
     chosen, form = facts[:limit], {"window": window, **form}
-    fitted = NoiseRule.parse(noise).fit(model, facts)
+    fitted = _fitted(model, facts, noise)
+    failed = run.failed(what="fact")
     results = trace_facts(
         model,
         chosen,
         seed=seed,
         noise_rule=fitted,
         samples=samples,
-        done=known.keys(),
+        done=known.keys() | failed,
         workers=default_workers(model) if workers is None else workers,
+        keep_failures=True,
         **form,
     )
     new, began = [], time.perf_counter()
-    for traced in progress(results, "Tracing facts", len(chosen) - len(known)):
+    for traced in progress(results, "Tracing facts", len(chosen) - len(known.keys() | failed)):
+        if traced.failed:
+            run.fail(traced.index, traced.reason, of=len(chosen), what="fact")
+            continue
         row = {"index": traced.index, "known": traced.trace is not None, "prompt": traced.fact.prompt}
         row["seconds"], began = time.perf_counter() - began, time.perf_counter()
         if traced.trace is not None:
@@ -218,7 +224,7 @@ def trace_edited(run: Run, model: Model, records: Sequence[Record], located: Loc
             continue
         first, end = subject_span(model, fact)
         drawn = noise.draw(located.samples, end - first, generator=fact_generator(located.seed, index))
-        with Edit.load(edits[fact]).applied(model):
+        with run.keeping(index, of=len(located.facts), what="fact"), Edit.load(edits[fact]).applied(model):
             trace_fact(model, fact, noise=drawn, replace=noise.replace, **located.form).save(path)
 
 
@@ -247,6 +253,26 @@ def follow_answers(run: Run, model: Model, edits: Iterable[tuple[Record, Edit]])
     for name, (before, after) in figures.items():
         caption = "Mean probability and geometric mean rank." if name == "lens_average" else f"“{before.prompt}”."
         run.save_figure(name, lens_figure(before, after), caption=f"Logit lens before and after the edit. {caption}")
+
+
+def _fitted(model: Model, facts: Sequence[Fact], noise: str) -> Noise:
+    """The noise rule fitted to all facts but those whose subject the tokenizer cannot take."""
+    rule = NoiseRule.parse(noise)
+    try:
+        return rule.fit(model, facts)
+    except ValueError:
+        sound = [fact for fact in facts if _tokenises(model, fact.subject)]
+        if not sound or len(sound) == len(facts):
+            raise
+        return rule.fit(model, sound)
+
+
+def _tokenises(model: Model, text: str) -> bool:
+    try:
+        model.tokenize([text])
+    except ValueError:
+        return False
+    return True
 
 
 def _show_location(run: Run, model: Model, located: Located) -> None:
@@ -323,10 +349,11 @@ def find_layer(model: Model, facts: Sequence[Fact], *, limit: int = 20, seed: in
 
     Only the cells that say it are computed: those of the MLPs at the last subject token.
     """
-    chosen, noise = facts[:limit], NoiseRule().fit(model, facts)
+    chosen, noise = facts[:limit], _fitted(model, facts, str(NoiseRule()))
     traces = trace_facts(
         model, chosen, seed=seed, noise_rule=noise, sites=("mlp_out",), positions="last_subject",
         window=default_window(model), engine=engine, workers=default_workers(model),
+        keep_failures=True,
     )  # fmt: skip
     return mediating_layer(TraceSet.collect(progress(traces, "Locating", len(chosen))).traces)
 
@@ -372,21 +399,31 @@ def edit_path(run: Run, record: Record) -> Path:
 
 
 def edit_records(run: Run, model: Model, editor: Any, records: Sequence[Record]) -> Iterator[tuple[Record, Edit]]:
-    """Make and save one edit a record, or read the one that is there; the model is left as it is."""
+    """Make and save one edit a record, or read the one that is there; the model is left as it is.
+
+    A record that cannot be edited is kept as failed (`Run.keeping`) and left out.
+    """
+    failed, untouched = run.failed(), model.fingerprint()
     for record in records:
-        path = edit_path(run, record)
-        if path.exists():
-            yield record, Edit.load(path)
+        if record.case_id in failed:
             continue
-        edit = editor(model, [record.request])
-        edit.save(path)
+        path, edit = edit_path(run, record), None
+        with run.keeping(record.case_id, of=len(records)):
+            edit = Edit.load(path) if path.exists() else editor(model, [record.request])
+        if edit is None:
+            check_restored(model, untouched, after=f"the edit of record {record.case_id}, which failed")
+            continue
+        if not path.exists():
+            edit.save(path)
         yield record, edit
 
 
 def load_edits(run: Run, records: Sequence[Record]) -> Iterator[tuple[Record, Edit]]:
-    """The edits that `edit_records` saved."""
+    """The edits that `edit_records` saved, of the records that have not failed."""
+    failed = run.failed()
     for record in records:
-        yield record, Edit.load(edit_path(run, record))
+        if record.case_id not in failed:
+            yield record, Edit.load(edit_path(run, record))
 
 
 def show_edit(console: Console, model: Model, record: Record, edit: Edit) -> None:
@@ -403,20 +440,28 @@ def score_edits(
 ) -> list[Evaluation]:
     """Score every record before and after its edit, one line of `evaluations.jsonl` each, then tables and figures.
 
-    The weights are compared bit for bit after every record: RuntimeError if they did not come back exactly.
+    A record that cannot be scored is kept as failed. The weights are compared bit for bit after every record:
+    RuntimeError if they did not come back exactly. ValueError if no record is left.
     """
-    untouched = model.fingerprint()
+    untouched, failed = model.fingerprint(), run.failed()
     finished = {row["case_id"]: row for row in run.rows("evaluations")}
     method = ""
     for record, edit in progress(edits, "Editing and scoring", total):
         method = edit.method
-        if record.case_id in finished:
+        if record.case_id in finished or record.case_id in failed:
             continue
-        evaluation = evaluate(model, edit, record, seed=seed)
+        evaluation = None
+        with run.keeping(record.case_id, of=total):
+            evaluation = evaluate(model, edit, record, seed=seed)
         check_restored(model, untouched, after=f"the edit of record {record.case_id}")
+        if evaluation is None:
+            continue
         finished[record.case_id] = evaluation.to_dict() | {"method": method, "request": asdict(record.request)}
         run.append("evaluations", finished[record.case_id])
     evaluations = [Evaluation.from_dict(row) for row in finished.values()]
+    if not evaluations:
+        whys = {row["reason"] for row in run.rows("failures")}
+        raise ValueError(f"none of the {total} records could be edited and scored: {'; '.join(sorted(whys)[:3])}")
     _show_scores(run, {method: summarise(evaluations, seed=seed)})
     return evaluations
 

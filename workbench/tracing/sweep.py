@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from workbench.facts import Fact
+from workbench.failures import FAILURES, reason
 from workbench.joining import join
 from workbench.models import Model
 from workbench.processes import can_fork, check_workers, side_by_side
@@ -19,6 +20,7 @@ from workbench.tracing.trace import CausalTrace, check_probabilities
 NOT_KNOWN = "the model does not know it"
 """Why a fact has no trace: its object is not what the model predicts."""
 
+_FAILED = "failed with "
 _PUBLISHED = NoiseRule()
 _KNOWN_AT_ONCE = 16
 """Facts in one forward pass that finds which are known."""
@@ -38,6 +40,11 @@ class TracedFact:
     """Its trace; None for a fact that was skipped."""
     reason: str = ""
     """Why a fact without a trace was skipped; empty for a traced one."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether tracing it raised an error, which `reason` names."""
+        return self.trace is None and self.reason.startswith(_FAILED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +126,7 @@ def trace_facts(
     progress: Callable[[int, int], None] | None = None,
     method: Callable[..., CausalTrace] = trace_fact,
     workers: int = 1,
+    keep_failures: bool = False,
     **options: Any,
 ) -> Iterator[TracedFact]:
     """Trace facts one by one; those that the model does not know come back with `trace=None`.
@@ -138,6 +146,7 @@ def trace_facts(
         method: what traces one fact: `trace_fact`, or `attribute_fact` for its first-order estimate.
         workers: facts traced at once, each in a process of one thread (Linux, models on the CPU); of small models
             n workers trace more than n threads do (`default_workers`). Each takes the method's `memory` for itself.
+        keep_failures: a fact that raises one of `FAILURES` comes back with the error as its reason (`failed`).
         options: further arguments of the method: sites, window, span, severed, metric, engine, ...
 
     Raises ValueError at the call, before the first fact, for an empty set of facts, positions that
@@ -153,10 +162,21 @@ def trace_facts(
     known: dict[int, int | None] = {}
 
     def trace(index: int) -> CausalTrace | str:
+        try:
+            return attempt(index)
+        except FAILURES as error:
+            if not keep_failures:
+                raise
+            return f"{_FAILED}{reason(error)}"
+
+    def attempt(index: int) -> CausalTrace | str:
         fact = facts[index]
         if index not in known:
             next_ones = [i for i in range(index, len(facts)) if i not in done][:_KNOWN_AT_ONCE]
-            known.update(zip(next_ones, known_answers(model, [facts[i] for i in next_ones]), strict=True))
+            try:
+                known.update(zip(next_ones, known_answers(model, [facts[i] for i in next_ones]), strict=True))
+            except FAILURES:
+                known[index] = known_answer(model, fact)  # raises if this is the one
         if known[index] is None:
             return NOT_KNOWN
         first, end = subject_span(model, fact)
