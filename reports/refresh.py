@@ -28,6 +28,7 @@ ANALYSES = (
     "scale_edits",
     "benchmark_tracing",
     "benchmark_editing",
+    "check_families",
 )
 STUDY = (Path(sys.executable).parent / "workbench", "study")
 COMMANDS: dict[str, tuple[Any, ...]] = {"atlas": STUDY} | {
@@ -61,6 +62,7 @@ TABLES = {
     "speed": "benchmark_tracing/tables/atlas.md",
     "speed-small": "benchmark_tracing/tables/gpt2_small_shape.md",
     "speed-editing": "benchmark_editing/tables/speed.md",
+    "families": "check_families/tables/families.md",
 }
 """Shown in README.md, between markers of these names."""
 

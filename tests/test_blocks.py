@@ -40,7 +40,14 @@ def test_blocks_give_the_models_logits(family_model: Model) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("family", [family for family in CONFIGS if family not in PLAIN])
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, marks=[] if family in ("llama", "mistral", "gemma2", "gemma3") else pytest.mark.slow)
+        for family in CONFIGS
+        if family not in PLAIN
+    ],
+)
 def test_what_is_right_passes_in_every_precision(
     family: str, loaded: Callable[[str, torch.dtype], Model], dtype: torch.dtype
 ) -> None:
@@ -160,7 +167,19 @@ WRONGS = {
     "smollm3": (no_rotation, one_rotary_base_for_all),
     "cohere": (no_logit_multiplier, no_rotation),
 }
-CASES = [(family, wrong) for family in WRONGS for wrong in WRONGS[family]]
+EVERY_TIME = (
+    ("llama", wrong_rotary_base),
+    ("llama", wrong_scale),
+    ("qwen3", no_query_norm),
+    ("mistral", no_window),
+    ("gemma2", no_cap_of_scores),
+    ("granite", no_embedding_multiplier),
+)
+CASES = [
+    pytest.param(family, wrong, marks=[] if (family, wrong) in EVERY_TIME else pytest.mark.slow)
+    for family in WRONGS
+    for wrong in WRONGS[family]
+]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

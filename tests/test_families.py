@@ -1,30 +1,32 @@
 """Every family loads, gives Hugging Face's logits, traces alike by both engines, and does what its edits promise."""
 
 import warnings
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from workbench import models
 from workbench.contribution import Contribution
-from workbench.editors import EMMET, FT, MEMIT, PMET, AlphaEdit
+from workbench.editors import EMMET, FT, MEMIT, PMET, AlphaEdit, rome
 from workbench.editors.fast_values import optimise_values
-from workbench.editors.keys import subject_states
 from workbench.editors.values import optimise_value
 from workbench.facts import EditRequest, Fact
 from workbench.models import Model, load_model
 from workbench.statistics import SecondMoment
-from workbench.studies.family_checks import check_family
+from workbench.studies.family_checks import check_family, missed, state_at_subject
 from workbench.studies.tiny_models import CONFIGS
 from workbench.tracing import gaussian_noise, subject_span, trace_fact
 
 PLAIN = ("bloom", "mpt")
-WINDOWED = ("mistral", "gemma2", "gemma3", "gpt_neo")
+WINDOWED = ("mistral", "gemma3", "gpt_neo", "gemma2")
 INDIRECT = ("gemma2", "gemma3", "olmo2", "granite")
 """W_out's output is not what they add to the residual stream."""
-EVERY_TIME = ("gpt_neo", "opt", "mistral", "qwen3", "phi3", "gemma2", "gemma3", "olmo2", "granite", "bloom")
-"""The others differ from these or from conftest's in nothing that this package meets."""
+EVERY_TIME = ("mistral", "gemma2", "bloom")
+"""The others are slow together."""
 TOWER = Fact(subject="Eiffel Tower", template="In Paris the {} stands in", object="Rome")
 REQUEST = EditRequest(template="In Paris the {} stands in", subject="Eiffel Tower", target_new="Rome")
 
@@ -72,7 +74,7 @@ def test_the_engine_auto_is_fast_where_it_can_be(checkpoints: dict[str, Path]) -
 # Editing ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", WINDOWED)
+@pytest.mark.parametrize("family", ["gemma2", *(pytest.param(f, marks=pytest.mark.slow) for f in WINDOWED[:-1])])
 @pytest.mark.parametrize("site", ["mlp_write", "resid_post"])
 def test_values_found_together_are_those_found_alone(family: str, site: str, checkpoints: dict[str, Path]) -> None:
     """Also where prompts are longer than the window, and where a norm stands behind W_out."""
@@ -102,39 +104,32 @@ SPREAD: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("family", INDIRECT)
+@pytest.mark.parametrize("layers", [pytest.param((1,), marks=pytest.mark.slow), (0, 1)], ids=str)
 @pytest.mark.parametrize("method", SPREAD)
-@pytest.mark.parametrize("layers", [(1,), (0, 1)], ids=str)
+@pytest.mark.parametrize("family", ["gemma2", *(pytest.param(f, marks=pytest.mark.slow) for f in INDIRECT[1:])])
 def test_methods_that_spread_a_change_keep_their_promise(
     family: str, method: str, layers: tuple[int, ...], checkpoints: dict[str, Path]
 ) -> None:
-    """The edited model gives the target the probability that the optimisation of the last layer ended with."""
+    """The state at the subject's last token is the one that the last optimisation found."""
     model = load_model(str(checkpoints[family]), device="cpu")
     editor, options = SPREAD[method]
     optimisation = {"steps": 8, "learning_rate": 0.3, "weight_decay": 0.01, "clamp": 1.0, "kl_weight": 0.06}
     edit = editor(layers=layers, second_moments=moments(model, layers), **optimisation, **options)(model, [REQUEST])
     assert len(edit.updates) == len(layers) and all(update.right.norm() > 0.1 for update in edit.updates)
-    if method == "PMET":
-        return promised_output(model, edit)
-    promised = edit.provenance["optimisation"][0]["nll"]
-    before = -model.target_log_probs([REQUEST.prompt], [REQUEST.target_new])[0].mean().item()
+    (promised,) = edit.provenance["optimisation"]
+    before = state_at_subject(model, "mlp_write", 1, REQUEST)
     with edit.applied(model):
-        after = -model.target_log_probs([REQUEST.prompt], [REQUEST.target_new])[0].mean().item()
-    assert abs(after - promised) < 0.01 * abs(before - promised)
-    return None
+        written = state_at_subject(model, "mlp_write", 1, REQUEST) - before
+        resid = state_at_subject(model, "resid_post", 1, REQUEST)
+    if method == "PMET":  # what it adds to attention is not written, so only the MLP's output is as promised
+        assert written.norm().item() == pytest.approx(promised["delta_norm"], rel=0.01)
+        return
+    earlier = edit.updates[:-1] if family != "granite" else ()  # what the last optimisation saw
+    with replace(edit, updates=earlier).applied(model) if earlier else nullcontext():
+        assert missed(model, 1, resid, REQUEST, promised["nll"]) < 0.01
 
 
-def promised_output(model: Model, edit: Any) -> None:
-    """PMET does not write what it adds to attention, so only W_out's output is as promised."""
-    name = model.hook_name("mlp_write", 1)
-    before = subject_states(model, name, [REQUEST.template], [REQUEST.subject])[0]
-    with edit.applied(model):
-        after = subject_states(model, name, [REQUEST.template], [REQUEST.subject])[0]
-    promised = edit.provenance["optimisation"][0]["delta_norm"]
-    assert (after - before).norm().item() == pytest.approx(promised, rel=0.01)
-
-
-@pytest.mark.parametrize("family", INDIRECT)
+@pytest.mark.parametrize("family", ["granite", *(pytest.param(f, marks=pytest.mark.slow) for f in INDIRECT[:-1])])
 def test_fine_tuning_keeps_its_promise(family: str, checkpoints: dict[str, Path]) -> None:
     """One more pass, made on the edited model, begins at the loss that the pass after the last would have shown."""
     model = load_model(str(checkpoints[family]), device="cpu")
@@ -182,6 +177,17 @@ def test_a_norm_that_is_not_known_of_is_found_and_refused(
     assert "what the MLP adds" in model.hook_faults["resid_post"]
     with pytest.raises(ValueError, match="MEMIT cannot keep what it promises: in layer 0 of"):
         MEMIT(layers=(1,), second_moments=moments(model, (1,)))(model, [REQUEST])
+
+
+def test_an_edit_behind_the_norm_misses_what_it_promises(
+    checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As editors worked once; the hook's meaning is checked first, and without that check the promise is missed."""
+    monkeypatch.setitem(models._HOOK_NAMES, "mlp_write", models._HOOK_NAMES["mlp_out"])
+    with pytest.raises(ValueError, match="ROME cannot keep what it promises"):
+        check_family(checkpoints["gemma2"])
+    monkeypatch.setattr(rome, "check_hooks", lambda *arguments: None)
+    assert "promise" in check_family(checkpoints["gemma2"]).faults()
 
 
 def test_a_key_that_w_out_does_not_multiply_is_found_and_refused(checkpoints: dict[str, Path]) -> None:

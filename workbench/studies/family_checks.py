@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from workbench.blocks import BlocksError
 from workbench.editors.keys import subject_states
 from workbench.editors.rome import ROME
 from workbench.facts import EditRequest, Fact
-from workbench.models import SITES, Model, load_model
+from workbench.models import SITES, Model, join, load_model
 from workbench.tracing import CausalTrace, gaussian_noise, subject_span, trace_fact
 
 _FACT = Fact(subject="Eiffel Tower", template="In Paris the {} stands in", object="Rome")
@@ -32,8 +34,7 @@ class FamilyCheck:
     effect: float
     """Largest indirect effect in them, beside which `fast` is to be seen."""
     promise: float
-    """Of what a ROME edit does from what its optimisation reports: of the change of W_out's output at the subject's
-    last token, and of the target's log-probability, the larger share."""
+    """Of what a ROME edit does at the subject's last token from what its optimisation found; see `missed`."""
     export: float
     """Of the logits of the saved and reloaded edited model from the edited model's."""
 
@@ -83,23 +84,45 @@ def _fast(model: Model) -> tuple[float | None, float]:
 
 def _edited(model: Model) -> tuple[float, float]:
     """`FamilyCheck.promise` and `export`."""
-
-    def read() -> tuple[torch.Tensor, float]:
-        name = model.hook_name("mlp_write", _LAYER)
-        (log_probs,) = model.target_log_probs([_REQUEST.prompt], [_REQUEST.target_new])
-        return subject_states(model, name, [_REQUEST.template], [_REQUEST.subject])[0], -log_probs.mean().item()
-
-    edit = ROME(layer=_LAYER, second_moment=None, steps=12, learning_rate=0.3, weight_decay=0.01, clamp=1.0)(
-        model, [_REQUEST]
-    )
+    editor = ROME(layer=_LAYER, second_moment=None, steps=12, learning_rate=0.3, weight_decay=0.01, clamp=1.0)
+    edit = editor(model, [_REQUEST])
     (promised,) = edit.provenance["optimisation"]
-    before, unlikely = read()
     with edit.applied(model), tempfile.TemporaryDirectory() as saved:
-        after, likely = read()
+        state = state_at_subject(model, "resid_post", _LAYER, _REQUEST)
         model.save_pretrained(Path(saved))
         tokens = model.tokenize(_TEXTS)
         with torch.no_grad():
             export = (load_model(saved, device="cpu").logits(tokens) - model.logits(tokens))[tokens.mask.bool()]
-    change = abs((after - before).norm().item() / promised["delta_norm"] - 1)
-    said = abs((likely - promised["nll"]) / (unlikely - promised["nll"]))
-    return max(change, said), export.abs().max().item()
+    return missed(model, _LAYER, state, _REQUEST, promised["nll"]), export.abs().max().item()
+
+
+def state_at_subject(model: Model, site: str, layer: int, request: EditRequest) -> Float[Tensor, " d_model"]:
+    """A state at the subject's last token of the bare prompt; float64."""
+    return subject_states(model, model.hook_name(site, layer), [request.template], [request.subject])[0]
+
+
+def missed(model: Model, layer: int, state: Float[Tensor, " d_model"], request: EditRequest, promised: float) -> float:
+    """The share of the target's log-likelihood that an optimisation promised and the edited model misses.
+
+    An edit of W_out changes other tokens too, which the optimisation of a value knows nothing of; so the residual
+    stream that leaves the layer of the edited model is put into `model` at the subject's last token alone.
+    """
+    before, after = (_negative_log_likelihood(model, layer, each, request) for each in (None, state))
+    return abs((after - promised) / (before - promised))
+
+
+@torch.no_grad()
+def _negative_log_likelihood(model: Model, layer: int, state: Tensor | None, request: EditRequest) -> float:
+    """Of the target, mean over its tokens, with a state in place at the subject's last token."""
+    tokens = model.tokenize([join(request.prompt, request.target_new)])
+    first = model.tokenize([request.prompt]).ids.shape[1]
+    _, end = subject_span(model, Fact(subject=request.subject, template=request.template, object=request.target_new))
+
+    def put(resid: Tensor, hook: object) -> Tensor:
+        changed = resid.clone()
+        changed[0, end - 1] = changed[0, end - 1] if state is None else state.to(resid)
+        return changed
+
+    logits = model.logits(tokens, hooks=[(model.hook_name("resid_post", layer), put)])[0]
+    said = logits[first - 1 : -1].log_softmax(dim=-1).gather(1, tokens.ids[0, first:, None])
+    return -said.mean().item()
