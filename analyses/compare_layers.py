@@ -13,7 +13,7 @@ a random layer (the mean over layers) and the best one, which is known in hindsi
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import pandas as pd
 
 from workbench import stages
 from workbench.datasets import read_records
-from workbench.editors import EDITORS
+from workbench.editors.making import needs_moments
 from workbench.evaluation import evaluate, score_state
 from workbench.facts import Record
 from workbench.figures.compare import layer_choice_figure
@@ -36,7 +36,7 @@ from workbench.statistics import second_moments
 from workbench.studies.layer_choice import comparable, compare_method, last_subject_effect
 from workbench.studies.layer_report import SCORES, bought, choice_table, explained_table, layer_table, results, sentence
 from workbench.summaries import summarise
-from workbench.tracing import ROLES, CausalTrace
+from workbench.tracing import ENGINES, POSITIONS, ROLES, CausalTrace
 
 METHODS = {"rome": "ROME", "r_rome": "r-ROME", "ft": "FT", "ft_l": "FT-L"}
 """Editors that change one layer, whichever is asked for."""
@@ -46,17 +46,20 @@ def main() -> None:
     """Trace, edit at every layer, and write figures, tables and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="atlas")
-    parser.add_argument("--records", default="atlas", help="a CounterFact file, or 'atlas'")
+    parser.add_argument("--records", help="a CounterFact file, 'atlas' or 'smollm2' (default: by the model)")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=["rome", "ft"])
     parser.add_argument("--preset", help="model whose hyperparameters are used (default: --model's)")
     parser.add_argument("--layers", type=int, nargs="+", help="default: all")
     parser.add_argument("--limit", type=int, default=30, help="records traced, and edited at each layer if known")
     parser.add_argument("--window", type=int, help="layers restored together (default 10; atlas: 3)")
-    parser.add_argument("--text", help="text for the second moments: a file, 'wikitext' or 'atlas' (the model's own)")
+    parser.add_argument("--positions", choices=POSITIONS, default="all", help="tokens traced")
+    parser.add_argument("--engine", choices=ENGINES, default="auto", help="what traces")
+    parser.add_argument("--text", help="for second moments: a file, 'wikitext', 'self', 'atlas' (default: by model)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/compare_layers"))
     arguments = parser.parse_args()
 
+    arguments.records = arguments.records or stages.default_records(arguments.model)
     records = [r for r in read_records(stages.records_path(arguments.records)) if r.request.target_true is not None]
     model = load_model(arguments.model)
     arguments.text = arguments.text or stages.default_text(model)
@@ -72,7 +75,10 @@ def main() -> None:
     try:
         with run.running():
             facts = stages.true_facts(records)
-            located = stages.locate(run, model, facts, limit=arguments.limit, seed=arguments.seed, window=window)
+            located = stages.locate(
+                run, model, facts, limit=arguments.limit, seed=arguments.seed, window=window,
+                positions=arguments.positions, engine=arguments.engine,
+            )  # fmt: skip
             indices = sorted(row["index"] for row in run.rows("traces") if row["known"])
             traced = dict(zip(indices, located.found.traces, strict=True))
             traces = {records[index].case_id: trace for index, trace in traced.items() if comparable(trace)}
@@ -96,15 +102,15 @@ def edit_everywhere(
     rows = [row for row in run.rows("by_layer") if row["method"] == method]
     finished = {(row["layer"], row["case_id"]): Evaluation.from_dict(row) for row in rows}
     cells = [(layer, r) for layer in layers for r in records if (layer, r.case_id) not in finished]
-    texts = stages.statistics_texts(arguments.text) if cells and needs_moments(method) else []
-    if texts:  # all layers in one pass, for make_editor to find them in the cache
+    if cells and needs_moments(method):  # all layers in one pass, for make_editor to find them in the cache
+        texts = stages.statistics_texts(model, arguments.text, seed=arguments.seed)
         second_moments(model, layers, texts, cache=stages.CACHE, progress=True)
     before: dict[int, RecordScores] = {}
     editor: Any = None
     at, shared = None, {}
     for layer, record in progress(cells, f"{method} at every layer", len(cells)):
         if layer != at:
-            options = {"layer": layer, "texts": texts, "seed": arguments.seed, "preset_of": arguments.preset}
+            options = {"layer": layer, "text": arguments.text, "seed": arguments.seed, "preset_of": arguments.preset}
             editor, at = stages.make_editor(model, method, **options, **shared), layer
             if hasattr(editor, "layers"):  # presets of fine-tuning may name another layer
                 editor = replace(editor, layers=(layer,))
@@ -118,10 +124,6 @@ def edit_everywhere(
         run.append("by_layer", scored.to_dict() | {"method": method, "layer": layer})
         finished[layer, record.case_id] = scored
     return finished
-
-
-def needs_moments(method: str) -> bool:
-    return "second_moment" in {field.name for field in fields(EDITORS[method])}
 
 
 def show(

@@ -15,6 +15,7 @@ samples matter.
 import argparse
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from workbench.atlas.card import held_out_facts, load_traces
@@ -26,10 +27,10 @@ from workbench.figures.tracing import attribution_figure, sensitivity_figure
 from workbench.models import SITES, Model, load_model
 from workbench.report import Figure, Paragraph, Section, Table, write_report
 from workbench.runs import Run
-from workbench.stages import default_window, planted_layers, progress, records_path
+from workbench.stages import default_records, default_window, planted_layers, progress, records_path
 from workbench.studies.tracing_methods import MethodResult, TracingMethod, draw_partners, method_result
 from workbench.studies.tracing_report import agreement_table, method_table, tracing_headline
-from workbench.tracing import CausalTrace, average_effects
+from workbench.tracing import ENGINES, POSITIONS, CausalTrace, average_effects
 from workbench.tracing.attribution import agreement
 
 PARTNERS = 4
@@ -42,7 +43,7 @@ def main() -> None:
     """Trace by every method, and write figures, tables and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="atlas")
-    parser.add_argument("--records", default="atlas", help="CounterFact or known_1000 file, or 'atlas'")
+    parser.add_argument("--records", help="CounterFact or known_1000 file, 'atlas', 'smollm2' (default: by the model)")
     parser.add_argument("--limit", type=int, default=100, help="facts traced by every method")
     parser.add_argument("--few", type=int, default=25, help="facts for what takes many runs: sensitivity, agreement")
     parser.add_argument("--window", type=int, help="window of all methods but --windows (default 10; atlas: 3)")
@@ -50,6 +51,8 @@ def main() -> None:
     parser.add_argument("--noise", nargs="+", default=["s1", "us3", "0.2", "m", "replace:s3", "replace:m"])
     parser.add_argument("--levels", type=float, nargs="+", default=[1, 2, 3, 5], help="of noise, for sensitivity")
     parser.add_argument("--samples", type=int, nargs="+", default=[1, 3, 10], help="for sensitivity; the last for all")
+    parser.add_argument("--positions", choices=POSITIONS, default="all", help="tokens traced; agreement is over these")
+    parser.add_argument("--engine", choices=ENGINES, default="auto", help="what traces")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/compare_tracing"))
     arguments = parser.parse_args()
@@ -61,14 +64,14 @@ def main() -> None:
     settings = vars(arguments) | {"command": "compare_tracing", "window": window}
     run = Run.create(settings.pop("out"), settings)
     run.check_model(model.fingerprint())
+    arguments.records = arguments.records or default_records(arguments.model)
     facts, partners = choose_facts(model, arguments.records, arguments.limit, arguments.seed)
     few = min(arguments.few, len(facts))
     methods = compared(window, arguments)
     exact, estimate = methods[0], methods[-1]
-    everywhere = [TracingMethod(name=m.name, window=window, samples=m.samples, estimated=m.estimated, sites=SITES)
-                  for m in (exact, estimate)]  # fmt: skip
+    everywhere = [replace(m, sites=SITES) for m in (exact, estimate)]
     levels = {
-        (level, samples): TracingMethod(name=named(level, samples), noise=f"s{level:g}", samples=samples, window=window)
+        (level, samples): replace(exact, name=named(level, samples), noise=f"s{level:g}", samples=samples)
         for level in arguments.levels
         for samples in arguments.samples
     }
@@ -101,7 +104,10 @@ def main() -> None:
 
 def compared(window: int, arguments: argparse.Namespace) -> list[TracingMethod]:
     """All ways of tracing, the published one first and its estimate last."""
-    common = {"window": window, "samples": arguments.samples[-1]}
+    common = {
+        "window": window, "samples": arguments.samples[-1],
+        "positions": arguments.positions, "engine": arguments.engine,
+    }  # fmt: skip
     return [
         TracingMethod(name=f"Exact: noise s3, window {window}", **common),
         *(TracingMethod(name=f"Window {width}", **common | {"window": width})

@@ -16,15 +16,15 @@ from workbench.facts import Fact
 from workbench.models import load_model
 from workbench.report import write_report
 from workbench.runs import Run
-from workbench.stages import default_window, locate, records_path
-from workbench.tracing import ENGINES
+from workbench.stages import default_records, default_window, locate, records_path
+from workbench.tracing import ENGINES, parse_positions
 
 
 def main() -> None:
     """Trace, print the mediating layer, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="atlas")
-    parser.add_argument("--records", default="atlas", help="CounterFact or known_1000 file, or 'atlas'")
+    parser.add_argument("--records", help="CounterFact or known_1000 file, 'atlas', 'smollm2' (default: by the model)")
     parser.add_argument("--limit", type=int, default=40, help="how many facts are traced")
     parser.add_argument("--prompt", help="a single fact instead: its template with {}")
     parser.add_argument("--subject", help="its subject")
@@ -35,12 +35,15 @@ def main() -> None:
     parser.add_argument("--span", type=int, default=1, help="tokens restored together")
     parser.add_argument("--severed", choices=("mlp_out", "attn_out"), help="modules of later layers kept corrupted")
     parser.add_argument("--metric", choices=("probability", "kl"), default="probability")
-    parser.add_argument("--engine", choices=ENGINES, default="fast")
+    parser.add_argument("--positions", default="all", help="all, last_subject, roles, or indices of tokens: 3,-1")
+    parser.add_argument("--engine", choices=ENGINES, default="auto")
     parser.add_argument("--workers", type=int, help="facts traced at once (default: a process a thread on a CPU)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/locate_facts"))
     arguments = parser.parse_args()
+    parse_positions(arguments.positions)
 
+    arguments.records = arguments.records or default_records(arguments.model)
     facts = read_facts(records_path(arguments.records))
     if arguments.prompt:
         if not (arguments.subject and arguments.object):
@@ -59,12 +62,14 @@ def main() -> None:
             located = locate(
                 run, model, facts, limit=arguments.limit, seed=arguments.seed, window=window,
                 samples=arguments.samples, noise=arguments.noise, span=arguments.span, severed=arguments.severed,
-                metric=arguments.metric, engine=arguments.engine, workers=arguments.workers,
+                metric=arguments.metric, positions=arguments.positions, engine=arguments.engine,
+                workers=arguments.workers,
             )  # fmt: skip
             known, skipped = len(located.found.traces), len(located.found.skipped)
             seconds = run.read_json("results.json")["seconds_tracing"]
             print(f"{known} facts traced, {skipped} not known; {arguments.samples} samples, {seconds:.0f} s in all")
-            print(f"mediating layer: {located.layer}")
+            found = "none, the last subject tokens were not traced" if located.layer is None else located.layer
+            print(f"mediating layer: {found}")
     finally:
         print(f"report: {write_report(run, title='Where facts are recalled')}")
 

@@ -23,22 +23,24 @@ import pandas as pd
 
 from workbench.editors.requests import check_requests
 from workbench.metrics import Estimate
-from workbench.models import ATLAS, load_model
+from workbench.models import load_model
 from workbench.report import Paragraph, Section, Table, write_report
 from workbench.requests_file import read_requests
 from workbench.runs import Run
 from workbench.stages import (
+    RECORDS,
     check_editor,
+    default_records,
     default_text,
     make_editor,
     progress,
     settled_layer,
-    statistics_texts,
 )
 from workbench.studies.edit_groups import Groups, Summary, edit_group, grouped, summarise, unedited
 from workbench.studies.prefix_match import SCORES, answer, questions, scores, share
 from workbench.tables import UNEDITED, Column, Row, to_markdown
 from workbench.tables import Table as ScoreTable
+from workbench.tracing import ENGINES
 
 GOOD, FAILED = 0.8, 0.5
 """From the first `overall` on edits are called good, below the second failing."""
@@ -52,18 +54,21 @@ def main() -> None:
     """Edit and score every group for every method, then write table and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="atlas")
-    parser.add_argument("--requests", default="atlas", help="a request file, or 'atlas' for the embedded model's own")
+    parser.add_argument("--requests", help="a request file, 'atlas' or 'smollm2' (default: by the model)")
     parser.add_argument("--methods", nargs="+", default=["ft", "rome", "memit"], help="of workbench.editors.EDITORS")
     parser.add_argument("--edits", type=int, nargs="+", default=[10, 80], help="how many are kept together")
     parser.add_argument("--groups", type=int, default=8, help="groups of that many, as far as the file goes")
     parser.add_argument("--preset", help="model whose hyperparameters are used (default: --model's)")
     parser.add_argument("--layer", type=int, help="default: the one located by tracing the requests' facts")
-    parser.add_argument("--text", help="text for second moments: a file, 'wikitext' or 'atlas' (default: by the model)")
+    parser.add_argument("--engine", choices=ENGINES, default="auto", help="what traces for it")
+    parser.add_argument("--text", help="for second moments: a file, 'wikitext', 'self', 'atlas' (default: by model)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/multiple_edits"))
     arguments = parser.parse_args()
 
-    records = read_requests(ATLAS / "course_80.json" if arguments.requests == "atlas" else arguments.requests)
+    arguments.requests = arguments.requests or default_records(arguments.model)
+    folder = RECORDS.get(arguments.requests)
+    records = read_requests(folder / "course_80.json" if folder else arguments.requests)
     groups = grouped(records, arguments.edits, arguments.groups)
     check_requests([record.request for record in records])
     model = load_model(arguments.model)
@@ -75,7 +80,9 @@ def main() -> None:
     sections: list[Section] = []
     try:
         with run.running():
-            layer = settled_layer(run, model, records, layer=arguments.layer, seed=arguments.seed)
+            layer = settled_layer(
+                run, model, records, layer=arguments.layer, seed=arguments.seed, engine=arguments.engine
+            )
             if not run.rows("unedited"):
                 given = answer(model, questions(records))
                 run.append("unedited", {"answers": [one.to_dict() for one in given]})
@@ -89,7 +96,7 @@ def main() -> None:
                     method,
                     preset_of=arguments.preset,
                     layer=layer,
-                    texts=statistics_texts(settings["text"]),
+                    text=settings["text"],
                     seed=arguments.seed,
                 )
                 edited = (each for place in left for each in edit_group(run, model, method, editor, place, groups))

@@ -31,7 +31,7 @@ from workbench.editors import EDITORS, ROME
 from workbench.facts import EditRequest, Record
 from workbench.figures.editors import stack_figure
 from workbench.ledger import check_restored
-from workbench.models import ATLAS, Model, load_model
+from workbench.models import Model, load_model
 from workbench.report import Figure, Paragraph, Section, Table, write_report
 from workbench.runs import Run
 from workbench.sequences import sequence
@@ -47,6 +47,7 @@ from workbench.studies.stacked_edits import (
 )
 from workbench.tables import to_markdown
 from workbench.texts import read_texts
+from workbench.tracing import ENGINES
 
 HELD_OUT = 300
 """Texts over which the perplexity is taken, at most."""
@@ -58,7 +59,7 @@ def main() -> None:
     """Stack the edits, editor by editor, score, and write table, figure and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="atlas")
-    parser.add_argument("--records", default="atlas", help="a CounterFact file, or 'atlas' for all records of atlas")
+    parser.add_argument("--records", help="a CounterFact file, or 'atlas' or 'smollm2' for all of its records")
     parser.add_argument("--methods", nargs="+", choices=list(EDITORS), default=list(EDITORS))
     parser.add_argument("--edits", type=int, nargs="+", default=[1, 10, 32, 100, 316, 1000], help="kept together")
     parser.add_argument("--chunk", type=int, help="requests that batch editors write at once (default: all)")
@@ -67,15 +68,18 @@ def main() -> None:
     parser.add_argument("--held-out", help="a file of text for the perplexity (default: by the model)")
     parser.add_argument("--preset", help="model whose hyperparameters are used (default: --model's)")
     parser.add_argument("--layer", type=int, help="default: the one located by tracing the records' facts")
-    parser.add_argument("--text", help="text for second moments: a file, 'wikitext' or 'atlas' (default: by the model)")
+    parser.add_argument("--engine", choices=ENGINES, default="auto", help="what traces for it")
+    parser.add_argument("--text", help="for second moments: a file, 'wikitext', 'self', 'atlas' (default: by model)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/scale_edits"))
     arguments = parser.parse_args()
 
+    arguments.records = arguments.records or stages.default_records(arguments.model)
     files = [arguments.records]
-    if arguments.records == "atlas":
-        files = [ATLAS / "records_train.json", ATLAS / "records_evaluation.json"]
+    if arguments.records in stages.RECORDS:
+        folder = stages.RECORDS[arguments.records]
+        files = [folder / f"records_{part}.json" for part in ("train", "evaluation")]
     records = [r for file in files for r in read_records(file) if r.request.target_true is not None]
     plan = plan_stacks(distinct(records), arguments.edits, sample=arguments.sample, seed=arguments.seed)
     model = load_model(arguments.model, device=arguments.device)
@@ -88,7 +92,9 @@ def main() -> None:
     sections: list[Section] = []
     try:
         with run.running():
-            layer = stages.settled_layer(run, model, records, layer=arguments.layer, seed=arguments.seed)
+            layer = stages.settled_layer(
+                run, model, records, layer=arguments.layer, seed=arguments.seed, engine=arguments.engine
+            )
             if not run.rows("unedited"):
                 run.append("unedited", measured(model, plan.sample, held_out, settings["fluency"], arguments.seed))
             done = {(row["method"], row["edits"], row["group"]) for row in run.rows("stacks")}
@@ -96,8 +102,7 @@ def main() -> None:
                 left = [place for place in plan.stacks if (method, *place) not in done]
                 if left:
                     options = {"layer": layer, "preset_of": arguments.preset, "seed": arguments.seed}
-                    texts = stages.statistics_texts(settings["text"])
-                    editor = stages.make_editor(model, method, texts=texts, **options)
+                    editor = stages.make_editor(model, method, text=settings["text"], **options)
                     made = (one for place in left for one in stack(run, model, method, editor, place, plan, held_out))
                     for _ in stages.progress(
                         made, f"Stacking {method}", sum(len(plan.stacks[place]) for place in left)

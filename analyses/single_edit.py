@@ -36,13 +36,14 @@ from workbench.requests_file import GenerationPrompt, SingleEdit, read_single_ed
 from workbench.stages import (
     SHOWN_TOKENS,
     check_editor,
+    default_records,
     default_text,
     find_layer,
     make_editor,
     records_path,
-    statistics_texts,
     true_facts,
 )
+from workbench.tracing import ENGINES
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "data" / "examples" / "single_edit.yaml"
 
@@ -52,28 +53,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, nargs="?", default=EXAMPLE, help="the request and its prompts")
     parser.add_argument("--model", default="atlas")
-    parser.add_argument("--records", default="atlas", help="to locate the layer by: a CounterFact file, or 'atlas'")
+    parser.add_argument("--records", help="to locate the layer by: a CounterFact file, 'atlas' or 'smollm2'")
     parser.add_argument("--case", type=int, help="case_id of a record of --records, instead of the file")
     parser.add_argument("--method", default="rome", help="any of workbench.editors.EDITORS")
     parser.add_argument("--preset", help="model whose hyperparameters are used (default: --model's)")
     parser.add_argument("--layer", type=int, help="default: the one located by tracing the records' facts")
-    parser.add_argument("--text", help="text for second moments: a file, 'wikitext' or 'atlas' (default: by the model)")
+    parser.add_argument("--engine", choices=ENGINES, default="auto", help="what traces for it")
+    parser.add_argument("--text", help="for second moments: a file, 'wikitext', 'self', 'atlas' (default: by model)")
     parser.add_argument("--tokens", type=int, default=SHOWN_TOKENS, help="how many are generated")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
 
+    arguments.records = arguments.records or default_records(arguments.model)
     records = read_records(records_path(arguments.records))
     single = read_single_edit(arguments.file) if arguments.case is None else of_record(find(records, arguments.case))
     model, layer = load_model(arguments.model), arguments.layer
     check_editor(model, arguments.method, layer=layer, preset_of=arguments.preset)
     if layer is None:
-        layer = find_layer(model, true_facts(records), seed=arguments.seed)
+        layer = find_layer(model, true_facts(records), seed=arguments.seed, engine=arguments.engine)
     editor = make_editor(
         model,
         arguments.method,
         preset_of=arguments.preset,
         layer=layer,
-        texts=statistics_texts(arguments.text or default_text(model)),
+        text=arguments.text or default_text(model),
         seed=arguments.seed,
     )
     pre = continuations(model, single, arguments.tokens)

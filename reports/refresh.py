@@ -1,7 +1,8 @@
-"""Make what `reports/` and README.md show, from the embedded model: `make reports`.
+"""Make what `reports/` and README.md show: `make reports` of the embedded model, `make reports-real` of SmolLM2.
 
-    python reports/refresh.py                      # everything
-    python reports/refresh.py atlas compare_layers # these only
+    python reports/refresh.py                             # everything of the embedded model
+    python reports/refresh.py --real                      # everything of SmolLM2, hours on two cores
+    python reports/refresh.py atlas smollm2/locate_facts  # these only
 
 Runs the study and the analyses with their defaults, copies what a reader looks at to `reports/` and
 puts tables into README.md between their markers.
@@ -13,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "runs" / "reports"
@@ -28,12 +30,28 @@ ANALYSES = (
     "benchmark_editing",
     "check_families",
 )
-COMMANDS = {"atlas": (Path(sys.executable).parent / "workbench", "study")} | {
+STUDY = (Path(sys.executable).parent / "workbench", "study")
+COMMANDS: dict[str, tuple[Any, ...]] = {"atlas": STUDY} | {
     name: (sys.executable, f"analyses/{name}.py") for name in ANALYSES
 }
 COMMANDS["locate_facts"] += ("--limit", "506")
 COMMANDS["compare_tracing"] += ("--few", "30")
 """What makes each folder of `reports/`."""
+REAL = {
+    "smollm2/study": (*STUDY, "--model", "smollm2", "--traces", "20", "--limit", "60"),
+    **{
+        f"smollm2/{name}": (sys.executable, f"analyses/{name}.py", "--model", "smollm2", *options.split())
+        for name, options in {
+            "tune_editors": "",
+            "locate_facts": "--limit 1000",
+            "compare_layers": "--limit 20 --layers 0 1 2 3 4 5 7 9 12 16 20 26",
+            "compare_editors": "--limit 60 --fluency 20",
+            "multiple_edits": "",
+            "scale_edits": "--edits 1 10 32 100 200",
+        }.items()
+    },
+}
+"""The same of the real model."""
 KEPT = ("report.html", "settings.json", "environment.json", "results.json", "status.json", "figures", "tables")
 """Of a run folder; the per-record results are made again in minutes."""
 TABLES = {
@@ -52,12 +70,15 @@ TABLES = {
 def main() -> None:
     """Run what is asked for, or everything, and put its results in place."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(COMMANDS)}")
-    names = parser.parse_args().names or list(COMMANDS)
-    if unknown := set(names) - COMMANDS.keys():
-        parser.error(f"no report {', '.join(sorted(unknown))}; there are {', '.join(COMMANDS)}")
+    every = COMMANDS | REAL
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(every)}")
+    parser.add_argument("--real", action="store_true", help="all of SmolLM2 (after `workbench fetch smollm2`)")
+    arguments = parser.parse_args()
+    names = arguments.names or list(REAL if arguments.real else COMMANDS)
+    if unknown := set(names) - every.keys():
+        parser.error(f"no report {', '.join(sorted(unknown))}; there are {', '.join(every)}")
     for name in names:
-        command = COMMANDS[name]
+        command = every[name]
         run, shown = RUNS / name, ROOT / "reports" / name
         subprocess.run([*command, "--out", run], cwd=ROOT, check=True)
         shutil.rmtree(shown, ignore_errors=True)

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from workbench.models import SITES, Model, join
+from workbench.joining import join
+from workbench.models import SITES, Model
 
 LAYER_SITES = ("resid_pre", "resid_post", "mlp_out", "attn_out", "mlp_key")
 
@@ -160,9 +161,10 @@ def test_w_out_is_d_mlp_by_d_model(family_model: Model) -> None:
 
 
 def by_hand(model: Model, hf: Any, prompt: str, target: str) -> torch.Tensor:
-    """log p of " target" after the prompt, one token at a time; the texts are such that the tokens add up."""
+    """log p of the target after the prompt, one token at a time; the texts are such that the tokens add up."""
     prompt_ids = model.tokenize([prompt]).ids
-    target_ids = torch.tensor([model.tokenizer(" " + target, add_special_tokens=False)["input_ids"]])
+    joined = join(prompt, target)[len(prompt) :]
+    target_ids = torch.tensor([model.tokenizer(joined, add_special_tokens=False)["input_ids"]])
     ids = torch.cat([prompt_ids, target_ids], dim=1)
     log_probs = hf(ids).logits[0].log_softmax(-1)
     return torch.stack(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from workbench.atlas.records import course_records
+from workbench.atlas.records import atlas_records, course_records
 from workbench.atlas.world import FOLDER, World
 from workbench.datasets import RecordError
 from workbench.facts import EditRequest, Probe, Record
@@ -150,7 +150,7 @@ def test_the_committed_example_has_five_prompts_to_judge() -> None:
 def test_the_committed_requests_are_those_of_the_tables_and_do_not_disturb_each_other() -> None:
     world = World.load()
     records = read_requests(FOLDER / "course_80.json")
-    made = course_records(world)
+    made = course_records(world, atlas_records(world)[1])
     kept = ("case_id", "paraphrase_prompts", "neighborhood_prompts", "portability_prompts")
     assert [[getattr(r, name) for name in kept] for r in records] == [[getattr(r, name) for name in kept] for r in made]
     assert [r.request for r in records] == [replace(r.request, relation="") for r in made]

@@ -39,7 +39,8 @@ def test_create_writes_settings_and_environment(run: Run) -> None:
     }
     environment = run.read_json("environment.json")
     assert environment["versions"]["torch"] == torch.__version__
-    assert {"date", "python", "platform", "commit"} <= environment.keys()
+    assert {"date", "python", "platform", "gpu", "commit"} <= environment.keys()
+    assert (environment["gpu"] is None) != torch.cuda.is_available()
     assert run.status == "running"
 
 

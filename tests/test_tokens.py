@@ -1,13 +1,20 @@
 """Tokens, offsets and BOS as the checkpoint's own tokenizer makes them."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
+from workbench.editors.contexts import sample_contexts
+from workbench.facts import Fact
 from workbench.models import Model, load_model
+from workbench.statistics import second_moments
+from workbench.teacher_forcing import score_targets
+from workbench.tracing.sweep import known_answers
 
 
 def test_bos_as_the_tokenizer_does_and_never_eos(family: str, family_model: Model) -> None:
@@ -57,3 +64,79 @@ def test_bad_texts(tiny_gpt2: Model) -> None:
             tiny_gpt2.tokenize(texts)
     with pytest.raises(ValueError, match=r"\d+ tokens, more than the context of 64 .*shorten 'Paris Paris"):
         tiny_gpt2.tokenize(["Paris " * 80])
+
+
+def altered(source: Path, folder: Path, change) -> Path:
+    """A checkpoint with a changed tokenizer.json."""
+    shutil.copytree(source, folder)
+    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    change(content)
+    (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+def test_a_tokenizer_that_adds_bos_twice_is_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    def twice(content: dict) -> None:
+        single = content["post_processor"]["single"]
+        single.insert(0, single[0])
+
+    with pytest.raises(ValueError, match=r"puts '<s>' twice in front of every text: .*add_bos_token"):
+        load_model(str(altered(checkpoints["llama"], tmp_path / "twice", twice)), device="cpu")
+
+
+def test_a_token_without_an_embedding_is_named(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoints["gpt2"], tmp_path / "more")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["zyx"])
+    tokenizer.save_pretrained(folder)
+    model = load_model(str(folder), device="cpu")
+    model.generate(["Rome"], max_new_tokens=1)
+    fact = Fact(template="{} zyx", subject="Rome", object="Rome")
+    for fails in (
+        lambda: model.tokenize(["In zyx"]),
+        lambda: model.generate(["In zyx"], max_new_tokens=1),
+        lambda: model.target_log_probs(["Rome"], ["zyx"]),
+        lambda: score_targets(model, [("Rome", "zyx")]),
+        lambda: known_answers(model, [fact]),
+        lambda: second_moments(model, [0], ["In Rome", "In zyx"]),
+    ):
+        with pytest.raises(ValueError, match=r"the token 'zyx' \(340\), but .* embeds only 340 tokens"):
+            fails()
+
+
+@pytest.mark.parametrize("text", ["<s>", "</s>", "</s></s>", "</s><s>"])
+def test_a_text_of_special_tokens_is_refused(family_model: Model, text: str) -> None:
+    with pytest.raises(ValueError, match=r"nothing but special tokens|begins with '<s>'"):
+        family_model.tokenize(["Rome", text])
+
+
+def test_a_text_may_bring_the_bos_that_the_tokenizer_does_not_add(family: str, family_model: Model) -> None:
+    if family == "llama":
+        with pytest.raises(ValueError, match=r"begins with '<s>', which the tokenizer of .* leave it out"):
+            family_model.tokenize(["<s>In Rome"])
+    else:
+        assert family_model.tokenize(["<s>In Rome"]).ids[0, 0] == 0
+
+
+def test_a_text_that_normalises_to_nothing_is_named(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    def strip(content: dict) -> None:
+        content["normalizer"] = {"type": "Strip", "strip_left": True, "strip_right": True}
+
+    for family in ("gpt2", "llama"):
+        model = load_model(str(altered(checkpoints[family], tmp_path / family, strip)), device="cpu")
+        with pytest.raises(ValueError, match=r"makes no token of '\\u2003 '"):
+            model.tokenize(["Rome", "\u2003 "])
+
+
+def test_sampled_contexts_begin_with_one_bos(family_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[list[int]] = []
+    step = Model._step
+
+    def watched(self, ids, mask, cache):
+        if cache is None:
+            begun.extend(ids.tolist())
+        return step(self, ids, mask, cache)
+
+    monkeypatch.setattr(Model, "_step", watched)
+    sample_contexts(family_model, lengths=((4, 3),), generator=torch.Generator().manual_seed(0))
+    assert begun == [[0]] * 3

@@ -217,7 +217,7 @@ def test_subject_not_in_prompt():
         ({"sites": []}, "got none"),
         ({"span": 0}, "span must be at least 1, got 0"),
         ({"severed": "mlp"}, "severed must be mlp_out, attn_out or None, got 'mlp'"),
-        ({"engine": "quick"}, "engine must be one of fast, plain, got 'quick'"),
+        ({"engine": "quick"}, "engine must be one of auto, fast, plain, got 'quick'"),
         ({"metric": "odds"}, "metric must be one of probability, logit_difference, kl, got 'odds'"),
         ({"metric": "logit_difference"}, "needs a foil"),
         ({"memory": 0.0}, "memory must be a positive number of GiB, got 0"),

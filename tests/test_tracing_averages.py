@@ -63,7 +63,7 @@ def test_a_subject_outside_the_prompt_is_refused(subject):
 
 
 def test_wrong_rows_and_windows_are_refused():
-    with pytest.raises(ValueError, match="needs 7 rows"):
+    with pytest.raises(ValueError, match="needs 7 rows, one a token traced, got 6"):
         make_trace(restored={"mlp_out": torch.zeros(6, 4)})
     with pytest.raises(ValueError, match="at least 1 layer"):
         make_trace(window=0)

@@ -1,6 +1,7 @@
 """The fast tracing engine gives the plain engine's numbers, in every family and for every form of tracing."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 from workbench.facts import Fact
 from workbench.models import SITES, Model, load_model
 from workbench.tracing import gaussian_noise, subject_span, trace_fact
-from workbench.tracing.cells import Cell, Patch
+from workbench.tracing.cells import Cell, Patch, grid
 from workbench.tracing.corruption import Corruption
 from workbench.tracing.fast import FastRuns
 from workbench.tracing.plain import PlainRuns
@@ -137,3 +138,41 @@ def test_edits_of_the_weights_are_seen(tiny_gpt2: Model) -> None:
     finally:
         tiny_gpt2.restore_(before)
     torch.testing.assert_close(fast.restored["mlp_out"], plain.restored["mlp_out"], atol=1e-5, rtol=0)
+
+
+# What a GPU does, on the CPU
+
+
+@pytest.mark.parametrize("tokens_at_once", [1.0, math.inf])
+def test_any_number_of_tokens_at_once_changes_nothing(tiny_gpt2: Model, tokens_at_once: float) -> None:
+    """All at once is how GPUs go; before the first cell starts, that is none."""
+    tokens, (first, _) = tiny_gpt2.tokenize([PORTUGAL.prompt]), subject_span(tiny_gpt2, PORTUGAL)
+    corruption = Corruption(first=first, noise=noise_for(tiny_gpt2, PORTUGAL))
+    n_pos = tokens.ids.shape[1]
+    cells = [
+        cell
+        for site in SITES
+        for cell in grid(site, n_layers=tiny_gpt2.n_layers, n_pos=n_pos, positions=range(first, n_pos), window=3)
+    ]
+
+    def measure(logits: torch.Tensor) -> torch.Tensor:
+        return logits.softmax(dim=-1)[..., 0]
+
+    usual, other = (
+        FastRuns(tiny_gpt2, tokens, corruption, tokens_at_once=at_once).values(cells, measure)
+        for at_once in (None, tokens_at_once)
+    )
+    torch.testing.assert_close(other, usual, atol=1e-6, rtol=1e-5)
+
+
+def test_fused_attention_and_plain_linear_modules_change_nothing(
+    family_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What runs on a GPU instead of the two matrix products and of oneDNN's kernel."""
+    noise = noise_for(family_model, TOWER)
+    usual = trace_fact(family_model, TOWER, noise=noise, window=2, engine="fast")
+    monkeypatch.setattr(family_model.blocks, "short", 0)
+    monkeypatch.setattr("workbench.kernels.LINEAR_KERNEL", None)
+    other = trace_fact(family_model, TOWER, noise=noise, window=2, engine="fast")
+    for site in SITES:
+        torch.testing.assert_close(other.restored[site], usual.restored[site], atol=1e-5, rtol=0)

@@ -62,6 +62,8 @@ class Blocks:
     def __init__(self, model: Model) -> None:
         self.model = model
         self.n_layers: int = model.n_layers
+        self.short: int = SHORT if model.device.type == "cpu" else 0
+        """Keys up to which attention is two matrix products, as is faster on a CPU; the fused kernel for more."""
         bridge: Any = model.bridge
         hf: Any = bridge.original_model
         try:
@@ -146,7 +148,7 @@ class Blocks:
             if parts.window is not None:  # the first query sees the farthest back
                 k, v = (x[:, -(parts.window + q.shape[1] - 1) :] for x in (k, v))
             mask = self._causal(q.shape[1], k.shape[1], parts.window, q.device)
-        if parts.softcap is not None or (not q.is_cuda and k.shape[1] <= SHORT):
+        if parts.softcap is not None or k.shape[1] <= self.short:
             return attend_short(q, k, v, mask, parts.scale, parts.softcap)
         heads = F.scaled_dot_product_attention(
             q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, scale=parts.scale,

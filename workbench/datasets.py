@@ -19,6 +19,7 @@ class RecordError(ValueError):
 def read_counterfact(path: str | Path) -> list[Record]:
     """Records in CounterFact's original schema.
 
+    `requested_rewrite` may have a "separator", which stands between prompt and answer (`joining.join`).
     `portability_prompts` and `reversion_prompts` may be there too, and hold
     {"prompt", "targets_new": [...], "targets_true": [...]}.
     FileNotFoundError, or RecordError naming file, record and field.
@@ -54,6 +55,7 @@ def read_known_1000(path: str | Path) -> list[Fact]:
                 template=prompt.text().replace(subject, "{}", 1),
                 object=node.at("attribute").text(),
                 relation=node.at("relation_id").text(),
+                separator=node.separator(),
             )
         )
     return facts
@@ -96,7 +98,8 @@ def write_counterfact(records: Sequence[Record], path: str | Path) -> None:
                 "target_new": {"str": request.target_new},
                 "target_true": true,
                 "subject": request.subject,
-            },
+            }
+            | ({} if request.separator is None else {"separator": request.separator}),
         }
         item |= {name: list(getattr(record, name)) for name in _PROMPT_LISTS}
         for name in _PROBE_LISTS:
@@ -148,6 +151,15 @@ class Node:
             self.fail("a string")
         return self.value
 
+    def separator(self) -> str | None:
+        """The optional field "separator": what stands between prompt and answer."""
+        if not isinstance(self.value, dict) or self.value.get("separator") is None:
+            return None
+        node = self.at("separator")
+        if node.string().strip():
+            node.fail('whitespace or "", which stands between prompt and answer')
+        return node.string()
+
     def integer(self) -> int:
         if not isinstance(self.value, int) or isinstance(self.value, bool):
             self.fail("a whole number")
@@ -176,6 +188,7 @@ def _counterfact_record(node: Node) -> Record:
         target_new=rewrite.at("target_new").at("str").text(),
         target_true=None if true.value is None else true.at("str").text(),
         relation=rewrite.at("relation_id").string(),
+        separator=rewrite.separator(),
     )
     texts = {name: node.at(name).texts() for name in _PROMPT_LISTS}
     probes = {name: _probes(node.at(name, optional=True)) for name in _PROBE_LISTS}

@@ -127,15 +127,23 @@ class Edit:
     def check_made_for(self, model: Model, *, force: bool = False) -> None:
         """ValueError unless it was made for the model's present state (`state_fingerprint`); a warning under `force`.
 
+        One made in another dtype is refused with both named; under `force` it is rounded to the model's when applied.
         An edit of a sequence was made for the weights that those before it leave: apply these first.
         """
+        name = f"this {self.method} edit{f' of {self.requests[0].subject!r}' if self.requests else ''}"
+        dtype = self.provenance.get("dtype", _name(model.dtype))
+        if dtype != _name(model.dtype):
+            differs = f"{name} was made in {dtype}, but {model.name!r} is loaded in {_name(model.dtype)}"
+            if not force:
+                raise ValueError(f"{differs}: load the model in {dtype}, or use force to convert the edit")
+            warnings.warn(f"{differs}: it is converted", stacklevel=2)
+            return
         made, present = str(self.provenance.get("fingerprint", "unknown")), state_fingerprint(model)
         if made == present:
             return
-        about = f" of {self.requests[0].subject!r}" if self.requests else ""
         on_top = f" with {len(model.edits)} edits applied" if model.edits else ""
         differs = (
-            f"this {self.method} edit{about} was made for {self.provenance.get('model', 'a model')!r} with the "
+            f"{name} was made for {self.provenance.get('model', 'a model')!r} with the "
             f"fingerprint {made[:12]}, but that of {model.name!r} as it is now{on_top} is {present[:12]}"
         )
         if not force:
@@ -246,7 +254,12 @@ def provenance(model: Model, hyperparameters: Mapping[str, Any], **more: Any) ->
     return {
         "model": model.name,
         "fingerprint": state_fingerprint(model),
+        "dtype": _name(model.dtype),
         "hyperparameters": dict(hyperparameters),
         "versions": {package: version(package) for package in _PACKAGES},
         **more,
     }
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

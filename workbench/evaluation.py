@@ -85,7 +85,8 @@ def score_state(
     """
     asked = _questions(record)
     pairs = list(dict.fromkeys((one.prompt, target) for one in asked for target in one.targets))
-    scored = dict(zip(pairs, score_targets(model, pairs, batch_size=batch_size), strict=True))
+    found = score_targets(model, pairs, separator=record.request.separator, batch_size=batch_size)
+    scored = dict(zip(pairs, found, strict=True))
     continuations = _continue(model, scored, batch_size) if generate else {}
 
     def prompt_scores(one: _Question) -> PromptScores:

@@ -16,11 +16,14 @@ class Fact:
     """The answer: "Paris"."""
     relation: str = ""
     """Name of the relation, or empty."""
+    separator: str | None = None
+    """What stands between prompt and answer; None for what their writing asks (`joining.join`)."""
 
     def __post_init__(self) -> None:
         _check_template(self.template)
         _check_text("subject", self.subject)
         _check_text("object", self.object)
+        _check_separator(self.separator)
 
     @property
     def prompt(self) -> str:
@@ -42,6 +45,8 @@ class EditRequest:
     """The answer before the edit, if it is known."""
     relation: str = ""
     """Name of the relation, or empty."""
+    separator: str | None = None
+    """What stands between a prompt and either target; None for what their writing asks (`joining.join`)."""
 
     def __post_init__(self) -> None:
         _check_template(self.template)
@@ -49,6 +54,7 @@ class EditRequest:
         _check_text("target_new", self.target_new)
         if self.target_true is not None:
             _check_text("target_true", self.target_true)
+        _check_separator(self.separator)
 
     @property
     def prompt(self) -> str:
@@ -60,7 +66,13 @@ class EditRequest:
         """The fact as it is before the edit; ValueError if the true target is not known."""
         if self.target_true is None:
             raise ValueError(f"the request about {self.subject!r} has no target_true, so it states no fact")
-        return Fact(subject=self.subject, template=self.template, object=self.target_true, relation=self.relation)
+        return Fact(
+            subject=self.subject,
+            template=self.template,
+            object=self.target_true,
+            relation=self.relation,
+            separator=self.separator,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +153,11 @@ def token_span(offsets: Sequence[tuple[int, int]], characters: tuple[int, int]) 
 def _check_template(template: str) -> None:
     if template.count("{}") != 1:
         raise ValueError(f"template needs exactly one {{}}, got {template!r}")
+
+
+def _check_separator(separator: str | None) -> None:
+    if separator is not None and separator.strip():
+        raise ValueError(f"separator is whitespace or empty, or None for what the writing asks, got {separator!r}")
 
 
 def _check_text(name: str, text: str) -> None:

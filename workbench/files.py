@@ -4,6 +4,9 @@ import os
 import tempfile
 from pathlib import Path
 
+CACHE = Path(__file__).resolve().parents[1] / ".cache"
+"""What can be made or fetched again: models, and second moments under keys of weights, layer and text."""
+
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that nobody ever sees a part of it, even when stopped; makes its folder."""

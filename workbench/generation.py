@@ -34,8 +34,10 @@ class Sampler:
         """One token a row."""
         if self.temperature == 0:
             return logits.argmax(dim=-1)
-        vocab = logits.shape[-1]
-        values, ids = logits.float().topk(min(self.top_k or vocab, vocab), dim=-1)
+        if self.top_k is None or self.top_k >= logits.shape[-1]:  # without the sort that topk() would make of them all
+            chances = (logits.float() / self.temperature).softmax(dim=-1)
+            return torch.multinomial(chances, 1, generator=self.generator)[:, 0]
+        values, ids = logits.float().topk(self.top_k, dim=-1)
         picks = torch.multinomial((values / self.temperature).softmax(dim=-1), 1, generator=self.generator)
         return ids.gather(-1, picks)[:, 0]
 

@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 SHORT = 64
 """Keys up to which attention on a CPU is two matrix products."""
-_linear_pointwise: Callable | None = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+LINEAR_KERNEL: Callable | None = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 """oneDNN's linear module with its activation, as compiled models call it; None in builds without."""
 
 
@@ -50,8 +50,8 @@ def attend_short(
 def linear(module: Any, x: Float[Tensor, "... d_in"], *, gelu: bool = False) -> Float[Tensor, "... d_out"]:
     """What a linear module gives, or GELU in its tanh form of that; on a CPU without gradients one kernel of oneDNN."""
     fits = x.is_cpu and x.dtype == torch.float32 and type(module) in (Conv1D, torch.nn.Linear)
-    if _linear_pointwise is not None and fits and not torch.is_grad_enabled():
+    if LINEAR_KERNEL is not None and fits and not torch.is_grad_enabled():
         weight = module.weight.t() if isinstance(module, Conv1D) else module.weight
         if weight.is_contiguous() or weight.t().is_contiguous():  # for slices of a larger matrix it is slow
-            return _linear_pointwise(x, weight, module.bias, *(("gelu", [], "tanh") if gelu else ("none", [], "")))
+            return LINEAR_KERNEL(x, weight, module.bias, *(("gelu", [], "tanh") if gelu else ("none", [], "")))
     return F.gelu(module(x), approximate="tanh") if gelu else module(x)

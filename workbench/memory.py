@@ -19,6 +19,12 @@ def keep_freed_memory() -> None:
     torch.empty(32 * 2**20 - 8192, dtype=torch.uint8)
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out; on the processor torch says so in a plain RuntimeError."""
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or "can't allocate memory" in str(error) or "not enough memory" in str(error)
+
+
 def peak_memory(work: Callable[[], T], device: torch.device) -> tuple[T, int]:
     """What `work` returns, and the most bytes of tensors that it held at one time beyond those there before.
 

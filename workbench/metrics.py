@@ -24,7 +24,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-_WORD = re.compile(r"\w+|[^\w\s]")
+from workbench.joining import UNSPACED
+
+_WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+|[^\w\s]")
 _CELLS_AT_ONCE = 4_000_000
 
 
@@ -85,8 +87,8 @@ def ngram_entropy(text: str) -> float:
     """Generation entropy ("fluency") of one text: the mean of 2/3 H_2 and 4/3 H_3, in bits, as published.
 
     H_n = - sum of f log2 f over the frequencies f of the text's n-grams; 0 where it has none, as for a single
-    n-gram repeated. Words are runs of word characters, and other characters one by one; the published code
-    splits with NLTK, which differs in contractions. Papers print it times 100.
+    n-gram repeated. Words are runs of word characters, and other characters and those of scripts without spaces one
+    by one; the published code splits with NLTK, which differs in contractions. Papers print it times 100.
     """
     words = _WORD.findall(text)
     return (2 / 3 * _entropy(words, 2) + 4 / 3 * _entropy(words, 3)) / 2

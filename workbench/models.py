@@ -7,9 +7,10 @@ edit made through `Model.weight` is what `Model.save_pretrained` writes.
 import hashlib
 import inspect
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,12 +21,14 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedTokenizerBase
 
+from workbench.batching import BUDGET, Footprint, consecutive
 from workbench.checkpoints import ATLAS as ATLAS
 from workbench.checkpoints import Checkpoint, load_checkpoint
 from workbench.contribution import Contribution, of_mlp
 from workbench.generation import Sampler, continue_tokens
+from workbench.joining import join
 from workbench.memory import keep_freed_memory
-from workbench.tokens import TextTokenizer, Tokens, batches_by_length, join
+from workbench.tokens import TextTokenizer, TokenRow, Tokens
 
 if TYPE_CHECKING:
     from workbench.blocks import Blocks
@@ -59,6 +62,8 @@ class Model:
     """Where the weights are."""
     dtype: torch.dtype
     """Type of the weights and of the logits."""
+    memory: float = BUDGET
+    """GiB that a forward pass may hold beside the weights; batches are made smaller to stay below."""
     edits: list = field(default_factory=list)
     """Ledger of `workbench.edits`: the edits applied now, oldest first."""
     originals: dict = field(default_factory=dict)
@@ -71,8 +76,14 @@ class Model:
         self.d_model: int = self.bridge.cfg.d_model
         self.n_ctx: int = self.bridge.cfg.n_ctx
         self.d_mlp: int = self.weight(0).shape[0]
-        self._text = TextTokenizer(self.tokenizer, name=self.name, n_ctx=self.n_ctx, device=self.device)
         hf: Any = self.bridge.original_model
+        self._text = TextTokenizer(
+            self.tokenizer,
+            name=self.name,
+            n_ctx=self.n_ctx,
+            n_rows=len(hf.get_input_embeddings().weight),
+            device=self.device,
+        )
         self._can_keep = "logits_to_keep" in inspect.signature(hf.forward).parameters
         configured = getattr(getattr(hf, "generation_config", None), "eos_token_id", None)
         ends = [*(configured if isinstance(configured, list) else [configured]), self.tokenizer.eos_token_id]
@@ -121,7 +132,68 @@ class Model:
 
         ValueError for no texts, an empty text, or a text longer than the context.
         """
-        return self._text.tokenize(texts, padding_side=padding_side)
+        return self.pad(self.encode(texts), padding_side=padding_side)
+
+    def encode(self, texts: Sequence[str]) -> list[TokenRow]:
+        """Tokenise without padding; see `tokenize`."""
+        return self._text.encode(texts)
+
+    def pad(self, rows: Sequence[TokenRow], *, padding_side: Literal["left", "right"] = "right") -> Tokens:
+        """Rows as one batch."""
+        return self._text.pad(rows, padding_side=padding_side)
+
+    def pieces(self, texts: Sequence[str], *, keep: int | None) -> list[TokenRow]:
+        """Tokenise plain text of any length, cut where it exceeds the context or the memory, with a warning then.
+
+        `keep` says how many positions will be unembedded (None: all); each piece is begun like a text of its own.
+        """
+        longest = self.footprint.longest(self.n_ctx, keep=keep, budget=self.memory)
+        rows = self._text.pieces(texts, longest)
+        if len(rows) > len(texts):
+            what = "its context" if longest == self.n_ctx else f"what fits into {self.memory:g} GiB"
+            # Without counts, so that it is said once however many lots of texts there are.
+            warnings.warn(f"texts of more than {longest:,} tokens of {self.name}, {what}, are cut", stacklevel=3)
+        return rows
+
+    def batches(
+        self,
+        rows: Sequence[TokenRow],
+        batch_size: int,
+        *,
+        keep: int | Sequence[int] | None,
+        new: int = 0,
+        gradients: bool = False,
+    ) -> list[list[int]]:
+        """Indices of the rows in batches, like lengths together, each of at most `batch_size` rows and within `memory`.
+
+        `keep` positions at the end will be unembedded (None: all), of all rows or of each; `new` tokens generated;
+        `gradients` taken, and then the rows stay in their order.
+        """
+        keeps = [keep] * len(rows) if keep is None or isinstance(keep, int) else list(keep)
+        order = list(range(len(rows)))
+        if not gradients:
+            order.sort(key=lambda index: len(rows[index].text or rows[index].ids))
+        size = self.footprint.training_size if gradients else partial(self.footprint.size, cached=new > 0)
+        parts = consecutive(
+            [len(rows[index].ids) + new for index in order],
+            [keeps[index] for index in order],
+            at_most=batch_size,
+            fits=lambda count, pos, kept: size(count, pos, keep=kept) <= self.memory * 2**30,
+        )
+        return [[order[place] for place in part] for part in parts]
+
+    @cached_property
+    def footprint(self) -> Footprint:
+        """What a forward pass holds, by the shape of its batch."""
+        return Footprint(
+            n_layers=self.n_layers,
+            n_heads=self.bridge.cfg.n_heads,
+            d_model=self.d_model,
+            d_mlp=self.d_mlp,
+            d_vocab=self.bridge.cfg.d_vocab,
+            itemsize=self.dtype.itemsize,
+            unembeds_all=not self._can_keep,
+        )
 
     def token_strings(self, ids: Int[Tensor, " pos"]) -> list[str]:
         """Each token alone as text, its leading space kept."""
@@ -199,6 +271,7 @@ class Model:
         for name, _ in hooks:
             if name not in known:
                 raise ValueError(f"{self.name} has no hook {name!r}; Model.hook_name gives the names of the sites")
+        options.setdefault("use_cache", False)
         if keep_last is not None and self._can_keep:
             options["logits_to_keep"] = keep_last
         watching: list[Any] = [(name, watched(index, function)) for index, (name, function) in enumerate(hooks)]
@@ -211,7 +284,7 @@ class Model:
     def _step(self, ids: Tensor, mask: Tensor, cache: Any) -> tuple[Tensor, Any]:
         """Logits of the last position, and the key-value cache; the mask covers the cached positions too."""
         options = {"return_type": "logits_and_cache", "use_past_kv_cache": True, "past_key_values": cache}
-        return self._run(ids, mask, keep_last=1, **options)
+        return self._run(ids, mask, keep_last=1, use_cache=True, **options)
 
     # ---- weights
 
@@ -270,45 +343,49 @@ class Model:
     # ---- scores and text
 
     def target_log_probs(
-        self, prompts: Sequence[str], targets: Sequence[str], *, batch_size: int = 64
+        self, prompts: Sequence[str], targets: Sequence[str], *, separator: str | None = None, batch_size: int = 64
     ) -> list[Float[Tensor, " target"]]:
         """Teacher-forced log-probability of each token of each target after its prompt, in float32.
 
-        The text is `join(prompt, target)`; the target's tokens are those that end beyond the prompt.
+        The text is `join(prompt, target, separator)`; the target's tokens are those that end beyond the prompt.
         """
         found: dict[int, Tensor] = {}
-        for index, logits, ids in self._teacher_forced(prompts, targets, batch_size):
+        for index, logits, ids in self._teacher_forced(prompts, targets, separator, batch_size):
             log_probs = logits.float().log_softmax(dim=-1)
             found[index] = log_probs.gather(-1, ids[:, None])[:, 0]
         return [found[index] for index in range(len(prompts))]
 
-    def greedy_matches(self, prompts: Sequence[str], targets: Sequence[str], *, batch_size: int = 64) -> list[bool]:
+    def greedy_matches(
+        self, prompts: Sequence[str], targets: Sequence[str], *, separator: str | None = None, batch_size: int = 64
+    ) -> list[bool]:
         """Whether, teacher-forced, every token of the target is the most likely one."""
         found: dict[int, bool] = {}
-        for index, logits, ids in self._teacher_forced(prompts, targets, batch_size):
+        for index, logits, ids in self._teacher_forced(prompts, targets, separator, batch_size):
             found[index] = bool((logits.argmax(dim=-1) == ids).all())
         return [found[index] for index in range(len(prompts))]
 
     def _teacher_forced(
-        self, prompts: Sequence[str], targets: Sequence[str], batch_size: int
+        self, prompts: Sequence[str], targets: Sequence[str], separator: str | None, batch_size: int
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yield (index, logits [target vocab] that predict the target, target ids [target]), in any order."""
         if len(prompts) != len(targets):
             raise ValueError(f"got {len(prompts)} prompts but {len(targets)} targets; give one target a prompt")
-        texts = [join(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
-        for batch in batches_by_length(texts, batch_size):
-            tokens = self.tokenize([texts[index] for index in batch], padding_side="left")
-            counts = []
-            for index, offsets in zip(batch, tokens.offsets, strict=True):
-                counts.append(sum(end > len(prompts[index]) for _, end in offsets))
-                if counts[-1] in (0, len(offsets)):
-                    what = "target" if counts[-1] == 0 else "prompt"
-                    raise ValueError(f"the {what} has no token of its own in {texts[index]!r}")
+        texts = [join(prompt, target, separator) for prompt, target in zip(prompts, targets, strict=True)]
+        if not texts:
+            return
+        rows = self.encode(texts)
+        counts = [sum(end > len(prompt) for _, end in row.offsets) for prompt, row in zip(prompts, rows, strict=True)]
+        for row, count in zip(rows, counts, strict=True):
+            if count in (0, len(row.ids)):
+                raise ValueError(f"the {'prompt' if count else 'target'} has no token of its own in {row.text!r}")
+        for batch in self.batches(rows, batch_size, keep=[count + 1 for count in counts]):
+            tokens = self.pad([rows[index] for index in batch], padding_side="left")
             # Targets end where left-padded rows end, so only the last positions need to be unembedded.
             with torch.no_grad():
-                logits = self.logits(tokens, keep_last=max(counts) + 1)
-            for row, (index, count) in enumerate(zip(batch, counts, strict=True)):
-                yield index, logits[row, -count - 1 : -1], tokens.ids[row, -count:]
+                logits = self.logits(tokens, keep_last=max(counts[index] for index in batch) + 1)
+            for place, index in enumerate(batch):
+                count = counts[index]
+                yield index, logits[place, -count - 1 : -1], tokens.ids[place, -count:]
 
     def generate(
         self,
@@ -325,12 +402,22 @@ class Model:
         Greedy at temperature 0; sampled from `generator` (on the model's device) otherwise.
         ValueError if prompt and continuation together do not fit into the context.
         """
+        sampler = Sampler(temperature=temperature, top_k=top_k, generator=generator)
+        return self._continue(self.encode(prompts) if prompts else [], max_new_tokens, sampler, batch_size)
+
+    def generate_unprompted(
+        self, count: int, *, max_new_tokens: int, top_k: int | None = None, generator: torch.Generator
+    ) -> list[str]:
+        """Texts that the model makes up, sampled at temperature 1 after nothing but the token that begins a text."""
+        sampler = Sampler(temperature=1.0, top_k=top_k, generator=generator)
+        return self._continue([self._text.beginning()] * count, max_new_tokens, sampler, count)
+
+    def _continue(self, rows: Sequence[TokenRow], max_new_tokens: int, sampler: Sampler, batch_size: int) -> list[str]:
         if max_new_tokens < 1:
             raise ValueError(f"expected max_new_tokens >= 1, got {max_new_tokens}")
-        sampler = Sampler(temperature=temperature, top_k=top_k, generator=generator)
         found: dict[int, str] = {}
-        for batch in batches_by_length(prompts, batch_size):
-            tokens = self.tokenize([prompts[index] for index in batch], padding_side="left")
+        for batch in self.batches(rows, batch_size, keep=1, new=max_new_tokens):
+            tokens = self.pad([rows[index] for index in batch], padding_side="left")
             if tokens.ids.shape[1] + max_new_tokens > self.n_ctx:
                 raise ValueError(
                     f"a prompt of {tokens.ids.shape[1]} tokens and {max_new_tokens} new ones do not fit into "
@@ -340,14 +427,14 @@ class Model:
             for row, index in enumerate(batch):
                 prompt = tokens.ids[row, int(tokens.starts[row]) :].tolist()
                 found[index] = self._text.continuation(prompt, new[row])
-        return [found[index] for index in range(len(prompts))]
+        return [found[index] for index in range(len(rows))]
 
 
-def load_model(name_or_path: str, *, device: str = "auto", dtype: torch.dtype = torch.float32) -> Model:
+def load_model(name_or_path: str, *, device: str = "auto", dtype: torch.dtype | None = torch.float32) -> Model:
     """Load "atlas", a local Hugging Face folder, or a model of the Hugging Face hub, for reading and editing.
 
-    Raw weights in `dtype`, evaluation mode, gradients off, eager attention. ValueError for a model that
-    cannot be had or has no fast tokenizer.
+    Raw weights in `dtype` (None: that of the checkpoint's weights), evaluation mode, gradients off, eager attention.
+    ValueError for a model that cannot be had or has no fast tokenizer.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -356,5 +443,5 @@ def load_model(name_or_path: str, *, device: str = "auto", dtype: torch.dtype = 
     if device == "cpu":
         keep_freed_memory()
     checkpoint = load_checkpoint(name_or_path, device=device, dtype=dtype)
-    place = next(iter(checkpoint.parameters.values())).device
-    return Model(name=name_or_path, checkpoint=checkpoint, device=place, dtype=dtype)
+    one = next(iter(checkpoint.parameters.values()))
+    return Model(name=name_or_path, checkpoint=checkpoint, device=one.device, dtype=one.dtype)

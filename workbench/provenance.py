@@ -7,16 +7,20 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 PACKAGES = ("torch", "transformers", "transformer-lens", "numpy", "workbench")
 
 
 def environment() -> dict[str, Any]:
-    """Date, Python, package versions, platform and the repository's commit (None outside a checkout)."""
+    """Date, Python, package versions, platform, the GPU (None without one) and the repository's commit (None outside a
+    checkout)."""
     return {
         "date": now(),
         "python": platform.python_version(),
         "versions": {package: _version(package) for package in PACKAGES},
         "platform": f"{platform.system()} {platform.machine()}",
+        "gpu": _gpu(),
         "commit": _commit(Path(__file__).resolve().parents[1]),
     }
 
@@ -24,6 +28,14 @@ def environment() -> dict[str, Any]:
 def now() -> str:
     """The time in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _gpu() -> str | None:
+    """Name and memory of the GPU that models are put on, and the CUDA that torch was built with."""
+    if not torch.cuda.is_available():
+        return None
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
 
 
 def _version(package: str) -> str | None:

@@ -7,6 +7,8 @@ Many, in JSON or YAML: a list of
      "neighborhood_prompts": [{"prompt": "Bob is a native speaker of"}],
      "portable_prompts": [{"prompt": "...", "portable_target_new": ["French"], "portable_target_true": ["Russian"]}]}
 
+where a "separator" may say what stands between prompts and answers (`joining.join`).
+
 One: an object with `prompt`, `subject`, `target_new` as above (a plain text will do as well), `target_true` if it is
 known, and `generation_prompts`: a list of objects, each a `prompt` with either `begins_with` or `contains`, a text or
 a list of texts of which one is enough; or plain texts, which are shown but not judged.
@@ -102,6 +104,7 @@ def write_requests(records: Sequence[Record], path: str | Path) -> None:
             "subject": record.request.subject,
             "target_new": {"str": record.request.target_new},
             "target_true": {"str": record.request.fact.object},
+            **({} if record.request.separator is None else {"separator": record.request.separator}),
             "paraphrase_prompts": [{"prompt": prompt} for prompt in record.paraphrase_prompts],
             "neighborhood_prompts": [{"prompt": prompt} for prompt in record.neighborhood_prompts],
             "portable_prompts": [
@@ -138,6 +141,7 @@ def _request(node: Node) -> EditRequest:
         subject=node.at("subject").text(),
         target_new=_target(node.at("target_new")),
         target_true=_target(true) if true.value else None,
+        separator=node.separator(),
     )
 
 

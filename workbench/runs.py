@@ -4,7 +4,7 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.artifacts import SavedFigure, SavedTable, figures_in, save_figure, save_table, tables_in
+from workbench.failures import FAILURES, reason, sentence
 from workbench.files import write_whole
 from workbench.jsonl import append_line, dumps, load_json, read_lines
 from workbench.provenance import environment, now
@@ -116,6 +117,29 @@ class Run:
         """The records of `<name>.jsonl`, none if there is no such file; see `jsonl.read_lines`."""
         return read_lines(self.folder / f"{name}.jsonl")
 
+    @contextmanager
+    def keeping(self, case_id: int, *, of: int, what: str = "record", method: str = "") -> Iterator[None]:
+        """Note a record (or other `what`) as failed in failures.jsonl if the block raises one of `FAILURES`, and go on.
+
+        `of` is how many there are, `method` where several are compared. Ctrl-C and a full disk still end the run.
+        """
+        try:
+            yield
+        except FAILURES as error:
+            self.fail(case_id, reason(error), of=of, what=what, method=method)
+
+    def fail(self, case_id: int, why: str, *, of: int, what: str = "record", method: str = "") -> None:
+        """Note a failure, see `keeping`."""
+        self.append("failures", {"case_id": case_id, "what": what, "method": method, "of": of, "reason": why})
+
+    def failed(self, *, what: str = "record", method: str = "") -> set[int]:
+        """What has failed, and is not tried again before `retry`."""
+        return {row["case_id"] for row in self.rows("failures") if (row["what"], row["method"]) == (what, method)}
+
+    def retry(self) -> None:
+        """Forget all failures, so that they are tried again."""
+        (self.folder / "failures.jsonl").unlink(missing_ok=True)
+
     def done(self, name: str, key: str) -> set[Any]:
         """The values of `key` among the records of `name`: what need not be done again."""
         return {row[key] for row in self.rows(name)}
@@ -145,7 +169,13 @@ class Run:
         return save_figure(figure, self.folder / "figures" / name)
 
     def save_table(self, name: str, table: Table | pd.DataFrame, *, caption: str = "") -> Path:
-        """Save `tables/<name>` as CSV, Markdown and LaTeX, see `artifacts.save_table`; the CSV's path."""
+        """Save `tables/<name>` as CSV, Markdown and LaTeX, see `artifacts.save_table`; the CSV's path.
+
+        Its caption also says what has failed.
+        """
+        told = sentence(self.rows("failures"))
+        table = replace(table, caption=table.caption + told) if isinstance(table, Table) else table
+        caption += told
         return save_table(table, self.folder / "tables" / name, caption=caption)
 
     def figures(self) -> dict[str, SavedFigure]:

@@ -19,6 +19,7 @@ from workbench.facts import EditRequest
 from workbench.files import write_whole
 from workbench.jsonl import dumps, load_json
 from workbench.ledger import state_fingerprint, undone
+from workbench.memory import out_of_memory
 from workbench.models import Model
 
 Editor = Callable[[Model, Sequence[EditRequest]], Edit]
@@ -98,7 +99,7 @@ class Steps:
             try:
                 edit = self.editor(self.model, part)
             except (MemoryError, RuntimeError) as error:
-                if len(part) == 1 or not _out_of_memory(error):
+                if len(part) == 1 or not out_of_memory(error):
                     raise
             else:
                 break
@@ -163,7 +164,7 @@ def applied_files(model: Model, paths: Sequence[str | Path], *, force: bool = Fa
         edits: list[Edit] = []
         for path in paths:
             edit = Edit.load(path)
-            if edit.provenance.get("fingerprint") != start:
+            if edit.provenance.get("fingerprint") != start:  # which knows the dtype too
                 edit.check_made_for(model, force=force)
             edit.apply_(model)
             edits.append(edit)
@@ -238,9 +239,3 @@ def _describe(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_describe(part) for part in value]
     return value
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out; on the CPU torch says so in a plain RuntimeError."""
-    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return known or "can't allocate memory" in str(error) or "not enough memory" in str(error)

@@ -4,8 +4,8 @@ import hashlib
 import json
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -17,7 +17,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from workbench.files import write_whole
-from workbench.models import Model, Tokens
+from workbench.models import Model
+from workbench.tokens import TokenRow
 
 _FORMAT = 1
 _TEXTS_AT_ONCE = 1024
@@ -51,10 +52,10 @@ def second_moments(
 ) -> dict[int, SecondMoment]:
     """Second moment of the keys of each layer over all tokens of `texts` (or the first `max_tokens`).
 
-    Every text is a sequence of its own, split where it exceeds the context; blank texts are left out. With a
-    `cache` folder, what is there for these weights, texts and `max_tokens` is read, and the rest is computed
-    and written; a damaged cache file is computed anew, with a warning. Sums are saved there once a minute, so that a
-    pass that was stopped goes on. `progress` shows a bar, and prints tokens a second.
+    Every text is a sequence of its own, cut where it exceeds the context or `Model.memory`, with a warning; blank
+    texts are left out. With a `cache` folder, what is there for these weights, texts and `max_tokens` is read, and the
+    rest is computed and written; a damaged cache file is computed anew, with a warning. Sums are saved there once a
+    minute, so that a pass that was stopped goes on. `progress` shows a bar, and prints tokens a second.
 
     IndexError for a layer out of range; ValueError if there is no text, or a key is not finite.
     """
@@ -161,6 +162,10 @@ def _compute(
 ) -> dict[int, SecondMoment]:
     partial.resume()
     before, began = partial.count, time.perf_counter()
+
+    def rate() -> str:
+        return f"{(partial.count - before) / (time.perf_counter() - began):,.0f}"
+
     columns = (TextColumn("second moments"), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
     console = Console(stderr=True, highlight=False)
     with Progress(*columns, console=console, disable=not progress, transient=True) as bar:
@@ -171,23 +176,22 @@ def _compute(
                 break
             some = texts[start : start + _TEXTS_AT_ONCE]
             rows = _rows(model, some, room)
-            for tokens in _batches(model, rows, batch_size):
+            for batch in model.batches(rows, batch_size, keep=1):
+                tokens = model.pad([rows[index] for index in batch])
                 keys = model.activations(tokens, list(names.values()))
                 real = tokens.mask.bool()
                 for layer, name in names.items():
                     total = partial.sums[layer]
                     k = keys[name][real].to(device=total.device, dtype=torch.float64)
                     total += k.T @ k
-            partial.count += sum(map(len, rows))
+            partial.count += sum(len(row.ids) for row in rows)
             partial.texts = start + len(some)
             partial.save()
-            rate = (partial.count - before) / (time.perf_counter() - began)
-            bar.update(task, completed=partial.texts, description=f"{rate:,.0f} tokens a second")
+            bar.update(task, completed=partial.texts, description=f"{rate()} tokens a second")
     sums, count = partial.sums, partial.count
     if progress and count > before:
         layers = ", ".join(map(str, names))
-        rate = (count - before) / (time.perf_counter() - began)
-        console.print(f"second moments of layers {layers}: {count:,} tokens, {rate:,.0f} a second")
+        console.print(f"second moments of layers {layers}: {count:,} tokens, {rate()} a second")
     for layer, total in sums.items():
         if not total.isfinite().all():
             raise ValueError(f"keys of layer {layer} of {model.name} are not finite; check its weights or use float32")
@@ -196,42 +200,17 @@ def _compute(
     }
 
 
-def _rows(model: Model, texts: Sequence[str], room: int | None) -> list[list[int]]:
-    """Token ids of each text, split at the context's length, together at most `room` tokens."""
-    example = model.tokenize(["a"])
-    bos = [int(token) for token, span in zip(example.ids[0], example.offsets[0], strict=True) if span == (0, 0)]
-    step = model.n_ctx - len(bos)
-    encoded: list[list[int]] = model.tokenizer(list(texts), add_special_tokens=False)["input_ids"]  # type: ignore
-    rows: list[list[int]] = []
-    for ids in encoded:
-        for start in range(0, len(ids), step):
-            row = [*bos, *ids[start : start + step]]
-            if room is not None:
-                # The model is causal: cutting a text's end leaves the keys before it as they are.
-                row = row[:room]
-                room -= len(row)
-            if row:
-                rows.append(row)
+def _rows(model: Model, texts: Sequence[str], room: int | None) -> list[TokenRow]:
+    """The texts' tokens, in pieces that fit into the context and the memory, together at most `room` tokens."""
+    rows: list[TokenRow] = []
+    for row in model.pieces(texts, keep=1):
+        if room is not None:
+            # The model is causal: cutting a text's end leaves the keys before it as they are.
+            row = replace(row, ids=row.ids[:room], offsets=row.offsets[:room])
+            room -= len(row.ids)
+        if row.ids:
+            rows.append(row)
     return rows
-
-
-def _batches(model: Model, rows: Sequence[list[int]], batch_size: int) -> Iterator[Tokens]:
-    """The rows, padded on the right, alike in length within a batch."""
-    ordered = sorted(rows, key=len)
-    for start in range(0, len(ordered), batch_size):
-        batch = ordered[start : start + batch_size]
-        ids = torch.zeros(len(batch), len(batch[-1]), dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for index, row in enumerate(batch):
-            ids[index, : len(row)] = torch.tensor(row)
-            mask[index, : len(row)] = 1
-        yield Tokens(
-            ids=ids.to(model.device),
-            mask=mask.to(model.device),
-            offsets=tuple(((0, 0),) * len(row) for row in batch),
-            starts=torch.zeros(len(batch), dtype=torch.long, device=model.device),
-            lasts=(mask.sum(dim=1) - 1).to(model.device),
-        )
 
 
 def _cache_paths(
@@ -242,7 +221,7 @@ def _cache_paths(
         encoded = text.encode()
         digest.update(len(encoded).to_bytes(8, "little") + encoded)
     # The ids too, since two tokenizers may share weights and texts.
-    digest.update(json.dumps(_rows(model, texts[:16], None)).encode())
+    digest.update(json.dumps([row.ids for row in _rows(model, texts[:16], None)]).encode())
     key = {"format": _FORMAT, "model": model.fingerprint(), "texts": digest.hexdigest(), "tokens": max_tokens}
     paths = {}
     for layer in layers:

@@ -8,7 +8,9 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.models import Model, Tokens, join
+from workbench.joining import join
+from workbench.models import Model
+from workbench.tokens import TokenRow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,15 +27,19 @@ class TargetScore:
     """Number of tokens before the target."""
 
 
-def score_targets(model: Model, pairs: Sequence[tuple[str, str]], *, batch_size: int = 64) -> list[TargetScore]:
+def score_targets(
+    model: Model, pairs: Sequence[tuple[str, str]], *, separator: str | None = None, batch_size: int = 64
+) -> list[TargetScore]:
     """Score (prompt, target) pairs by one pass; equal to `Model.target_log_probs` and `Model.greedy_matches`.
+
+    The texts are `join(prompt, target, separator)`.
 
     Attention is causal, so a row serves every pair whose tokens but the last it begins with: the targets
     of one token after a prompt cost one row together.
     """
-    tokens = model.tokenize([join(prompt, target) for prompt, target in pairs], padding_side="left")
-    texts = [tuple(ids[start:]) for ids, start in zip(tokens.ids.tolist(), tokens.starts.tolist(), strict=True)]
-    firsts = [_first_target_token(tokens, index, prompt) for index, (prompt, _) in enumerate(pairs)]
+    encoded = model.encode([join(prompt, target, separator) for prompt, target in pairs])
+    texts = [row.ids for row in encoded]
+    firsts = [_first_target_token(row, prompt) for row, (prompt, _) in zip(encoded, pairs, strict=True)]
 
     served: dict[int, list[int]] = {}  # by row: the pairs it serves
     home: dict[tuple[int, ...], int] = {}  # by the tokens a row begins with: that row
@@ -44,11 +50,14 @@ def score_targets(model: Model, pairs: Sequence[tuple[str, str]], *, batch_size:
             home.update({texts[row][:end]: row for end in range(1, len(texts[row]) + 1)})
 
     scores: dict[int, TargetScore] = {}
-    for rows in _batches(list(served), batch_size):
-        # Rows end together, so only the last positions need to be unembedded.
-        keep = max(len(texts[row]) - firsts[pair] + 1 for row in rows for pair in served[row])
+    # Rows end together, so only the last positions need to be unembedded.
+    keeps = {row: max(len(texts[row]) - firsts[pair] + 1 for pair in pairs) for row, pairs in served.items()}
+    needed = list(served)
+    for batch in model.batches([encoded[row] for row in needed], batch_size, keep=[keeps[row] for row in needed]):
+        rows = [needed[index] for index in batch]
+        tokens = model.pad([encoded[row] for row in rows], padding_side="left")
         with torch.no_grad():
-            logits = model.logits(_select(tokens, rows), keep_last=keep)
+            logits = model.logits(tokens, keep_last=max(keeps[row] for row in rows))
         for place, row in enumerate(rows):
             for pair in served[row]:
                 first, end = firsts[pair], len(texts[pair])
@@ -56,42 +65,22 @@ def score_targets(model: Model, pairs: Sequence[tuple[str, str]], *, batch_size:
                 log_probs = logits[place, first + shift : end + shift].float().log_softmax(dim=-1)
                 if log_probs.isnan().any():
                     raise ValueError(f"{model.name} gives NaN after {pairs[pair][0]!r}: look at its weights and dtype")
-                target = tokens.ids[pair, first - end :]
+                target = torch.tensor(texts[pair][first:], device=logits.device)
                 chosen = log_probs.gather(1, rearrange(target, "target -> target 1"))
                 scores[pair] = TargetScore(
                     log_probs=rearrange(chosen, "target 1 -> target").cpu(),
                     top=torch.equal(log_probs.argmax(dim=-1), target),
-                    next_log_probs=log_probs[0].cpu(),
+                    next_log_probs=log_probs[0].cpu().clone(),  # not a view, which would keep the whole batch
                     prompt_tokens=first,
                 )
     return [scores[pair] for pair in range(len(pairs))]
 
 
-def _first_target_token(tokens: Tokens, row: int, prompt: str) -> int:
+def _first_target_token(row: TokenRow, prompt: str) -> int:
     """The first token that ends beyond the prompt's characters."""
-    ends = [end for _, end in tokens.offsets[row]]
+    ends = [end for _, end in row.offsets]
     first = next((index for index, end in enumerate(ends) if end > len(prompt)), len(ends))
     if first in (0, len(ends)):
         what = "prompt" if first == 0 else "target"
         raise ValueError(f"the {what} has no token of its own: lengthen it, in the text after {prompt!r}")
     return first
-
-
-def _select(tokens: Tokens, rows: Sequence[int]) -> Tokens:
-    """Some rows of a left-padded batch, without the padding that none of them needs."""
-    index = torch.tensor(rows, device=tokens.ids.device)
-    starts = tokens.starts[index]
-    cut = int(starts.min())
-    return Tokens(
-        ids=tokens.ids[index, cut:],
-        mask=tokens.mask[index, cut:],
-        offsets=tuple(tokens.offsets[row] for row in rows),
-        starts=starts - cut,
-        lasts=tokens.lasts[index] - cut,
-    )
-
-
-def _batches(rows: list[int], size: int) -> list[list[int]]:
-    if size < 1:
-        raise ValueError(f"expected batch_size >= 1, got {size}")
-    return [rows[start : start + size] for start in range(0, len(rows), size)]

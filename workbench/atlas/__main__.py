@@ -1,6 +1,7 @@
-"""Remake the embedded default: `python -m workbench.atlas {records,train,card}`.
+"""Remake the embedded default: `python -m workbench.atlas {records,known,train,card}`.
 
 records  writes data/atlas/records_{train,evaluation}.json and course_80.json from the tables
+known    writes the same into data/smollm2 of the facts that SmolLM2 knows (after `workbench fetch smollm2`)
 train    trains model and control; the model goes to data/atlas/model, the control to runs/atlas_control
 card     measures both and writes data/atlas/MODEL_CARD.md and the control's traces
 """
@@ -12,34 +13,56 @@ from pathlib import Path
 from rich.console import Console
 
 from workbench.atlas.world import FOLDER, TRACE_WINDOW, World
+from workbench.facts import Record
 
 CONTROL = Path("runs/atlas_control")
+SMOLLM2 = FOLDER.with_name("smollm2")
 
 
 def main() -> None:
     """Parse the command line and remake what it names."""
     parser = argparse.ArgumentParser(prog="python -m workbench.atlas", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("what", choices=("records", "train", "card"))
+    parser.add_argument("what", choices=("records", "known", "train", "card"))
     parser.add_argument("--device", default="cpu", help="where to train: cpu or cuda")
     parser.add_argument("--control", type=Path, default=CONTROL, help="folder of the control model")
     parser.add_argument("--only", choices=("model", "control"), help="train one of the two")
     arguments = parser.parse_args()
-    {"records": write_records, "train": train_both, "card": write_card}[arguments.what](arguments)
+    commands = {"records": write_records, "known": write_known, "train": train_both, "card": write_card}
+    commands[arguments.what](arguments)
 
 
 def write_records(arguments: argparse.Namespace) -> None:
     """CounterFact-style records, split by subject, and the request file of the course experiments."""
-    from workbench.atlas.records import atlas_records, course_records
+    from workbench.atlas.records import atlas_records
+
+    world = World.load()
+    save_records(world, atlas_records(world), FOLDER)
+
+
+def write_known(arguments: argparse.Namespace) -> None:
+    """The same of the facts that a real model knows, in templates that suit it."""
+    from workbench.atlas.known import known_facts
+    from workbench.atlas.records import known_records
+    from workbench.models import load_model
+
+    world = World.load(templates=SMOLLM2 / "templates.yaml")
+    known = known_facts(load_model("smollm2"), world)
+    save_records(world, known_records(world, known), SMOLLM2)
+
+
+def save_records(world: World, parts: tuple[list[Record], list[Record]], folder: Path) -> None:
+    """(train, evaluation) records, and the request file of the course experiments made of the latter."""
+    from workbench.atlas.records import course_records
     from workbench.datasets import write_counterfact
     from workbench.requests_file import write_requests
 
-    for name, records in zip(("train", "evaluation"), atlas_records(World.load()), strict=True):
-        write_counterfact(records, FOLDER / f"records_{name}.json")
-        Console().print(f"{len(records):,} records: {FOLDER / f'records_{name}.json'}")
-    requests = course_records(World.load())
-    write_requests(requests, FOLDER / "course_80.json")
-    Console().print(f"{len(requests)} requests: {FOLDER / 'course_80.json'}")
+    for name, records in zip(("train", "evaluation"), parts, strict=True):
+        write_counterfact(records, folder / f"records_{name}.json")
+        Console().print(f"{len(records):,} records: {folder / f'records_{name}.json'}")
+    requests = course_records(world, parts[1])
+    write_requests(requests, folder / "course_80.json")
+    Console().print(f"{len(requests)} requests: {folder / 'course_80.json'}")
 
 
 def train_both(arguments: argparse.Namespace) -> None:

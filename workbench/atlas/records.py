@@ -7,7 +7,7 @@ the subject by its new object.
 """
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from workbench.atlas.world import World
@@ -33,21 +33,23 @@ def atlas_facts(world: World, *, held_out: bool = False) -> list[Fact]:
 
 def atlas_records(world: World) -> tuple[list[Record], list[Record]]:
     """(train, evaluation) records; deterministic."""
-    records = list(_records(world, random.Random(31)))
-    evaluation = [r for r in records if r.request.subject in world.evaluation_subjects]
-    train = [r for r in records if r.request.subject not in world.evaluation_subjects]
-    return train, evaluation
+    return _split(world, _records(world, random.Random(31)))
 
 
-def course_records(world: World, count: int = 80) -> list[Record]:
-    """Evaluation records of as many subjects, to be edited all together: those with portability prompts, then others.
+def known_records(world: World, known: Mapping[tuple[str, str], str]) -> tuple[list[Record], list[Record]]:
+    """(train, evaluation) records of what a model knows: (subject, relation) -> the template after which it says so."""
+    return _split(world, _records(world, random.Random(31), known))
+
+
+def course_records(world: World, evaluation: Sequence[Record], count: int = 80) -> list[Record]:
+    """Records of as many subjects, to be edited all together: those with portability prompts, then others.
 
     Subjects through which chained questions lead are not edited, and neighbors that are edited are left out, so that
     no edit changes the right answer of another one's prompt. The order is random: any first few are a fair sample.
     """
     passed = {facts.get(bridge.relation) for facts in world.facts.values() for bridge in world.bridges}
     chosen: dict[str, Record] = {}
-    for record in sorted(atlas_records(world)[1], key=lambda record: not record.portability_prompts):
+    for record in sorted(evaluation, key=lambda record: not record.portability_prompts):
         if len(chosen) < count and record.request.subject not in passed:
             chosen.setdefault(record.request.subject, record)
     records = list(chosen.values())
@@ -62,14 +64,26 @@ def _about(prompt: str, subjects: Iterable[str]) -> bool:
     return any(subject in prompt for subject in subjects)
 
 
-def _records(world: World, rng: random.Random) -> Iterator[Record]:
+def _split(world: World, records: Iterable[Record]) -> tuple[list[Record], list[Record]]:
+    """(train, evaluation), by subject."""
+    parts: tuple[list[Record], list[Record]] = ([], [])
+    for record in records:
+        parts[record.request.subject in world.evaluation_subjects].append(record)
+    return parts
+
+
+def _records(world: World, rng: random.Random, known: Mapping[tuple[str, str], str] | None = None) -> Iterator[Record]:
+    """Records of all facts, or of some in the templates given, in random order."""
     holders = {relation: world.holders(relation) for relation in world.relations}
     pairs = [(s, r) for s in world.subjects for r in world.facts[s] if len(holders[r][world.facts[s][r]]) > 1]
+    pairs = pairs if known is None else [pair for pair in pairs if pair in known]
     rng.shuffle(pairs)
     for case_id, (subject, relation) in enumerate(pairs):
         true = world.facts[subject][relation]
         new = rng.choice([answer for answer in holders[relation] if answer != true])
         template, *others = rng.sample(world.relations[relation].templates, 4)
+        if known is not None:
+            template, *others = known[subject, relation], *(t for t in others if t != known[subject, relation])
         yield Record(
             case_id=case_id,
             request=EditRequest(

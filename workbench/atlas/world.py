@@ -73,9 +73,15 @@ class World:
     """Text to put in front of a prompt; ends with the space that joins it."""
 
     @classmethod
-    def load(cls, folder: Path = FOLDER) -> "World":
-        """Read the tables; a duplicate subject, an empty cell or an unknown column is a ValueError."""
+    def load(cls, folder: Path = FOLDER, *, templates: Path | None = None) -> "World":
+        """Read the tables; a duplicate subject, an empty cell or an unknown column is a ValueError.
+
+        `templates` is a YAML file of relation -> templates that take the place of the embedded model's.
+        """
         spoken = yaml.safe_load((folder / "relations.yaml").read_text(encoding="utf-8"))
+        said = {name: entry["templates"] for name, entry in spoken["relations"].items()}
+        if templates is not None:
+            said |= yaml.safe_load(templates.read_text(encoding="utf-8"))
         kinds: dict[str, str] = {}
         facts: dict[str, dict[str, str]] = {}
         for kind, columns in spoken["kinds"].items():
@@ -91,7 +97,7 @@ class World:
             kinds=kinds,
             facts=facts,
             relations={
-                name: Relation(name=name, templates=tuple(entry["templates"]), inverse=entry["inverse"])
+                name: Relation(name=name, templates=tuple(said[name]), inverse=entry["inverse"])
                 for name, entry in spoken["relations"].items()
             },
             bridges=tuple(

@@ -19,14 +19,11 @@ def sample_contexts(
         generator: on the model's device.
         lengths: (tokens, how many) of the texts; the token that begins the text counts as one.
     """
-    begin = model.tokenizer.bos_token or model.tokenizer.eos_token or "The"
     contexts = ["{}"]
     for length, count in lengths:
         if length < 2:
             raise ValueError(f"a context needs at least 2 tokens, the first of which begins the text; got {length}")
-        texts = model.generate(
-            [str(begin)] * count, max_new_tokens=length - 1, temperature=1.0, top_k=5, generator=generator
-        )
+        texts = model.generate_unprompted(count, max_new_tokens=length - 1, top_k=5, generator=generator)
         for text in texts:
             text = unicodedata.normalize("NFKD", text).replace("\n\n", " ").replace("{", " ").replace("}", " ")
             if text.strip():

@@ -20,7 +20,8 @@ from workbench.blocks import Blocks, BlocksError, Projections
 from workbench.editors.lookup import subject_ends
 from workbench.editors.values import LOSS_REACHED, OptimisedValue, ValueLoss, optimise_value
 from workbench.facts import EditRequest, fill, token_span
-from workbench.models import Model, join
+from workbench.joining import join
+from workbench.models import Model
 
 _MEMORY = 2**30
 """Bytes that the states kept of one batch of requests may take."""
@@ -98,7 +99,10 @@ def _rows(model: Model, request: EditRequest, templates: Sequence[str]) -> list[
     """The rewriting prompts of a request with their targets, and the essence prompt as the last."""
     *rewriting, essence = templates
     prompts = [fill(template, request.subject) for template in rewriting]
-    texts = [*(join(prompt, request.target_new) for prompt in prompts), fill(essence, request.subject)]
+    texts = [
+        *(join(prompt, request.target_new, request.separator) for prompt in prompts),
+        fill(essence, request.subject),
+    ]
     tokens = model.tokenize(texts)
     subjects = subject_ends(tokens, templates, request.subject).tolist()
     rows = []

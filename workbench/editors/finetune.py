@@ -12,7 +12,8 @@ from workbench.editors.keys import check_hooks
 from workbench.editors.requests import check_requests
 from workbench.edits import Edit, WeightUpdate, provenance
 from workbench.facts import EditRequest, fill, subject_characters, token_span
-from workbench.models import Hook, Model, Tokens, join
+from workbench.joining import join
+from workbench.models import Hook, Model, Tokens
 
 _LOSS_REACHED = 1e-2
 """A batch below this loss makes no step, and the optimisation ends when the mean over all requests is below it."""
@@ -106,22 +107,20 @@ class FT:
     ) -> list[float]:
         """Tune the changes in place; returns the mean loss of each pass, measured before each batch's step."""
         size = self.batch_size
-        batches = [self._batch(model, requests[first : first + size]) for first in range(0, len(requests), size)]
+        batches = [self._parts(model, requests[first : first + size]) for first in range(0, len(requests), size)]
         hooks = _added(model, changes)
         leaves = list(changes.values())
         optimiser = torch.optim.Adam(leaves, lr=self.learning_rate)
         means: list[float] = []
         while len(means) < self.steps and (not means or means[-1] >= _LOSS_REACHED):
             total = 0.0
-            for batch in batches:
-                with torch.enable_grad():
-                    losses = self._losses(model, batch, hooks)
-                    loss = losses.mean()
-                total += losses.sum().item()
+            for parts in batches:
+                loss, gradients = self._gradients(model, parts, hooks, leaves)
+                count = sum(len(part.requests) for part in parts)
+                total += loss * count
                 if loss < _LOSS_REACHED:
                     continue
-                # Not `backward`: it would also leave gradients on a model whose parameters take them.
-                for place, gradient in zip(changes, torch.autograd.grad(loss, leaves), strict=True):
+                for place, gradient in zip(changes, gradients, strict=True):
                     change = changes[place]
                     change.grad = gradient + self.weight_decay * (weights[place] + change.detach())
                 optimiser.step()
@@ -130,6 +129,22 @@ class FT:
                         leaf.detach().clamp_(-self.norm_constraint, self.norm_constraint)
             means.append(total / len(requests))
         return means
+
+    def _gradients(
+        self, model: Model, parts: Sequence["_Batch"], hooks: Sequence[Hook], leaves: Sequence[Tensor]
+    ) -> tuple[float, list[Tensor]]:
+        """The mean loss of a batch's requests and its gradient, summed over the parts that fit into memory."""
+        count, mean = sum(len(part.requests) for part in parts), 0.0
+        gradients = [torch.zeros_like(leaf) for leaf in leaves]
+        for part in parts:
+            with torch.enable_grad():
+                loss = self._losses(model, part, hooks).sum() / count
+            mean += loss.item()
+            if len(parts) > 1 or mean >= _LOSS_REACHED:
+                # Not `backward`: it would also leave gradients on a model whose parameters take them.
+                found = torch.autograd.grad(loss, leaves)
+                gradients = [total + more for total, more in zip(gradients, found, strict=True)]
+        return mean, gradients
 
     def _losses(self, model: Model, batch: "_Batch", hooks: Sequence[Hook]) -> Float[Tensor, " request"]:
         """Each request's negative log-likelihood and weighted divergence."""
@@ -150,8 +165,18 @@ class FT:
             )
         return losses
 
+    def _parts(self, model: Model, requests: tuple[EditRequest, ...]) -> list["_Batch"]:
+        """A batch in parts that fit into memory."""
+        rows = model.encode([join(request.prompt, request.target_new, request.separator) for request in requests])
+        keeps = [
+            1 + sum(end > len(request.prompt) for _, end in row.offsets)
+            for request, row in zip(requests, rows, strict=True)
+        ]
+        parts = model.batches(rows, len(rows), keep=keeps, gradients=True)
+        return [self._batch(model, tuple(requests[index] for index in part)) for part in parts]
+
     def _batch(self, model: Model, requests: tuple[EditRequest, ...]) -> "_Batch":
-        texts = [join(request.prompt, request.target_new) for request in requests]
+        texts = [join(request.prompt, request.target_new, request.separator) for request in requests]
         subjects = [request.subject for request in requests] if self.kl_weight else []
         tokens = model.tokenize([*texts, *(fill(self.kl_template, each) for each in subjects)], padding_side="left")
         starts = tokens.starts.tolist()

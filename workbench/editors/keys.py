@@ -13,7 +13,6 @@ from workbench.editors.values import OptimisedValue
 from workbench.facts import EditRequest, fill, subject_characters, token_span
 from workbench.models import Model
 from workbench.statistics import SecondMoment
-from workbench.tokens import batches_by_length
 
 _DEPENDENT = 1e-12
 """Pivots below this, relative to the largest diagonal entry, are rounding errors."""
@@ -25,8 +24,9 @@ def subject_states(
     """Activation at the hook named, at the subject's last token of each filled template; float64, on the CPU."""
     texts = [fill(template, subject) for template, subject in zip(templates, subjects, strict=True)]
     found: dict[int, Tensor] = {}
-    for batch in batches_by_length(texts, batch_size):
-        tokens = model.tokenize([texts[index] for index in batch])
+    rows = model.encode(texts)
+    for batch in model.batches(rows, batch_size, keep=1):
+        tokens = model.pad([rows[index] for index in batch])
         ends = [
             token_span(offsets, subject_characters(templates[index], subjects[index]))[1] - 1
             for offsets, index in zip(tokens.offsets, batch, strict=True)

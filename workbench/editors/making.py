@@ -24,6 +24,11 @@ def check_editor(model: Model, method: str, *, layer: int | None, preset_of: str
         edited_layers(options, layer, model)
 
 
+def needs_moments(method: str) -> bool:
+    """Whether the editor asks for second moments of keys."""
+    return bool({field.name for field in fields(EDITORS[method])} & {"second_moment", "second_moments"})
+
+
 def make_editor(
     model: Model,
     method: str,
@@ -63,7 +68,7 @@ def make_editor(
         generator = torch.Generator(device=model.device).manual_seed(seed)
         lengths = context_lengths(method, preset_of or model.name)
         options["contexts"] = sample_contexts(model, lengths=lengths, generator=generator)
-    if known & {"second_moment", "second_moments"}:
+    if needs_moments(method) and not changes.keys() & {"second_moment", "second_moments"}:
         edited = options.get("layers", (options.get("layer"),))
         moments = second_moments(model, list(edited), texts, cache=cache, progress=True)
         options |= {"second_moments": moments} if "second_moments" in known else {"second_moment": moments[layer]}

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from workbench.facts import EditRequest
-from workbench.tokens import join
 
 
 def check_requests(requests: Sequence[EditRequest]) -> tuple[EditRequest, ...]:
@@ -19,7 +18,7 @@ def check_requests(requests: Sequence[EditRequest]) -> tuple[EditRequest, ...]:
     distinct: dict[tuple[str, str], EditRequest] = {}
     for request in requests:
         first = asked.setdefault(request.prompt, request)
-        if join(first.prompt, first.target_new) != join(request.prompt, request.target_new):
+        if first.target_new.lstrip() != request.target_new.lstrip():
             raise ValueError(
                 f"contradictory requests about {request.subject!r}: {request.prompt!r} is to be continued by "
                 f"{first.target_new!r} and by {request.target_new!r}; keep one of them"

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from workbench.editors.lookup import subject_ends
 from workbench.facts import EditRequest, fill, token_span
-from workbench.models import Hook, Model, Tokens, join
+from workbench.joining import join
+from workbench.models import Hook, Model, Tokens
 
 LOSS_REACHED = 5e-2
 """The published loop ends early below this loss."""
@@ -151,7 +152,7 @@ def prompt_batch(model: Model, request: EditRequest, templates: Sequence[str]) -
     """The templates filled with the request, the last of them the essence prompt; ValueError if there is no target."""
     *rewriting, essence = templates
     prompts = [fill(template, request.subject) for template in rewriting]
-    texts = [join(prompt, request.target_new) for prompt in prompts]
+    texts = [join(prompt, request.target_new, request.separator) for prompt in prompts]
     tokens = model.tokenize([*texts, fill(essence, request.subject)], padding_side="left")
     rows, positions, weights = [], [], []
     for row, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):

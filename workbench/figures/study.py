@@ -48,18 +48,18 @@ METRIC_LABELS = {"probability": "p({})", "logit_difference": "the logit of {} ov
 
 @matplotlib.rc_context(STYLE)
 def trace_heatmap(trace: CausalTrace) -> Figure:
-    """One fact's causal trace as in Meng et al. 2022, figure 1: tokens down, layers across, a panel a site.
+    """One fact's causal trace as in Meng et al. 2022, figure 1: tokens traced down, layers across, a panel a site.
 
     The panels share one scale, from the answer's corrupted to its clean probability; a star marks the
     subject's tokens.
     """
-    n_tokens, answer = len(trace.tokens), visible(trace.answer)
+    answer = visible(trace.answer)
     title = textwrap.fill(f"{trace.fact.prompt} → {answer}", 105)
     subtitle = (
         f"{METRIC_LABELS[trace.metric].format(answer)} with one state restored to its clean value: "
         f"{trace.corrupted:.2f} with the subject* corrupted, {trace.clean:.2f} clean"
     )
-    height = 1.4 + 0.2 * title.count("\n") + 0.25 * max(n_tokens, 5)
+    height = 1.4 + 0.2 * title.count("\n") + 0.25 * max(len(trace.positions), 5)
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     panels = figure.subplots(1, len(trace.restored), sharey=True, squeeze=False)[0]
     scale = Normalize(trace.corrupted, max(trace.clean, trace.corrupted + 1e-6))
@@ -68,9 +68,8 @@ def trace_heatmap(trace: CausalTrace) -> Figure:
         bar.set_ticks([trace.corrupted, trace.clean], labels=[f"{trace.corrupted:.2f}", f"{trace.clean:.2f}"])
         ax.set_title(SITE_STYLES[site].label)
         ax.set_xlabel(layer_label(site, trace.window))
-    first, end = trace.subject
-    starred = (visible(token) + "*" * (first <= pos < end) for pos, token in enumerate(trace.tokens))
-    row_labels(panels[0], list(starred))
+    subject = range(*trace.subject)
+    row_labels(panels[0], [visible(trace.tokens[pos]) + "*" * (pos in subject) for pos in trace.positions])
     _heading(figure, f"{title}\n{subtitle}")
     return figure
 
@@ -81,28 +80,33 @@ def average_effect_figure(
 ) -> Figure:
     """Average indirect effects: a heat map (role by layer) each site, and below them lines with 95 % bands.
 
-    The lines show the last subject token, where facts are recalled, and the last token, where they are read.
-    `planted` marks the layers that a model was trained to recall in. ValueError for no averages.
+    The lines show the last subject token, where facts are recalled, and the last token, where they are read; without
+    both, the first role there is. A role that no fact has, or none was traced at, has neither row nor lines. `planted`
+    marks the layers that a model was trained to recall in. ValueError for no averages, and for those without any role.
     """
     if not averages:
         raise ValueError("average_effect_figure needs at least one AverageEffect, got none")
+    counts = averages[0].counts
+    rows = [row for row, role in enumerate(ROLES) if counts[role]]
+    if not rows:
+        raise ValueError("average_effect_figure needs a role, but no token from the subject on was traced")
     figure = Figure(figsize=(WIDTH, 6.2), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=(1, 1.2), squeeze=False)[:, 0]
     means = [average.mean.float().cpu().numpy() for average in averages]
     scale = Normalize(0, max(float(np.nanmax(means)), 1e-6))
     maps = above.subplots(1, len(averages), sharey=True, squeeze=False)[0]
     for ax, average, mean in zip(maps, averages, means, strict=True):
-        few_ticks(heatmap(ax, mean, SITE_STYLES[average.site].cmap, scale))
+        few_ticks(heatmap(ax, mean[rows], SITE_STYLES[average.site].cmap, scale))
         ax.set_title(SITE_STYLES[average.site].label, pad=9 if planted else None)
         ax.set_xlabel(layer_label(average.site, average.window))
         if planted is not None:
             ends = [planted.start, planted.stop]
             ax.plot(ends, [-0.2, -0.2], color="#555555", linewidth=2.5, clip_on=False)
-    counts = averages[0].counts
-    row_labels(maps[0], [f"{ROLE_LABELS[role]} ({counts[role]})" for role in ROLES])
+    row_labels(maps[0], [f"{ROLE_LABELS[ROLES[row]]} ({counts[ROLES[row]]})" for row in rows])
 
-    panels = below.subplots(1, 2, sharey=True, squeeze=False)[0]
-    for ax, role in zip(panels, ("last_subject", "last"), strict=True):
+    lined = [role for role in ("last_subject", "last") if counts[role]] or [ROLES[rows[0]]]
+    panels = below.subplots(1, len(lined), sharey=True, squeeze=False)[0]
+    for ax, role in zip(panels, lined, strict=True):
         for average, mean in zip(averages, means, strict=True):
             y = mean[ROLES.index(role)]
             half = average.half_width[ROLES.index(role)].float().cpu().numpy()

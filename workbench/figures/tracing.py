@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from workbench.figures.plotting import AFTER, PLANTED_COLOR, SITE_STYLES, STYLE, WIDTH, LineStyle, banded_line
 from workbench.metrics import Estimate
-from workbench.tracing import ROLES, AverageEffect, CausalTrace
+from workbench.tracing import ROLES, AverageEffect, CausalTrace, token_roles
 from workbench.tracing.attribution import agreement
 
 _DASHES = ((), (5.0, 1.5), (3.0, 1.0, 1.0, 1.0), (1.5, 1.5), (7.0, 1.5, 1.5, 1.5))
@@ -38,10 +38,10 @@ def attribution_figure(exact: Sequence[CausalTrace], estimated: Sequence[CausalT
         groups: dict[str, list[np.ndarray]] = {group: [] for group in _DOTS}
         for one, other in zip(exact, estimated, strict=True):
             effects = np.stack([each.indirect_effect(site).float().numpy() for each in (one, other)])
-            first, end = one.subject
-            for pos in range(first, len(one.tokens)):
-                last = pos == len(one.tokens) - 1
-                groups["last" if last else "last_subject" if pos == end - 1 else "other"].append(effects[:, pos])
+            roles = token_roles(len(one.tokens), one.subject)
+            for row, pos in enumerate(one.positions):
+                if (role := roles[pos]) is not None:
+                    groups[role if role in groups else "other"].append(effects[:, row])
         for group, (color, marker, label) in _DOTS.items():
             if groups[group]:
                 x, y = np.concatenate(groups[group], axis=1)
@@ -71,11 +71,13 @@ def sensitivity_figure(averages: Mapping[tuple[float, int], AverageEffect], *, p
             samples; a line a number of samples.
         planted: layers that a model was trained to recall in, shaded.
 
-    ValueError for no averages, or averages of several sites.
+    ValueError for no averages, averages of several sites, and one without a last subject token that was traced.
     """
     sites = {average.site for average in averages.values()}
     if len(sites) != 1:
         raise ValueError(f"sensitivity_figure needs averages of one site, got {', '.join(sorted(sites)) or 'none'}")
+    if not all(average.counts["last_subject"] for average in averages.values()):
+        raise ValueError("sensitivity_figure needs averages at the last subject token, which was not traced")
     role = ROLES.index("last_subject")
     figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
     by_peak, by_layer = figure.subplots(1, 2)

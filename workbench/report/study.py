@@ -17,7 +17,7 @@ EXAMPLES = 6
 TRACES = 25
 """Causal traces that the page holds, to look at."""
 
-_LOCATE_FIGURES, _LOCATE_TABLES = ("average_effects", "trace_"), ("average_effects",)
+_LOCATE_FIGURES, _LOCATE_TABLES = ("average_effects", "trace_"), ("average_effects", "published_effects")
 _LENS_FIGURES = ("lens_",)
 _TRACES = ("traces", "traces_after")
 _MEASURE_FIGURES, _MEASURE_TABLES = ("scores",), ("scores", "generation", "accuracy", "change")
@@ -48,6 +48,8 @@ def study_headline(run: Run) -> str:
 
 
 def _located(results: dict[str, Any]) -> str:
+    if results["layer"] is None:
+        return f"{results.get('facts_traced', 0):,} facts were traced, but not at the last tokens of their subjects."
     planted = results.get("planted")
     where = f" (recall was planted in layers {planted[0]} to {planted[-1]})" if planted else ""
     window = results.get("window", 1)

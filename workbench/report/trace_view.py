@@ -13,10 +13,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Float
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
-from torch import Tensor
 
 from workbench.figures.plotting import SITE_STYLES, visible
 from workbench.tracing.averages import AverageEffect
@@ -33,8 +31,9 @@ def trace_view(
 ) -> str:
     """Heat maps (tokens by layers) of causal traces, to point at or to walk through with the keyboard.
 
-    A single trace has no chooser of facts. Numbers are rounded to four digits; what is not finite is shown as not
-    measured. ValueError for no traces, and for a trace after an edit that is not of the same tokens, sites and layers.
+    A single trace has no chooser of facts. Numbers are rounded to four digits; what is not finite, and tokens that were
+    not traced, are shown as not measured. ValueError for no traces, and for a trace after an edit that is not of the
+    same tokens, positions, sites and layers.
 
     Args:
         after: For each trace that of the same prompt after an edit, or None; both and their difference can be shown.
@@ -101,7 +100,7 @@ def _payload(trace: CausalTrace, after: CausalTrace | None) -> dict[str, Any]:
         "metric": trace.metric,
     }
     if after is not None:
-        for name in ("tokens", "subject", "window", "span", "severed", "metric"):
+        for name in ("tokens", "subject", "positions", "window", "span", "severed", "metric"):
             if getattr(after, name) != getattr(trace, name):
                 raise ValueError(
                     f"{trace.fact.prompt!r}: {name} must be the same before and after the edit, got "
@@ -124,12 +123,17 @@ def _run(trace: CausalTrace) -> dict[str, Any]:
         "foil": trace.foil,
         "clean": _short(trace.clean),
         "corrupted": _short(trace.corrupted),
-        "sites": {site: _rows(values) for site, values in trace.restored.items()},
+        "sites": {site: _rows(trace, site) for site in trace.restored},
     }
 
 
-def _rows(values: Float[Tensor, "pos layer"]) -> list[list[float | None]]:
-    return [[_short(value) for value in row] for row in values.float().tolist()]
+def _rows(trace: CausalTrace, site: str) -> list[list[float | None]]:
+    """A row a token of the prompt; None where it was not traced."""
+    values = trace.restored[site].float()
+    rows: list[list[float | None]] = [[None] * values.shape[1] for _ in trace.tokens]
+    for pos, row in zip(trace.positions, values.tolist(), strict=True):
+        rows[pos] = [_short(value) for value in row]
+    return rows
 
 
 def _short(value: float) -> float | None:

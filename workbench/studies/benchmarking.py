@@ -11,14 +11,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 from transformers.utils import logging
 
+from workbench.kernels import LINEAR_KERNEL
 from workbench.models import ATLAS, Model, load_model
 
 SHAPES = {"gpt2-small": (12, 768, 12), "gpt2-medium": (24, 1024, 16), "gpt2-xl": (48, 1600, 25)}
 """(layers, d_model, heads) of GPT-2s; vocabulary and context are GPT-2's own."""
 
-# The kernel of `workbench.blocks` that torch's own counter does not know, where this build has it.
-_LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-_FLOP = {_LINEAR: lambda x, weight, *_, **__: 2 * math.prod(x) * weight[0]} if _LINEAR else {}
+# torch's own counter does not know this kernel.
+_FLOP = {LINEAR_KERNEL: lambda x, weight, *_, **__: 2 * math.prod(x) * weight[0]} if LINEAR_KERNEL else {}
 
 
 def benchmark_model(name: str, *, device: str = "auto", dtype: torch.dtype = torch.float32) -> Model:

@@ -64,7 +64,7 @@ def comparable(trace: CausalTrace) -> bool:
 
 def last_subject_effect(trace: CausalTrace) -> Float[np.ndarray, " layer"]:
     """Indirect effect of the MLPs at the last subject token, as a share of the total effect."""
-    return trace.indirect_effect("mlp_out")[trace.subject[1] - 1].double().numpy() / trace.total_effect
+    return trace.effect_at("mlp_out", trace.last_subject).double().numpy() / trace.total_effect
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,18 +6,19 @@ from collections.abc import Sequence
 import torch
 
 from workbench.models import Model
-from workbench.tokens import batches_by_length
 
 
 @torch.no_grad()
 def perplexity(model: Model, texts: Sequence[str], *, batch_size: int = 64) -> float:
     """exp of the mean negative log-likelihood of every token but each text's first, over all texts together.
 
-    ValueError for no texts, a text longer than the context, and texts of one token each, where nothing is predicted.
+    A text longer than the context is cut into pieces, see `Model.pieces`. ValueError for no texts, and for texts of
+    one token each, where nothing is predicted.
     """
     total, count = 0.0, 0
-    for batch in batches_by_length(texts, batch_size):
-        tokens = model.tokenize([texts[index] for index in batch])
+    rows = model.pieces(texts, keep=None)
+    for batch in model.batches(rows, batch_size, keep=None):
+        tokens = model.pad([rows[index] for index in batch])
         log_probs = model.logits(tokens)[:, :-1].float().log_softmax(dim=-1)
         said = log_probs.gather(-1, tokens.ids[:, 1:, None])[..., 0]
         real = tokens.mask[:, 1:].bool()  # padded on the right: a real token's predecessor is real

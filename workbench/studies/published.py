@@ -23,8 +23,8 @@ def published_table(name: str) -> Table:
     The intervals are those printed: value minus and plus the number in parentheses. ValueError for an unknown name.
     """
     path = PUBLISHED / f"{name}.json"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in PUBLISHED.glob("*.json")))
+    if "_table_" not in name or not path.is_file():
+        known = ", ".join(sorted(file.stem for file in PUBLISHED.glob("*_table_*.json")))
         raise ValueError(f"no published table {name!r}; there are {known}")
     content = json.loads(path.read_text(encoding="utf-8"))
     rows = tuple(
@@ -52,6 +52,13 @@ def published_table(name: str) -> Table:
         rows=rows,
         interval="as published",
     )
+
+
+def published_effects() -> tuple[pd.DataFrame, str]:
+    """The average effects of causal tracing as the ROME paper prints them for GPT2-XL, and a caption that says so."""
+    content = json.loads((PUBLISHED / "rome_effects.json").read_text(encoding="utf-8"))
+    caption = f"For reference, not measured here: {content['source']}. {content['protocol']}."
+    return pd.DataFrame(content["rows"]), caption
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ import torch
 from workbench.atlas.world import World, statement
 from workbench.evaluation import score_state
 from workbench.facts import EditRequest, Record
+from workbench.joining import whole_word
 from workbench.models import Model
 from workbench.scores import FLUENCY_TOKENS, FLUENCY_TOP_K, Evaluation, RecordScores
 
@@ -76,7 +77,7 @@ def untouched(record: Record, requests: Sequence[EditRequest]) -> Record:
     """
     own = record.request
     others = [request for request in requests if request.subject != own.subject and request.relation == own.relation]
-    named = re.compile("|".join(rf"(?<!\w){re.escape(each.subject)}(?!\w)" for each in others)) if others else None
+    named = re.compile("|".join(whole_word(each.subject) for each in others)) if others else None
     moved = {request.target_true for request in requests if request.subject == own.target_new.strip()}
     return replace(
         record,

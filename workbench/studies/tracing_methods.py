@@ -5,6 +5,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -39,6 +40,10 @@ class TracingMethod:
     """Whether effects are estimated by attribution patching."""
     sites: tuple[str, ...] = ("mlp_out",)
     """What is restored."""
+    positions: str = "all"
+    """Where: one of `POSITIONS`."""
+    engine: str = "auto"
+    """What computes exact effects: one of `ENGINES`; all give the same traces."""
 
     @property
     def key(self) -> str:
@@ -46,6 +51,7 @@ class TracingMethod:
         noise = "subject" if self.noise is None else f"{self.noise.replace(':', '-')}x{self.samples}"
         severed = self.severed and f"severed-{self.severed}"
         parts = (noise, f"w{self.window}", self.metric, severed, "estimate" * self.estimated, *self.sites)
+        parts += (self.positions,) if self.positions != "all" else ()
         return "_".join(part for part in parts if part)
 
     def trace(
@@ -56,7 +62,12 @@ class TracingMethod:
         `partners` are further facts whose subjects may take the place of the facts' own; they are not traced.
         """
         method: Callable[..., CausalTrace] = attribute_fact if self.estimated else trace_fact
-        options = {"window": self.window, "metric": self.metric, "sites": self.sites, "method": method}
+        options: dict[str, Any] = {
+            "window": self.window, "metric": self.metric, "sites": self.sites, "positions": self.positions,
+            "method": method,
+        }  # fmt: skip
+        if not self.estimated:
+            options["engine"] = self.engine
         if self.severed is not None:
             options["severed"] = self.severed
         if self.noise is None:
@@ -90,7 +101,7 @@ def draw_partners(model: Model, facts: Sequence[Fact], others: Iterable[Fact], *
 
 def peak_layers(traces: Sequence[CausalTrace]) -> list[int]:
     """By trace, the layer with the greatest effect of the MLPs at the last subject token, the lowest one on a tie."""
-    return [int(trace.indirect_effect("mlp_out")[trace.subject[1] - 1].argmax()) for trace in traces]
+    return [int(trace.effect_at("mlp_out", trace.last_subject).argmax()) for trace in traces]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -122,7 +133,7 @@ def method_result(
 ) -> MethodResult:
     """Read the traces of one method at the last subject token; ValueError for no traces."""
     average = average_effects(traces, "mlp_out")
-    at_peak = [trace.indirect_effect("mlp_out")[trace.subject[1] - 1].double() for trace in traces]
+    at_peak = [trace.effect_at("mlp_out", trace.last_subject).double() for trace in traces]
     effects = np.stack([effect.numpy() for effect in at_peak])
     peaks, n_layers = np.array(peak_layers(traces)), effects.shape[1]
     peak = int(effects.mean(axis=0).argmax())

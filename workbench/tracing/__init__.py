@@ -1,9 +1,9 @@
 """Causal tracing (Meng et al. 2022, section 2): where in a model a fact is recalled.
 
-`noise` and `replacement` say how the subject is corrupted, `cells` what a restored run changes, `measure` what is
-measured. `fact` traces one fact by the engine `fast` or its oracle `plain`, `attribution` estimates the same from
-gradients. `sweep` traces many facts, `trace` is what comes out, `averages` reads the mediating layer from many
-traces. `lens` reads the way to the answer.
+`noise` and `replacement` say how the subject is corrupted, `positions` which tokens are traced, `cells` what a
+restored run changes, `measure` what is measured. `fact` traces one fact by the engine `fast` or its oracle `plain`,
+`attribution` estimates the same from gradients. `sweep` traces many facts, `trace` is what comes out, `averages` reads
+the mediating layer from many traces. `lens` reads the way to the answer.
 """
 
 from workbench.tracing.attribution import Agreement, agreement, attribute_fact
@@ -12,6 +12,7 @@ from workbench.tracing.fact import ENGINES, trace_fact
 from workbench.tracing.lens import PLACES, Lens, average_lens, logit_lens
 from workbench.tracing.measure import METRICS
 from workbench.tracing.noise import Noise, NoiseRule, embedding_noise_std, gaussian_noise, subject_span
+from workbench.tracing.positions import POSITIONS, parse_positions, traced_positions
 from workbench.tracing.replacement import NO_PARTNER, Pair, pair_facts, trace_pairs
 from workbench.tracing.sweep import (
     NOT_KNOWN,
@@ -33,6 +34,7 @@ __all__ = [
     "NOT_KNOWN",
     "NO_PARTNER",
     "PLACES",
+    "POSITIONS",
     "ROLES",
     "Agreement",
     "AverageEffect",
@@ -59,10 +61,12 @@ __all__ = [
     "logit_lens",
     "mediating_layer",
     "pair_facts",
+    "parse_positions",
     "restored_layers",
     "subject_span",
     "token_roles",
     "trace_fact",
     "trace_facts",
     "trace_pairs",
+    "traced_positions",
 ]

@@ -26,6 +26,7 @@ from workbench.models import SITES, Hook, Model, Tokens
 from workbench.tracing.corruption import Corruption
 from workbench.tracing.measure import Measure, make_measure
 from workbench.tracing.noise import subject_span
+from workbench.tracing.positions import Positions, traced_positions
 from workbench.tracing.trace import CausalTrace, check_probabilities, restored_layers
 
 
@@ -36,6 +37,7 @@ def attribute_fact(
     noise: Float[Tensor, "sample subject_pos d_model"],
     replace: bool = False,
     sites: Sequence[str] = SITES,
+    positions: Positions = "all",
     window: int = 10,
     metric: str = "probability",
     foil: int | None = None,
@@ -45,10 +47,11 @@ def attribute_fact(
     A window's effect is the sum over its layers (`restored_layers`), each restored alone. Restored together they do
     less than that even to first order, since what a lower layer changes in a higher one of the window is overwritten
     there; only effects of single layers are derivatives. Estimates may leave the range of what is measured:
-    probabilities below 0 or above 1 stay as they are.
+    probabilities below 0 or above 1 stay as they are. All positions come from the same passes, so that fewer of them
+    save nothing.
 
-    Raises ValueError for a window below 1, an unknown site or metric, noise of another shape than the subject's, and
-    a model whose probabilities are NaN.
+    Raises ValueError for a window below 1, an unknown site or metric, a position that the prompt does not have,
+    noise of another shape than the subject's, and a model whose probabilities are NaN.
     """
     unknown = [site for site in sites if site not in SITES]
     if unknown or not sites:
@@ -61,6 +64,7 @@ def attribute_fact(
             f"noise for {fact.subject!r} in {fact.prompt!r} must be [samples, {end - first} subject tokens, "
             f"{model.d_model}], got {list(noise.shape)}"
         )
+    chosen = traced_positions(positions, n_tokens=tokens.ids.shape[1], subject=(first, end))
     names = [model.hook_name(site, layer) for site in dict.fromkeys(sites) for layer in range(model.n_layers)]
     clean_states, clean_logits = _clean_run(model, tokens, names)
     answer = int(clean_logits.argmax())
@@ -71,7 +75,7 @@ def attribute_fact(
     corrupted, effects = _first_order(model, rows, names, clean_states, corruption, measure)
     for values in (torch.tensor([clean, corrupted]), effects):
         check_probabilities(values, model=model.name, prompt=fact.prompt)
-    by_site = rearrange(effects, "(site layer) pos -> site pos layer", layer=model.n_layers)
+    by_site = rearrange(effects[:, list(chosen)], "(site layer) pos -> site pos layer", layer=model.n_layers)
 
     def windowed(site: str, effect: Float[Tensor, "pos layer"]) -> Float[Tensor, "pos layer"]:
         width = 1 if site == "resid_post" else window
@@ -91,6 +95,7 @@ def attribute_fact(
             site: corrupted + windowed(site, effect) for site, effect in zip(dict.fromkeys(sites), by_site, strict=True)
         },
         window=window,
+        positions=chosen,
         metric=metric,
         foil=None if foil is None else texts[1],
     )
@@ -151,48 +156,60 @@ class Agreement:
     site: str
     """Where states were restored."""
     facts: int
-    """How many facts were compared; correlations leave out those whose effects, exact or estimated, are all equal."""
+    """How many facts were compared; correlations leave out those whose effects, exact or estimated, are all equal, and
+    those traced before their subject only."""
     spearman: Estimate
-    """Mean over facts of the rank correlation over a fact's cells, from its subject on, with a 95 % interval
+    """Mean over facts of the rank correlation over a fact's cells traced, from its subject on, with a 95 % interval
     (Student's t over facts)."""
     pearson: Estimate
     """The same of the linear correlation."""
     same_layer: Estimate
-    """Share of facts whose layers of greatest effect at the last subject token lie at most half a window apart, with
-    Wilson's 95 % interval."""
+    """Share of the facts traced at their last subject token whose layers of greatest effect there lie at most half a
+    window apart, with Wilson's 95 % interval; NaN without such facts."""
 
 
 def agreement(exact: Sequence[CausalTrace], estimated: Sequence[CausalTrace], site: str) -> Agreement:
     """Compare the estimates of `attribute_fact` with exact traces of the same facts, of one site.
 
-    ValueError for no traces, other than one estimate an exact trace, traces of different prompts, windows or
-    metrics, and a site not traced.
+    ValueError for no traces, other than one estimate an exact trace, traces of different prompts, positions, windows
+    or metrics, and a site not traced.
     """
     if not exact or len(exact) != len(estimated):
         raise ValueError(f"agreement needs one estimate an exact trace, got {len(estimated)} for {len(exact)}")
-    ranks, linear, same = [], [], 0
+    ranks, linear, same = [], [], []
     for one, other in zip(exact, estimated, strict=True):
-        settings = [(each.fact.prompt, each.window, each.span, each.severed, each.metric) for each in (one, other)]
+        settings = [
+            (each.fact.prompt, each.positions, each.window, each.span, each.severed, each.metric)
+            for each in (one, other)
+        ]
         if settings[0] != settings[1]:
             raise ValueError(
                 f"traces to compare must be of one prompt and setting, got {settings[0]} and {settings[1]}"
             )
         effects = [each.indirect_effect(site).double().numpy() for each in (one, other)]
-        cells = [effect[one.subject[0] :].flatten() for effect in effects]
-        if all(np.ptp(values) > 0 for values in cells):
+        after = [row for row, pos in enumerate(one.positions) if pos >= one.subject[0]]
+        cells = [effect[after].flatten() for effect in effects]
+        if after and all(np.ptp(values) > 0 for values in cells):
             ranks.append(float(np.corrcoef([rankdata(values) for values in cells])[0, 1]))
             linear.append(float(np.corrcoef(cells)[0, 1]))
-        peaks = [int(effect[one.subject[1] - 1].argmax()) for effect in effects]
-        same += abs(peaks[0] - peaks[1]) <= (0 if site == "resid_post" else one.window / 2)
-    share = binomtest(same, len(exact))
-    ends = share.proportion_ci(method="wilson")
+        if one.last_subject in one.positions:
+            peaks = [int(each.effect_at(site, one.last_subject).argmax()) for each in (one, other)]
+            same.append(abs(peaks[0] - peaks[1]) <= (0 if site == "resid_post" else one.window / 2))
     return Agreement(
         site=site,
         facts=len(exact),
         spearman=_mean(ranks),
         pearson=_mean(linear),
-        same_layer=Estimate(value=float(share.statistic), low=float(ends.low), high=float(ends.high), n=len(exact)),
+        same_layer=_share(same),
     )
+
+
+def _share(right: Sequence[bool]) -> Estimate:
+    """Share that is right with Wilson's 95 % interval; NaN for none."""
+    if not right:
+        return Estimate(value=math.nan, low=math.nan, high=math.nan, n=0)
+    ends = binomtest(sum(right), len(right)).proportion_ci(method="wilson")
+    return Estimate(value=sum(right) / len(right), low=float(ends.low), high=float(ends.high), n=len(right))
 
 
 def _mean(values: Sequence[float]) -> Estimate:

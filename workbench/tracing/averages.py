@@ -35,7 +35,7 @@ class AverageEffect:
     half_width: Float[Tensor, "role layer"]
     """The interval is mean +- half_width; NaN where fewer than two facts have the role."""
     counts: Mapping[str, int]
-    """By role, how many facts have it."""
+    """By role, how many facts have it among the tokens that were traced."""
     total: float
     """Average total effect: mean over facts of the clean minus the corrupted probability."""
     total_half_width: float
@@ -73,6 +73,7 @@ def token_roles(n_tokens: int, subject: tuple[int, int]) -> tuple[str | None, ..
 def average_effects(traces: Sequence[CausalTrace], site: str) -> AverageEffect:
     """Average indirect effect of `site` by role and layer; a fact's tokens of one role are averaged first.
 
+    Of a role's tokens those count that were traced; a fact without any does not count for the role.
     ValueError for no traces, traces of models of different depth or different windows, and a site not traced.
     """
     if not traces:
@@ -88,9 +89,9 @@ def average_effects(traces: Sequence[CausalTrace], site: str) -> AverageEffect:
         effect = trace.indirect_effect(site).double()
         roles = token_roles(len(trace.tokens), trace.subject)
         for role in ROLES:
-            positions = [pos for pos, name in enumerate(roles) if name == role]
-            if positions:
-                by_role[role].append(effect[positions].mean(dim=0))
+            rows = [row for row, pos in enumerate(trace.positions) if roles[pos] == role]
+            if rows:
+                by_role[role].append(effect[rows].mean(dim=0))
 
     means, half_widths = [], []
     for role in ROLES:
@@ -117,11 +118,13 @@ def mediating_layer(traces: Sequence[CausalTrace], *, site: str = "mlp_out", rol
     """The layer with the greatest average indirect effect of `site` at the tokens of `role`.
 
     For a windowed site it is the centre of the restored window (`restored_layers`). The lowest such layer on
-    a tie. ValueError where no trace has a token of that role.
+    a tie. ValueError where no trace has a token of that role that was traced.
     """
     row = average_effects(traces, site).row(role)
     if row.isnan().all():
-        raise ValueError(f"none of the {len(traces)} traces has a token in role {role!r}; add prompts")
+        raise ValueError(
+            f"none of the {len(traces)} traces has a token in role {role!r} that was traced; add prompts or positions"
+        )
     return int(row.argmax())
 
 

@@ -1,6 +1,6 @@
 """What a restored run changes: the cells of a trace's grid, and the patches each makes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,18 +28,23 @@ class Cell:
     patches: tuple[Patch, ...]
     """Ordered by layer; none is the corrupted run itself."""
 
+    def patches_in(self, layer: int) -> tuple[Patch, ...]:
+        """Those in a layer."""
+        return tuple(patch for patch in self.patches if patch.layer == layer)
+
 
 def grid(
     site: str,
     *,
     n_layers: int,
     n_pos: int,
+    positions: Sequence[int],
     window: int = 1,
     span: int = 1,
     severed: str | None = None,
     severed_below: bool = False,
 ) -> Iterator[Cell]:
-    """Every cell of a site, position by position, layer by layer.
+    """Every cell of a site at some positions, position by position, layer by layer.
 
     A cell restores `site` in the layers `restored_layers(layer, window, n_layers)` - one layer for
     `resid_post` - at the positions [pos, pos + span), cut at the prompt's end. With `severed`, the outputs of
@@ -48,7 +53,7 @@ def grid(
     values come from runs with other noise.
     """
     width = 1 if site == "resid_post" else window
-    for pos in range(n_pos):
+    for pos in positions:
         for layer in range(n_layers):
             restored = restored_layers(layer, width, n_layers)
             patches = [Patch(layer=each, site=site) for each in restored]

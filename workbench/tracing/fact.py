@@ -17,6 +17,7 @@ from workbench.tracing.fast import FastRuns
 from workbench.tracing.measure import make_measure
 from workbench.tracing.noise import subject_span
 from workbench.tracing.plain import PlainRuns
+from workbench.tracing.positions import Positions, traced_positions
 from workbench.tracing.trace import CausalTrace, check_probabilities
 
 ENGINES = ("auto", "fast", "plain")
@@ -30,6 +31,7 @@ def trace_fact(
     noise: Float[Tensor, "sample subject_pos d_model"],
     replace: bool = False,
     sites: Sequence[str] = SITES,
+    positions: Positions = "all",
     window: int = 10,
     span: int = 1,
     severed: str | None = None,
@@ -50,6 +52,7 @@ def trace_fact(
 
     Args:
         replace: put `noise` in place of the embeddings, such as those of another subject's tokens.
+        positions: tokens whose cells are computed (`traced_positions`); each costs about as much as any other.
         span: restore this many positions together, from the cell's on.
         severed: freeze this site (`mlp_out` or `attn_out`) of the layers above the restored ones at its
             corrupted values, at the restored positions (section 2.2, figure 3).
@@ -64,9 +67,9 @@ def trace_fact(
             a causal decoder the two are equal, since noise changes no state before the subject; the fast
             engine always does.
 
-    Raises ValueError for a window, span or batch size below 1, an unknown site, metric or engine, noise of
-    another shape than the subject's, a model whose probabilities are NaN, and an architecture that the
-    "fast" engine does not know.
+    Raises ValueError for a window, span or batch size below 1, an unknown site, metric or engine, a position that
+    the prompt does not have, noise of another shape than the subject's, a model whose probabilities are NaN, and an
+    architecture that the "fast" engine does not know.
     """
     _check(sites, severed, engine, window=window, span=span)
     tokens = model.tokenize([fact.prompt])
@@ -77,6 +80,7 @@ def trace_fact(
                 f"noise for {fact.subject!r} in {fact.prompt!r} must be [samples, {end - first} subject tokens, "
                 f"{model.d_model}], got {list(each.shape)}"
             )
+    chosen = traced_positions(positions, n_tokens=tokens.ids.shape[1], subject=(first, end))
     corruption = Corruption(first=first, noise=noise, replace=replace, frozen_noise=severed_noise)
     runs = None if engine == "plain" else _fast_runs(model, tokens, corruption, memory, strict=engine == "fast")
     skip_before_subject = skip_before_subject or runs is not None
@@ -93,8 +97,8 @@ def trace_fact(
         cell
         for site in sites
         for cell in grid(
-            site, n_layers=model.n_layers, n_pos=tokens.ids.shape[1], window=window, span=span, severed=severed,
-            severed_below=severed_noise is not None,
+            site, n_layers=model.n_layers, n_pos=tokens.ids.shape[1], positions=chosen, window=window, span=span,
+            severed=severed, severed_below=severed_noise is not None,
         )
     ]  # fmt: skip
     values = corrupted.repeat(len(cells))
@@ -117,6 +121,7 @@ def trace_fact(
         corrupted=corrupted.item(),
         restored=restored,
         window=window,
+        positions=chosen,
         span=span,
         severed=severed,
         metric=metric,

@@ -28,6 +28,9 @@ _ROWS_UNEMBEDDED = 256
 _TOKENS_AT_ONCE = 2048
 """On a CPU a layer runs on about this many tokens at once, so that activations stay near the processor."""
 
+_Patched = dict[tuple[Patch, tuple[int, int]], list[int]]
+"""The branches of a front that a patch concerns, by the patch and its positions."""
+
 
 @dataclass(eq=False)
 class _Front:
@@ -45,10 +48,25 @@ class _Front:
 class FastRuns:
     """The runs of one prompt, computed where they differ."""
 
-    def __init__(self, model: Model, tokens: Tokens, corruption: Corruption, *, memory: float = 1.0) -> None:
-        """`memory`: GiB that the activations of cells advanced together may take; more cells are split."""
+    def __init__(
+        self,
+        model: Model,
+        tokens: Tokens,
+        corruption: Corruption,
+        *,
+        memory: float = 1.0,
+        tokens_at_once: float | None = None,
+    ) -> None:
+        """What all runs start from.
+
+        Args:
+            memory: GiB that the activations of cells advanced together may take; more cells are split.
+            tokens_at_once: about how many tokens take a layer together; by default few on a CPU, else all.
+        """
         if not memory > 0:
             raise ValueError(f"memory must be a positive number of GiB, got {memory}")
+        few = model.device.type == "cpu"
+        self._tokens_at_once = tokens_at_once or (_TOKENS_AT_ONCE if few else math.inf)
         self.blocks = model.blocks
         self.samples, self.n_pos, self.n_layers = corruption.samples, tokens.ids.shape[1], model.n_layers
         # Residual stream, projections and their copies; the MLP's inner activations are bounded by themselves.
@@ -138,13 +156,11 @@ class FastRuns:
 
     def _groups(self, fronts: Sequence[_Front]) -> list[list[_Front]]:
         """Fronts that take a layer together."""
-        if self._positions.is_cuda:
-            return [list(fronts)]
-        groups, room = [], 0
+        groups, room = [], 0.0
         for front in fronts:
             if room <= 0:
                 groups.append([])
-                room = _TOKENS_AT_ONCE
+                room = self._tokens_at_once
             groups[-1].append(front)
             room -= front.resid.shape[:3].numel()
         return groups
@@ -165,7 +181,6 @@ class FastRuns:
         leaving = slice(-1, None) if last else slice(None)  # of the last layer one position
         left = [front.resid[:, :, leaving] for front in fronts]
         sizes = [some.shape[:3] for some in left]
-        counts = [size.numel() for size in sizes]
         if last or any(front.end < self.n_pos for front in fronts):
             resid = _joined([rearrange(some, "b s pos d -> (b s pos) d") for some in left])
         attn = blocks.attn_out(layer, _joined(heads))
@@ -176,7 +191,7 @@ class FastRuns:
         self._put("mlp_out", mlp, sizes, patches)
         resid = attn.add_(resid).add_(mlp)
         self._put("resid_post", resid, sizes, patches)
-        for front, some, (branch, sample, _) in zip(fronts, resid.split(counts), sizes, strict=True):
+        for front, some, (branch, sample, _) in zip(fronts, _split(resid, sizes), sizes, strict=True):
             front.end = self.n_pos
             front.resid = rearrange(some, "(b s pos) d -> b s pos d", b=branch, s=sample)
 
@@ -201,12 +216,11 @@ class FastRuns:
         self,
         site: str,
         output: Float[Tensor, "token d_model"],
-        sizes: Sequence[Sequence[int]],
-        patches: Sequence[dict[tuple[Patch, tuple[int, int]], list[int]]],
+        sizes: Sequence[torch.Size],
+        patches: Sequence[_Patched],
     ) -> None:
         """Overwrite a module's output where the branches of some fronts patch it."""
-        parts = output.split([math.prod(size) for size in sizes])
-        for (branch, sample, pos), some, in_front in zip(sizes, parts, patches, strict=True):
+        for (branch, sample, pos), some, in_front in zip(sizes, _split(output, sizes), patches, strict=True):
             start = self.n_pos - pos  # the last layer holds only the last position
             for (patch, (first, end)), branches in in_front.items():
                 if patch.site == site and end > start:
@@ -245,15 +259,18 @@ class FastRuns:
         return merged
 
 
-def _patches(front: _Front, cells: Sequence[Cell], layer: int) -> dict[tuple[Patch, tuple[int, int]], list[int]]:
+def _split(output: Float[Tensor, "token d"], sizes: Sequence[torch.Size]) -> Sequence[Tensor]:
+    """The tokens of each front, as many as its size holds."""
+    return output.split([size.numel() for size in sizes])
+
+
+def _patches(front: _Front, cells: Sequence[Cell], layer: int) -> _Patched:
     """The branches that each patch of a layer concerns, by the patch and its positions."""
-    found: dict[tuple[Patch, tuple[int, int]], list[int]] = {}
+    found: _Patched = {}
     for branch, here in enumerate(front.branches):
         cell = cells[here[0]]
-        if cell.patches[-1].layer >= layer:
-            for patch in cell.patches:
-                if patch.layer == layer:
-                    found.setdefault((patch, cell.positions), []).append(branch)
+        for patch in cell.patches_in(layer):
+            found.setdefault((patch, cell.positions), []).append(branch)
     return found
 
 
@@ -272,7 +289,7 @@ def _part(front: _Front, cells: Sequence[Cell], layer: int) -> None:
     for branch, here in enumerate(front.branches):
         parted: dict[tuple[Patch, ...], list[int]] = {}
         for cell in here:
-            parted.setdefault(tuple(p for p in cells[cell].patches if p.layer == layer), []).append(cell)
+            parted.setdefault(cells[cell].patches_in(layer), []).append(cell)
         owners += [branch] * len(parted)
         branches += parted.values()
     if len(branches) > len(front.branches):

@@ -45,7 +45,7 @@ def logit_lens(model: Model, fact: Fact | EditRequest, targets: Sequence[str]) -
     """
     if not targets:
         raise ValueError("the logit lens needs at least one answer to follow, got none")
-    found = [answer_token(model, fact.prompt, target) for target in targets]
+    found = [answer_token(model, fact.prompt, target, fact.separator) for target in targets]
     ids = [token for token in found if token is not None]
     if len(ids) < len(targets):
         raise ValueError(f"{targets[found.index(None)]!r} has no token of its own behind {fact.prompt!r}")

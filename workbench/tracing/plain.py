@@ -24,7 +24,8 @@ class PlainRuns:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1 row, got {batch_size}")
         self.model, self.tokens, self.corruption = model, tokens, corruption
-        self.cells_at_once = max(1, batch_size // corruption.samples)
+        fitting = int(model.memory * 2**30 / model.footprint.size(1, tokens.ids.shape[1], keep=1))
+        self.cells_at_once = max(1, min(batch_size, fitting) // corruption.samples)
         with torch.no_grad():
             self.clean_logits: Float[Tensor, " vocab"] = model.logits(tokens, keep_last=1)[0, -1]
 

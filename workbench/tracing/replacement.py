@@ -17,6 +17,7 @@ from workbench.facts import Fact
 from workbench.models import Model
 from workbench.tracing.fact import trace_fact
 from workbench.tracing.noise import subject_span
+from workbench.tracing.positions import Positions, parse_positions
 from workbench.tracing.sweep import (
     NOT_KNOWN,
     TracedFact,
@@ -88,6 +89,7 @@ def trace_pairs(
     facts: Sequence[Fact],
     *,
     seed: int,
+    positions: Positions = "all",
     metric: str = "probability",
     done: Collection[int] = (),
     progress: Callable[[int, int], None] | None = None,
@@ -98,8 +100,10 @@ def trace_pairs(
 
     The corrupted run is the partner's own prompt. For the metric "logit_difference" the foil is the partner's
     answer. Facts that the model does not know or that have no partner come back with `trace=None` and the reason.
-    The pairs are made at the call, over all facts; ValueError there for an empty set.
+    The pairs are made at the call, over all facts; ValueError there for an empty set, and for positions that mean
+    nothing.
     """
+    positions = parse_positions(positions)
     pairs = pair_facts(model, facts, seed=seed)
 
     def trace(index: int) -> CausalTrace | str:
@@ -108,6 +112,8 @@ def trace_pairs(
             return pair.reason
         foil = {"foil": pair.foil} if metric == "logit_difference" else {}
         noise = subject_embeddings(model, pair.partner)
-        return method(model, pair.fact, noise=noise, replace=True, metric=metric, **foil, **options)
+        return method(
+            model, pair.fact, noise=noise, replace=True, positions=positions, metric=metric, **foil, **options
+        )
 
     return sweep(facts, trace, done=done, progress=progress)

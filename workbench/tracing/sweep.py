@@ -8,15 +8,19 @@ import numpy as np
 import torch
 
 from workbench.facts import Fact
-from workbench.models import Model, join
+from workbench.failures import FAILURES, reason
+from workbench.joining import join
+from workbench.models import Model
 from workbench.processes import can_fork, check_workers, side_by_side
 from workbench.tracing.fact import trace_fact
 from workbench.tracing.noise import Noise, NoiseRule, subject_span
+from workbench.tracing.positions import Positions, parse_positions
 from workbench.tracing.trace import CausalTrace, check_probabilities
 
 NOT_KNOWN = "the model does not know it"
 """Why a fact has no trace: its object is not what the model predicts."""
 
+_FAILED = "failed with "
 _PUBLISHED = NoiseRule()
 _KNOWN_AT_ONCE = 16
 """Facts in one forward pass that finds which are known."""
@@ -36,6 +40,11 @@ class TracedFact:
     """Its trace; None for a fact that was skipped."""
     reason: str = ""
     """Why a fact without a trace was skipped; empty for a traced one."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether tracing it raised an error, which `reason` names."""
+        return self.trace is None and self.reason.startswith(_FAILED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,14 +71,14 @@ class TraceSet:
         )
 
 
-def answer_token(model: Model, prompt: str, answer: str) -> int | None:
+def answer_token(model: Model, prompt: str, answer: str, separator: str | None = None) -> int | None:
     """Id of the answer's first token as it follows the prompt; None where the answer changes the prompt's tokens.
 
     That token is the one behind the prompt's own tokens when both are tokenised together. A tokenizer that makes
     the space before the answer a token of its own gives that space, nothing more.
     """
     alone = model.tokenize([prompt]).ids[0]
-    whole = model.tokenize([join(prompt, answer)]).ids[0]
+    whole = model.tokenize([join(prompt, answer, separator)]).ids[0]
     n_pos = len(alone)
     return int(whole[n_pos]) if len(whole) > n_pos and torch.equal(whole[:n_pos], alone) else None
 
@@ -81,14 +90,17 @@ def known_answers(model: Model, facts: Sequence[Fact]) -> list[int | None]:
     """
     if not facts:
         return []
-    with torch.no_grad():
-        last = model.logits(model.tokenize([fact.prompt for fact in facts], padding_side="left"), keep_last=1)[:, -1]
-    for fact, logits in zip(facts, last.float().cpu(), strict=True):
-        check_probabilities(logits, model=model.name, prompt=fact.prompt)
-    answers = [answer_token(model, fact.prompt, fact.object) for fact in facts]
-    return [
-        answer if answer == top else None for answer, top in zip(answers, last.argmax(dim=-1).tolist(), strict=True)
-    ]
+    rows = model.encode([fact.prompt for fact in facts])
+    tops: dict[int, int] = {}
+    for batch in model.batches(rows, len(rows), keep=1):
+        with torch.no_grad():
+            tokens = model.pad([rows[index] for index in batch], padding_side="left")
+            last = model.logits(tokens, keep_last=1)[:, -1].float().cpu()
+        for index, logits in zip(batch, last, strict=True):
+            check_probabilities(logits, model=model.name, prompt=facts[index].prompt)
+            tops[index] = int(logits.argmax())
+    answers = [answer_token(model, fact.prompt, fact.object, fact.separator) for fact in facts]
+    return [answer if answer == tops[index] else None for index, answer in enumerate(answers)]
 
 
 def known_answer(model: Model, fact: Fact) -> int | None:
@@ -108,11 +120,13 @@ def trace_facts(
     seed: int,
     noise_rule: NoiseRule | Noise = _PUBLISHED,
     samples: int = 10,
+    positions: Positions = "all",
     foils: Sequence[int] | None = None,
     done: Collection[int] = (),
     progress: Callable[[int, int], None] | None = None,
     method: Callable[..., CausalTrace] = trace_fact,
     workers: int = 1,
+    keep_failures: bool = False,
     **options: Any,
 ) -> Iterator[TracedFact]:
     """Trace facts one by one; those that the model does not know come back with `trace=None`.
@@ -125,18 +139,21 @@ def trace_facts(
         noise_rule: how subjects are corrupted. A rule is fitted to all the facts, also to those that are done or
             not known; noise that was fitted already is taken as it is.
         samples: how many corrupted runs are averaged.
+        positions: tokens of each prompt that are traced (`traced_positions`).
         foils: one token id a fact, for the metric "logit_difference".
         done: indices of facts to leave out, since their results are kept from an earlier run.
         progress: called with (facts finished, all facts) after every fact, `done` counted as finished.
         method: what traces one fact: `trace_fact`, or `attribute_fact` for its first-order estimate.
         workers: facts traced at once, each in a process of one thread (Linux, models on the CPU); of small models
             n workers trace more than n threads do (`default_workers`). Each takes the method's `memory` for itself.
+        keep_failures: a fact that raises one of `FAILURES` comes back with the error as its reason (`failed`).
         options: further arguments of the method: sites, window, span, severed, metric, engine, ...
 
-    Raises ValueError at the call, before the first fact, for an empty set of facts, other than one foil a fact, and
-    several workers on a GPU or another system than Linux.
+    Raises ValueError at the call, before the first fact, for an empty set of facts, positions that
+    mean nothing, other than one foil a fact, and several workers on a GPU or another system than Linux.
     """
     check_workers(workers, model.device)
+    positions = parse_positions(positions)
     if foils is not None and len(foils) != len(facts):
         raise ValueError(f"tracing needs one foil a fact, got {len(foils)} for {len(facts)} facts")
     check_facts(facts)
@@ -145,16 +162,27 @@ def trace_facts(
     known: dict[int, int | None] = {}
 
     def trace(index: int) -> CausalTrace | str:
+        try:
+            return attempt(index)
+        except FAILURES as error:
+            if not keep_failures:
+                raise
+            return f"{_FAILED}{reason(error)}"
+
+    def attempt(index: int) -> CausalTrace | str:
         fact = facts[index]
         if index not in known:
             next_ones = [i for i in range(index, len(facts)) if i not in done][:_KNOWN_AT_ONCE]
-            known.update(zip(next_ones, known_answers(model, [facts[i] for i in next_ones]), strict=True))
+            try:
+                known.update(zip(next_ones, known_answers(model, [facts[i] for i in next_ones]), strict=True))
+            except FAILURES:
+                known[index] = known_answer(model, fact)  # raises if this is the one
         if known[index] is None:
             return NOT_KNOWN
         first, end = subject_span(model, fact)
         drawn = noise.draw(samples, end - first, generator=fact_generator(seed, index))
         extra = {} if foils is None else {"foil": foils[index]}
-        return method(model, fact, noise=drawn, replace=noise.replace, **extra, **options)
+        return method(model, fact, noise=drawn, replace=noise.replace, positions=positions, **extra, **options)
 
     return sweep(facts, trace, done=done, progress=progress, workers=workers)
 

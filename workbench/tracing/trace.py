@@ -41,9 +41,11 @@ class CausalTrace:
     """The same in the corrupted runs, nothing restored: mean over the samples."""
     restored: Mapping[str, Float[Tensor, "pos layer"]]
     """By site, the same mean when the site's clean states at the positions [pos, pos + span) are restored in the
-    layers `restored_layers(layer, window, n_layers)`; for `resid_post` in `layer`."""
+    layers `restored_layers(layer, window, n_layers)`, for `resid_post` in `layer`; rows as `positions`."""
     window: int
     """How many layers are restored together for `mlp_out` and `attn_out`, not for `resid_post`."""
+    positions: tuple[int, ...] = ()
+    """The tokens that were traced, ascending; all of them unless given."""
     span: int = 1
     """How many positions are restored together."""
     severed: str | None = None
@@ -59,10 +61,14 @@ class CausalTrace:
             raise ValueError(f"subject must lie within the {len(self.tokens)} tokens, got [{first}, {end})")
         if self.window < 1:
             raise ValueError(f"window must be at least 1 layer, got {self.window}")
+        if not self.positions:
+            object.__setattr__(self, "positions", tuple(range(len(self.tokens))))
+        if not set(self.positions) <= set(range(len(self.tokens))) or sorted(set(self.positions)) != [*self.positions]:
+            raise ValueError(f"positions must be some of 0 to {len(self.tokens) - 1}, ascending, got {self.positions}")
         for site, values in self.restored.items():
-            if values.shape[0] != len(self.tokens):
+            if values.shape[0] != len(self.positions):
                 raise ValueError(
-                    f"restored[{site!r}] needs {len(self.tokens)} rows, one a token, got {values.shape[0]}"
+                    f"restored[{site!r}] needs {len(self.positions)} rows, one a token traced, got {values.shape[0]}"
                 )
 
     @property
@@ -76,6 +82,18 @@ class CausalTrace:
             traced = ", ".join(self.restored) or "no site"
             raise ValueError(f"site {site!r} was not traced; this trace has {traced}")
         return self.restored[site] - self.corrupted
+
+    def effect_at(self, site: str, pos: int) -> Float[Tensor, " layer"]:
+        """`indirect_effect` at one token, by layer; ValueError for a token that was not traced."""
+        if pos not in self.positions:
+            traced = ", ".join(map(str, self.positions))
+            raise ValueError(f"token {pos} of {self.fact.prompt!r} was not traced; this trace has {traced}")
+        return self.indirect_effect(site)[self.positions.index(pos)]
+
+    @property
+    def last_subject(self) -> int:
+        """The subject's last token."""
+        return self.subject[1] - 1
 
     def _repr_html_(self) -> str:
         """The trace as a heat map to point at, for notebooks."""
@@ -106,7 +124,7 @@ class CausalTrace:
                 meta = json.loads(header["trace"])
                 restored = {site: file.get_tensor(site) for site in meta["sites"]}
             plain = {field: meta[field] for field in _PLAIN_FIELDS if field in meta}
-            plain |= {"tokens": tuple(plain["tokens"]), "subject": tuple(plain["subject"])}
+            plain |= {name: tuple(plain[name]) for name in ("tokens", "subject", "positions") if name in plain}
             return cls(fact=Fact(**meta["fact"]), restored=restored, **plain)
         except TraceError:
             raise
@@ -115,7 +133,7 @@ class CausalTrace:
 
 
 _PLAIN_FIELDS = ("tokens", "subject", "answer", "answer_id", "clean", "corrupted", "window",
-                 "span", "severed", "metric", "foil")  # fmt: skip
+                 "positions", "span", "severed", "metric", "foil")  # fmt: skip
 
 
 def restored_layers(layer: int, window: int, n_layers: int) -> range:

@@ -1,0 +1,142 @@
+"""A GPU gives the CPU's numbers: `make test-gpu`, skipped where there is none."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from workbench import provenance
+from workbench.editors import EDITORS
+from workbench.editors.making import make_editor
+from workbench.edits import Edit
+from workbench.evaluation import evaluate
+from workbench.facts import EditRequest, Record
+from workbench.memory import peak_memory
+from workbench.models import SITES, Model, load_model
+from workbench.precision import float32_products
+from workbench.processes import can_fork
+from workbench.statistics import second_moments
+from workbench.tracing import CausalTrace, attribute_fact, default_workers, gaussian_noise, subject_span, trace_fact
+
+pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")]
+DEVICE = "cuda"
+GOLDEN = str(Path(__file__).parent / "golden" / "tiny-gpt2")
+REQUEST = EditRequest(template="The capital of {} is", subject="Portugal", target_new="Moscow", target_true="Lisbon")
+RECORD = Record(
+    case_id=0,
+    request=REQUEST,
+    paraphrase_prompts=("In the book, Portugal's capital city is",),
+    neighborhood_prompts=("The capital of France is",),
+    generation_prompts=("People in Portugal speak",),
+)
+
+
+@pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def pair(request: pytest.FixtureRequest) -> tuple[Model, Model]:
+    """The golden model on the CPU and on the GPU."""
+    cpu, gpu = (load_model(GOLDEN, device=device, dtype=request.param) for device in ("cpu", DEVICE))
+    return cpu, gpu
+
+
+def close(pair: tuple[Model, Model], *, exact: float, half: float) -> float:
+    """A tolerance by the models' precision."""
+    return exact if pair[0].dtype == torch.float32 else half
+
+
+def traces(models: tuple[Model, ...], method: Any = trace_fact, **options: Any) -> list[CausalTrace]:
+    first, end = subject_span(models[0], REQUEST.fact)
+    noise = gaussian_noise(0.5, 3, end - first, models[0].d_model, generator=torch.Generator().manual_seed(0))
+    return [method(model, REQUEST.fact, noise=noise, window=3, **options) for model in models]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"engine": "fast"},
+        {"engine": "fast", "severed": "mlp_out", "span": 2},
+        {"engine": "fast", "positions": "last_subject"},
+        {"engine": "plain"},
+        {"method": attribute_fact},
+    ],
+    ids=str,
+)
+def test_traces_are_equal(pair: tuple[Model, Model], options: dict[str, Any]) -> None:
+    cpu, gpu = traces(pair, **options)
+    for site in SITES:
+        assert gpu.restored[site].device.type == "cpu"
+        tolerance = close(pair, exact=1e-5, half=0.05)
+        torch.testing.assert_close(gpu.restored[site], cpu.restored[site], atol=tolerance, rtol=0)
+
+
+def test_the_engines_are_equal(pair: tuple[Model, Model]) -> None:
+    fast, plain = (traces(pair[1:], engine=engine)[0] for engine in ("fast", "plain"))
+    for site in SITES:
+        tolerance = close(pair, exact=1e-5, half=0.05)
+        torch.testing.assert_close(fast.restored[site], plain.restored[site], atol=tolerance, rtol=0)
+
+
+def test_second_moments_are_equal(pair: tuple[Model, Model], text: Path) -> None:
+    lines = text.read_text(encoding="utf-8").splitlines()
+    cpu, gpu = (second_moments(model, [2], lines)[2] for model in pair)
+    assert cpu.count == gpu.count and gpu.matrix.device.type == "cpu"
+    difference = (gpu.matrix - cpu.matrix).norm() / cpu.matrix.norm()
+    assert difference < close(pair, exact=1e-5, half=1e-2)
+
+
+def test_greedy_continuations_are_equal(pair: tuple[Model, Model]) -> None:
+    prompts = [REQUEST.prompt, "In Japan, most people speak", "The capital of France is"]
+    cpu, gpu = (model.generate(prompts, max_new_tokens=3) for model in pair)
+    assert cpu == gpu
+    sampled = [
+        pair[1].generate(
+            prompts, max_new_tokens=3, temperature=1.0, generator=torch.Generator(device=DEVICE).manual_seed(0)
+        )
+        for _ in range(2)
+    ]
+    assert sampled[0] == sampled[1]
+
+
+@pytest.mark.parametrize("method", EDITORS)
+def test_edits_are_equal(pair: tuple[Model, Model], method: str, text: Path, tmp_path: Path) -> None:
+    names = {field.name for field in fields(EDITORS[method])}
+    few = {"layers": (2, 3), "steps": 3, "contexts": ("{}",)}
+    options: dict[str, Any] = {name: value for name, value in few.items() if name in names}
+    options |= {"texts": text.read_text(encoding="utf-8").splitlines(), "layer": 2, "seed": 0, "preset_of": "atlas"}
+    untouched = [model.fingerprint() for model in pair]
+    cpu, gpu = (make_editor(m, method, cache=tmp_path / m.device.type, **options)(m, [REQUEST]) for m in pair)
+    for one, other in zip(cpu.updates, gpu.updates, strict=True):
+        changes = [update.dense().cpu().double().flatten() for update in (one, other)]
+        assert changes[0].norm() > 0
+        assert torch.cosine_similarity(*changes, dim=0) > 1 - close(pair, exact=1e-3, half=0.1)
+    gpu.save(tmp_path / "edit.safetensors")
+    loaded = Edit.load(tmp_path / "edit.safetensors")  # from the CPU onto the GPU
+    scores = evaluate(pair[1], loaded, RECORD, seed=0, fluency_tokens=12)
+    assert scores.case_id == 0
+    assert [model.fingerprint() for model in pair] == untouched
+
+
+def test_memory_is_that_of_the_tensors() -> None:
+    def work() -> float:
+        return torch.zeros(2**20, device=DEVICE).sum().item()
+
+    _, peak = peak_memory(work, torch.device(DEVICE))
+    assert 2**22 <= peak <= 2**22 + 2**16
+
+
+def test_one_worker_and_a_gpu_in_the_environment(pair: tuple[Model, Model]) -> None:
+    assert default_workers(pair[1]) == 1 and not can_fork(pair[1].device)
+    assert str(provenance.environment()["gpu"]).startswith(torch.cuda.get_device_name())
+
+
+def test_tf32_rounds_only_where_it_is_asked_for() -> None:
+    if torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("this GPU has no TF32")
+    left, right = torch.randn(2, 512, 512, device=DEVICE, generator=torch.Generator(device=DEVICE).manual_seed(0))
+    exact = left.double() @ right.double()
+    errors = {}
+    for precision in ("tf32", "float32"):
+        with float32_products(precision):
+            errors[precision] = ((left @ right).double() - exact).norm() / exact.norm()
+    assert errors["float32"] < 1e-6 < 1e-4 < errors["tf32"] < 2e-3

@@ -1,0 +1,70 @@
+"""Batches that fit into memory: how much a forward pass holds at its peak, by the shape of its batch."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+BUDGET = 2.0
+"""GiB that one forward pass may hold beside the weights; a batch is made smaller, a text cut shorter, to stay below."""
+
+_SCORES = 3
+"""Scores held at once by eager attention: as computed, in float32, and their softmax; masks are as two heads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footprint:
+    """The sizes of a model that decide what a forward pass holds."""
+
+    n_layers: int
+    n_heads: int
+    d_model: int
+    d_mlp: int
+    d_vocab: int
+    itemsize: int
+    """Bytes of one number of its activations."""
+    unembeds_all: bool
+    """Whether logits are computed at every position, however few are asked for."""
+
+    def size(self, rows: int, pos: int, *, keep: int | None, cached: bool = False) -> int:
+        """Bytes, at most, of a pass over `rows` texts of `pos` tokens without gradients, whose last `keep` positions
+        are unembedded (None: all); `cached`: the keys and values of all layers are kept.
+
+        The scores of attention are pos x pos a head, and the logits a number for each word of the vocabulary.
+        """
+        kept = pos if keep is None or self.unembeds_all else min(keep, pos)
+        scores = _SCORES * (self.n_heads + 2) * pos**2 * max(self.itemsize, 4)
+        states = pos * (3 * self.d_mlp + 8 * self.d_model) * self.itemsize
+        cache = 2 * self.n_layers * self.d_model * pos * self.itemsize if cached else 0
+        logits = kept * self.d_vocab * (self.itemsize + 8)  # with log-probabilities in float32
+        return rows * (scores + states + cache + logits)
+
+    def training_size(self, rows: int, pos: int, *, keep: int | None) -> int:
+        """The same of a pass whose gradients are taken, which holds what every layer computes."""
+        one = self.size(rows, pos, keep=0) - self.size(rows, 0, keep=0)
+        return self.n_layers * one + 2 * self.size(rows, pos, keep=keep)
+
+    def longest(self, limit: int, *, keep: int | None, budget: float) -> int:
+        """The most tokens, up to `limit`, of one text that fits into the budget in GiB; at least 2."""
+        low, high = min(2, limit), limit
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.size(1, middle, keep=keep) <= budget * 2**30 else (low, middle - 1)
+        return low
+
+
+def consecutive(
+    lengths: Sequence[int], keeps: Sequence[int | None], *, at_most: int, fits: Callable[[int, int, int | None], bool]
+) -> list[range]:
+    """Texts of these lengths, each with so many positions to unembed, in batches that follow each other.
+
+    A batch has at most `at_most` texts, and no more than `fits(rows, pos, keep)` allows; always one.
+    """
+    if at_most < 1:
+        raise ValueError(f"expected batch_size >= 1, got {at_most}")
+    batches: list[range] = []
+    start, longest, most = 0, 0, 0
+    for index, (length, keep) in enumerate(zip(lengths, keeps, strict=True)):
+        longest, most = max(longest, length), None if most is None or keep is None else max(most, keep)
+        if index > start and (index - start == at_most or not fits(index + 1 - start, longest, most)):
+            batches.append(range(start, index))
+            start, longest, most = index, length, keep
+    return [*batches, range(start, len(lengths))] if lengths else []
