@@ -17,8 +17,10 @@ A run that is stopped goes on after the last record, when the same command is gi
 """
 
 import argparse
+import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from workbench.datasets import read_records
 from workbench.editors import EDITORS
 from workbench.evaluation import evaluate, score_state
 from workbench.facts import Record
+from workbench.failures import FAILURES, lines
 from workbench.figures.editors import editor_figure
 from workbench.ledger import check_restored
 from workbench.memory import peak_memory
@@ -71,6 +74,7 @@ def main() -> None:
     parser.add_argument("--text", help="for second moments: a file, 'wikitext', 'self', 'atlas' (default: by model)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--retry", action="store_true", help="try again what failed in an earlier run")
     parser.add_argument("--out", type=Path, default=Path("runs/compare_editors"))
     arguments = parser.parse_args()
 
@@ -81,8 +85,11 @@ def main() -> None:
     for method in {*arguments.methods, *arguments.stacked}:
         stages.check_editor(model, method, layer=arguments.layer, preset_of=arguments.preset)
     settings = vars(arguments) | {"command": "compare_editors", "text": arguments.text or stages.default_text(model)}
+    retry = settings.pop("retry")
     run = Run.create(settings.pop("out"), settings)
     run.check_model(model.fingerprint())
+    if retry:
+        run.retry()
     sections: list[Section] = []
     try:
         with run.running():
@@ -100,6 +107,9 @@ def main() -> None:
         if not sections and run.rows("evaluations"):
             sections = show(run, model)
         print(f"report: {write_report(run, sections, title='Which editor writes facts best?', headline=headline(run))}")
+    if failed := lines(run.rows("failures")):
+        print(*failed, sep="\n", file=sys.stderr)
+        sys.exit(3)
 
 
 def make_editor(run: Run, model: Model, method: str, options: dict[str, Any]) -> Any:
@@ -117,15 +127,19 @@ def edit_alone(
 ) -> None:
     """Edit and score each record that is not done yet, one at a time; `before` keeps the unedited scores."""
     finished = {row["case_id"] for row in run.rows("evaluations") if row["method"] == method}
+    finished |= run.failed(method=method)
     left = [(number, record) for number, record in enumerate(records) if record.case_id not in finished]
     if not left:
         return
     editor, seed = make_editor(run, model, method, options), options["seed"]
     weights = model.fingerprint()
-    editor(model, [records[0].request])  # what an editor prepares once, for all its edits, is no part of an edit
+    with suppress(*FAILURES):  # the record is kept as failed below
+        editor(model, [left[0][1].request])  # what an editor prepares once, for all its edits, is no part of an edit
     measured = {row["case_id"] for row in run.rows("memory") if row["method"] == method}
     for record in records[:MEMORY_RECORDS]:
-        if record.case_id not in measured:
+        if record.case_id in measured:
+            continue
+        with suppress(*FAILURES):
             _, size = peak_memory(lambda each=record: editor(model, [each.request]), model.device)
             run.append("memory", {"method": method, "case_id": record.case_id, "bytes": size})
     for number, record in stages.progress(left, f"Editing with {method}", len(left)):
@@ -134,15 +148,16 @@ def edit_alone(
             "fluency_tokens": FLUENCY_TOKENS if number < run.settings["fluency"] else None,
             "seed": seed,
         }
-        if record.case_id not in before:
-            before[record.case_id] = score_state(model, record, **scoring)
-        began = time.perf_counter()
-        edit = editor(model, [record.request])
-        seconds = time.perf_counter() - began
-        scored = evaluate(model, edit, record, pre=before[record.case_id], **scoring)
+        with run.keeping(record.case_id, of=len(records), method=method):
+            if record.case_id not in before:
+                before[record.case_id] = score_state(model, record, **scoring)
+            began = time.perf_counter()
+            edit = editor(model, [record.request])
+            seconds = time.perf_counter() - began
+            scored = evaluate(model, edit, record, pre=before[record.case_id], **scoring)
+            row = {"method": method, "name": edit.method, "edit_seconds": seconds, "request": asdict(record.request)}
+            run.append("evaluations", scored.to_dict() | row)
         check_restored(model, weights, after=f"the edit of record {record.case_id} with {method}")
-        row = {"method": method, "name": edit.method, "edit_seconds": seconds, "request": asdict(record.request)}
-        run.append("evaluations", scored.to_dict() | row)
 
 
 def edit_stacked(run: Run, model: Model, method: str, records: Sequence[Record], options: dict[str, Any]) -> None:

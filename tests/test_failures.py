@@ -9,11 +9,17 @@ from test_cli import GOLDEN, run
 
 import workbench.stages
 from workbench.datasets import read_records
-from workbench.editors.rome import ROME
+from workbench.editors.finetune import FT
 from workbench.failures import lines, sentence
 from workbench.runs import Run
 
-pytestmark = pytest.mark.usefixtures("cache")
+pytestmark = pytest.mark.usefixtures("cache", "no_figures")
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take most of a small study's time."""
+    monkeypatch.setattr(Run, "save_figure", lambda *_, **__: None)
 
 
 @pytest.fixture
@@ -53,18 +59,18 @@ def test_what_failed_is_tried_again_only_when_asked(
     records: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ["edit", "--model", GOLDEN, "--records", records, "--text", text, "--preset", "gpt2-xl", "--layer", 2,
-               "--limit", 3, "--out", tmp_path / "run"]  # fmt: skip
-    made, asked, broken = ROME.__call__, [], {"Japan"}
+               "--method", "ft", "--limit", 3, "--out", tmp_path / "run"]  # fmt: skip
+    made, asked, broken = FT.__call__, [], {"Japan"}
 
-    def edit(self: ROME, model: Any, requests: Any) -> Any:
+    def edit(self: FT, model: Any, requests: Any) -> Any:
         asked.append(requests[0].subject)
         if requests[0].subject in broken:
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory\nstack ...")
         return made(self, model, requests)
 
-    monkeypatch.setattr(ROME, "__call__", edit)
+    monkeypatch.setattr(FT, "__call__", edit)
     first = run(*command)
-    assert first.exit_code == 3 and "2 edits at layer 2" in first.output
+    assert first.exit_code == 3 and "2 edits at layer" in first.output
     assert "record 1: RuntimeError: [enforce fail] DefaultCPUAllocator: can't allocate memory\n" in first.output
     assert asked == ["Portugal", "Japan", "Egypt"]
     scored = run("evaluate", tmp_path / "run", "--out", tmp_path / "scores")
@@ -75,8 +81,6 @@ def test_what_failed_is_tried_again_only_when_asked(
     assert asked == ["Portugal", "Japan", "Egypt"], "not tried again"
     assert run(*command, "--retry").exit_code == 0
     assert asked == ["Portugal", "Japan", "Egypt", "Japan"]
-    assert run("evaluate", tmp_path / "run", "--out", tmp_path / "scores2").exit_code == 0
-    assert "failed" not in captions(tmp_path / "scores2")["scores"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])

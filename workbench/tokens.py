@@ -64,7 +64,8 @@ class TextTokenizer:
         if "" in texts:
             raise ValueError(f"text {list(texts).index('')} is empty; give at least one character")
         rows = self._rows(texts)
-        special = set(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
+        unknown: Any = self.tokenizer.unk_token_id
+        special = set(self.tokenizer.all_special_ids) - {unknown}
         for row in rows:
             own = row.ids[len(self._prefix) :]
             if not own:

@@ -9,6 +9,7 @@ from typing import Literal
 
 import pandas as pd
 
+from workbench.failures import sentence
 from workbench.metrics import Estimate
 from workbench.runs import Run
 from workbench.tabular import Style, Table, to_latex, to_markdown
@@ -45,7 +46,7 @@ def save_table_with_best(run: Run, name: str, table: Table, better: Better, *, a
     table = replace(table, caption=f"{table.caption} {_CAPTION}.")
     run.save_table(name, table)
     marked = _Marked(
-        caption=table.caption,
+        caption=table.caption + sentence(run.rows("failures")),
         columns=table.columns,
         rows=table.rows,
         interval=table.interval,
