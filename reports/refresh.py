@@ -38,11 +38,11 @@ COMMANDS["locate_facts"] += ("--limit", "506")
 COMMANDS["compare_tracing"] += ("--few", "30")
 """What makes each folder of `reports/`."""
 REAL = {
-    "smollm2/study": (*STUDY, "--model", "smollm2", "--traces", "20", "--limit", "60"),
+    "smollm2/study": (*STUDY, "--model", "smollm2", "--traces", "8", "--limit", "20"),
     **{
         f"smollm2/{name}": (sys.executable, f"analyses/{name}.py", "--model", "smollm2", *options.split())
         for name, options in {
-            "tune_editors": "",
+            "tune_editors": "--limit 4 --edits 16",
             "locate_facts": "--limit 1000",
             "compare_layers": "--limit 20 --layers 0 1 2 3 4 5 7 9 12 16 20 26",
             "compare_editors": "--limit 60 --fluency 20",
