@@ -30,7 +30,7 @@ def known_facts(model: Model, world: World) -> dict[tuple[str, str], str]:
             for subject, answer in answers.items():
                 token = answer_token(model, prompts[subject], answer)
                 others = [said[other] for other, theirs in answers.items() if theirs != answer]
-                if said[subject] == token and others.count(token) <= _GUESSED * len(others):
+                if token is not None and said[subject] == token and others.count(token) <= _GUESSED * len(others):
                     found.setdefault((subject, relation.name), template)
     return found
 
