@@ -10,6 +10,7 @@ import torch
 
 from workbench.blocks import Blocks, BlocksError
 from workbench.blocks_check import difference
+from workbench.checkpoints import FETCHED
 from workbench.contribution import Contribution
 from workbench.models import Model, load_model
 from workbench.rotary import rotations
@@ -70,6 +71,19 @@ def test_massive_activations_pass(checkpoints: dict[str, Path], dtype: torch.dty
         model.weight(0)[:, 3] *= 1000
         model.parameters["model.embed_tokens.weight"][:, 5] *= 100
     assert difference(model.blocks) is None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (FETCHED["smollm2"] / "config.json").is_file(), reason="`workbench fetch smollm2` gets it")
+@pytest.mark.parametrize("dtype", (*DTYPES, torch.float16))
+@torch.no_grad()
+def test_a_real_model_passes_and_its_wrongs_are_caught(dtype: torch.dtype) -> None:
+    blocks = Blocks(load_model("smollm2", device="cpu", dtype=dtype))
+    wrong_rotary_base(blocks)
+    assert "differs from its own" in (difference(blocks) or "")
+    blocks._rotations, _ = rotations(blocks.model)
+    wrong_scale(blocks)
+    assert "differs from its own" in (difference(blocks) or "")
 
 
 # What is wrong is caught -----------------------------------------------------------------------------------
