@@ -57,18 +57,18 @@ def main() -> None:
     records = distinct(read_records(stages.RECORDS[arguments.model] / "records_train.json"))
     model = load_model(arguments.model, device=arguments.device)
     settings = vars(arguments) | {"command": "tune_editors", "text": arguments.text or stages.default_text(model)}
-    write = settings.pop("write")
+    write, methods = settings.pop("write"), settings.pop("methods")  # another method goes on in the same folder
     run = Run.create(settings.pop("out"), settings)
     run.check_model(model.fingerprint())
     try:
         with run.running():
             layer = stages.settled_layer(run, model, records, layer=arguments.layer, seed=arguments.seed)
-            for method in arguments.methods:
+            for method in methods:
                 for changes in searches[method]:
                     try_changes(run, model, method, changes, records, layer)
             show(run)
             if write:
-                for method in arguments.methods:
+                for method in methods:
                     write_preset(run, method, arguments.model)
     finally:
         print(f"report: {write_report(run, sections(run), title='Which hyperparameters?', headline='')}")
@@ -105,6 +105,12 @@ def try_changes(
         run.append("stacked", row | {"evaluations": [one.to_dict() for one in found]})
 
 
+def tried_methods(run: Run) -> list[str]:
+    """In the order of `EDITORS`."""
+    found = {row["method"] for row in run.rows("evaluations")}
+    return [method for method in EDITORS if method in found]
+
+
 def tried(run: Run, method: str) -> list[dict[str, Any]]:
     """What was tried of a method with its scores in per cent, the best first."""
     found = []
@@ -131,7 +137,7 @@ def _mean(one: Mapping[str, float]) -> float:
 
 def show(run: Run) -> None:
     """Save and print a table a method."""
-    for method in run.settings["methods"]:
+    for method in tried_methods(run):
         lines = [one | {"changes": str(one["changes"] or "as it is")} for one in tried(run, method)]
         if lines:
             frame = pd.DataFrame(lines)
@@ -142,7 +148,7 @@ def show(run: Run) -> None:
 def sections(run: Run) -> list[Section]:
     """A section a method."""
     saved = run.tables()
-    return [Section(title=name, blocks=[Table.of(saved[name])]) for name in run.settings["methods"] if name in saved]
+    return [Section(title=name, blocks=[Table.of(saved[name])]) for name in tried_methods(run) if name in saved]
 
 
 def write_preset(run: Run, method: str, model: str) -> None:
