@@ -86,6 +86,7 @@ def main() -> None:
         stages.check_editor(model, method, layer=arguments.layer, preset_of=arguments.preset)
     settings = vars(arguments) | {"command": "compare_editors", "text": arguments.text or stages.default_text(model)}
     retry = settings.pop("retry")
+    settings.pop("methods")  # others go on in the same folder
     run = Run.create(settings.pop("out"), settings)
     run.check_model(model.fingerprint())
     if retry:
