@@ -79,8 +79,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     arguments.records = arguments.records or stages.default_records(arguments.model)
-    records = [r for r in read_records(stages.records_path(arguments.records)) if r.request.target_true is not None]
-    records = records[: arguments.limit]
+    every = [r for r in read_records(stages.records_path(arguments.records)) if r.request.target_true is not None]
+    records = every[: arguments.limit]
     model = load_model(arguments.model, device=arguments.device)
     for method in {*arguments.methods, *arguments.stacked}:
         stages.check_editor(model, method, layer=arguments.layer, preset_of=arguments.preset)
@@ -102,7 +102,7 @@ def main() -> None:
             for method in arguments.methods:
                 edit_alone(run, model, method, records, before, options)
             for method in arguments.stacked:
-                edit_stacked(run, model, method, distinct(records)[: arguments.edits], options)
+                edit_stacked(run, model, method, distinct(every)[: arguments.edits], options)
             sections = show(run, model)
     finally:
         if not sections and run.rows("evaluations"):
