@@ -47,7 +47,7 @@ def test_half_precision_on_disk_loads_as_asked(checkpoints: dict[str, Path], tmp
 
 
 def test_models_that_cannot_be_loaded(checkpoints: dict[str, Path], tmp_path: Path, monkeypatch) -> None:
-    way_out = r'give "atlas", a local Hugging Face folder, or a hub name such as gpt2-xl'
+    way_out = r'give "atlas", a local Hugging Face folder, a .gguf file, or a hub name such as gpt2-xl'
 
     def refused(*_, **__):
         raise OSError("We couldn't connect to the hub.\nSecond line")
