@@ -56,10 +56,12 @@ def test_models_that_cannot_be_loaded(checkpoints: dict[str, Path], tmp_path: Pa
         patch.setattr(transformers.AutoConfig, "from_pretrained", refused)
         with pytest.raises(ValueError, match=rf"'no/such-model': We couldn't connect to the hub; {way_out}"):
             load_model("no/such-model")
-    with pytest.raises(ValueError, match=rf"has no config.json; {way_out}"):
+    with pytest.raises(ValueError, match=rf"has no config.json and no .gguf file; {way_out}"):
         load_model(str(tmp_path))
     for missing in ("/no/such/folder", "./nothing"):
-        with pytest.raises(ValueError, match=rf"cannot load model '{missing}': .* is not a folder; {way_out}"):
+        with pytest.raises(
+            ValueError, match=rf"cannot load model '{missing}': .* is not a folder and not a .gguf file; {way_out}"
+        ):
             load_model(missing)
     broken = tmp_path / "broken"
     shutil.copytree(checkpoints["gpt2"], broken)

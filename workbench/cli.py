@@ -5,6 +5,7 @@ Heavy imports stand inside the commands, so that `--help` answers at once.
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -362,7 +363,8 @@ def _session(precision: str = "float32") -> Iterator[None]:
     try:
         from workbench.precision import float32_products
 
-        with float32_products(precision):
+        with warnings.catch_warnings(), float32_products(precision):
+            warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
             yield
     except KeyboardInterrupt:
         console.print("Interrupted. What is finished is kept; the same command goes on from there.")
