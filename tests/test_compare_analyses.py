@@ -43,6 +43,7 @@ def analyse(monkeypatch: pytest.MonkeyPatch, records: Path):
 # Layers
 
 
+@pytest.mark.slow
 def test_compare_layers_says_what_locating_bought(analyse, monkeypatch, text: Path, tmp_path: Path) -> None:
     options = ("--preset", "gpt2-xl", "--text", text, "--layers", 1, 4, "--limit", 2, "--window", 3)
     run = analyse("compare_layers.py", tmp_path / "run", *options)
@@ -79,6 +80,7 @@ def test_compare_layers_refuses_what_no_layer_can_be_asked_of(analyse, tmp_path:
 # Ways of tracing
 
 
+@pytest.mark.slow
 def test_compare_tracing_on_a_model_without_planted_layers(analyse, monkeypatch, tmp_path: Path) -> None:
     options = ("--windows", 1, 3, "--noise", "s1", "replace:m", "--window", 3, "--levels", 1, 3, "--samples", 1, 2)
     run = analyse("compare_tracing.py", tmp_path / "run", *options)

@@ -379,6 +379,7 @@ def test_compare_editors_scores_and_resumes(analyse: Any, records: Path, text: P
     assert {**old, **timed} == {**new, **timed}
 
 
+@pytest.mark.slow
 def test_scale_edits_stacks_and_resumes(analyse: Any, records: Path, text: Path, tmp_path: Path) -> None:
     out, held_out = tmp_path / "run", tmp_path / "held_out.txt"
     held_out.write_text("The capital of Norway is Oslo.\nPeople in Spain speak Spanish.\n")
