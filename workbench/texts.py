@@ -14,7 +14,7 @@ from workbench.models import Model
 WIKITEXT = ("Salesforce/wikitext", "wikitext-103-raw-v1")
 """Hub name and configuration of what "wikitext" stands for (a corpus that ROME's published statistics use)."""
 
-SELF_TOKENS = 20_000
+SELF_TOKENS = 10_000
 """Of the texts that a model makes up: several times as many as a key of SmolLM2 has dimensions."""
 SELF_LENGTH = 128
 """Tokens of one such text."""
