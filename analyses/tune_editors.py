@@ -1,9 +1,9 @@
-"""Which hyperparameters suit a model? Every method's preset and changes of it, tried on training records.
+"""Which hyperparameters suit a model? Some fields of every method's preset are tried on training records.
 
     python analyses/tune_editors.py --model smollm2 --methods rome memit
     python analyses/tune_editors.py --model smollm2 --write     # and put the best into data/presets
 
-What is tried stands in data/searches/MODEL.yaml, a list of changes for each method. Each is scored on --limit records
+What is tried stands in data/searches/MODEL.yaml, a list of fields and their values for each method. Each is scored on --limit records
 edited one at a time and, for methods that write a batch, on --edits records kept together; the best is that with the
 highest mean of the two S. Records are the model's training records, whose subjects no evaluation record has.
 
@@ -88,7 +88,7 @@ def try_changes(
         return
     editor = stages.make_editor(model, method, layer=layer, text=run.settings["text"], seed=seed, **changes)
     weights, row = model.fingerprint(), {"key": key, "method": method, "changes": changes}
-    for record in stages.progress(left, f"{method} {changes or 'as it is'}", len(left)):
+    for record in stages.progress(left, f"{method} {said(changes)}", len(left)):
         edit = editor(model, [record.request])
         found = evaluate(model, edit, record, generate=False, fluency_tokens=None)
         check_restored(model, weights, after=f"the edit of record {record.case_id} with {method}")
@@ -130,6 +130,11 @@ def _scores(summary: Summary, suffix: str) -> dict[str, float]:
     return scores | {f"||dW||/||W||{suffix}": round(100 * max(norms), 1)}
 
 
+def said(changes: Mapping[str, Any]) -> str:
+    """Fields and values as one text."""
+    return ", ".join(f"{name} {value:g}" for name, value in changes.items())
+
+
 def _mean(one: Mapping[str, float]) -> float:
     values = [one[name] for name in ("S", "S together") if name in one]
     return sum(values) / len(values)
@@ -138,7 +143,7 @@ def _mean(one: Mapping[str, float]) -> float:
 def show(run: Run) -> None:
     """Save and print a table a method."""
     for method in tried_methods(run):
-        lines = [one | {"changes": str(one["changes"] or "as it is")} for one in tried(run, method)]
+        lines = [one | {"changes": said(one["changes"])} for one in tried(run, method)]
         if lines:
             frame = pd.DataFrame(lines)
             run.save_table(method, frame, caption=f"{method}: what was tried on training records, scores in %.")
