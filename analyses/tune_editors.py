@@ -3,9 +3,10 @@
     python analyses/tune_editors.py --model smollm2 --methods rome memit
     python analyses/tune_editors.py --model smollm2 --write     # and put the best into data/presets
 
-What is tried stands in data/searches/MODEL.yaml, a list of fields and their values for each method. Each is scored on --limit records
-edited one at a time and, for methods that write a batch, on --edits records kept together; the best is that with the
-highest mean of the two S. Records are the model's training records, whose subjects no evaluation record has.
+What is tried stands in data/searches/MODEL.yaml, a list of fields and their values for each method. Each is scored on
+--limit records edited one at a time and, for methods that write a batch, on --edits records kept together; the best is
+that with the highest mean of the two S. Records are the model's training records, whose subjects no evaluation record
+has.
 
 A run that is stopped goes on after the last record, when the same command is given again.
 """
