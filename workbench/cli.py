@@ -192,14 +192,7 @@ def edit(
         with _run(out, settings, loaded, report=False, retry=retry) as run:
             if layer is None:
                 layer = stages.find_layer(loaded, stages.true_facts(every), seed=seed, engine=engine)
-            editor = stages.make_editor(
-                loaded,
-                method,
-                preset_of=preset,
-                layer=layer,
-                text=text,
-                seed=seed,
-            )
+            editor = stages.make_editor(loaded, method, preset_of=preset, layer=layer, text=text, seed=seed)
             edits, count = stages.edit_records(run, loaded, editor, chosen), 0
             for record, made in stages.progress(edits, f"Editing with {method}", len(chosen)):
                 count += 1
@@ -332,14 +325,7 @@ def study(
             layer = located.layer if layer is None else layer
             if layer is None:
                 raise ValueError("every prompt traced ends with its subject, so no layer was located: give --layer")
-            editor = stages.make_editor(
-                loaded,
-                method,
-                preset_of=preset,
-                layer=layer,
-                text=text,
-                seed=seed,
-            )
+            editor = stages.make_editor(loaded, method, preset_of=preset, layer=layer, text=text, seed=seed)
             edits = stages.edit_records(run, loaded, editor, chosen[:limit])
             stages.score_edits(run, loaded, edits, total=len(chosen[:limit]), seed=seed)
             stages.trace_edited(run, loaded, chosen[:limit], located)
