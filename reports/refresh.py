@@ -38,7 +38,7 @@ COMMANDS["locate_facts"] += ("--limit", "506")
 COMMANDS["compare_tracing"] += ("--few", "30")
 """What makes each folder of `reports/`."""
 REAL = {
-    "smollm2/study": (*STUDY, "--model", "smollm2", "--traces", "4", "--limit", "15"),
+    "smollm2/study": (*STUDY, "--model", "smollm2", "--traces", "4", "--limit", "15", "--fluency", "3"),
     **{
         f"smollm2/{name}": (sys.executable, f"analyses/{name}.py", "--model", "smollm2", *options.split())
         for name, options in {

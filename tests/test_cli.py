@@ -23,7 +23,7 @@ def run(*arguments: object) -> Result:
 @pytest.fixture
 def study(records: Path, text: Path) -> list[object]:
     return ["study", "--model", GOLDEN, "--records", records, "--text", text, "--preset", "gpt2-xl", "--limit", 2,
-            "--traces", 2, "--samples", 2, "--window", 3, "--layer", 2]  # fmt: skip
+            "--traces", 2, "--samples", 2, "--window", 3, "--layer", 2, "--fluency", 1]  # fmt: skip
 
 
 def test_help_names_every_command_and_option() -> None:
@@ -45,6 +45,8 @@ def test_study_ends_with_a_report_and_goes_on_after_ctrl_c(
     finished = Run.open(tmp_path / "whole")
     assert finished.status == "complete"
     assert finished.read_json("results.json")["records_edited"] == 2
+    sampled = [bool(row["post"]["texts"]) for row in finished.rows("evaluations")]
+    assert sampled == [True, False], "fluency of one record only"
     assert {"average_effects", "scores", "trace_1", "lens_1", "lens_average"} <= finished.figures().keys()
     assert {"average_effects", "scores", "generation", "change"} <= finished.tables().keys()
 

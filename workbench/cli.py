@@ -79,6 +79,10 @@ Text = Annotated[
 Preset = Annotated[
     str | None, typer.Option("--preset", help="Model whose published hyperparameters are used. [default: --model's]")
 ]
+Fluency = Annotated[
+    int | None,
+    typer.Option("--fluency", min=0, help="Records whose fluency is measured, which takes long. [default: all]"),
+]
 Retry = Annotated[bool, typer.Option("--retry", help="Try again the records that failed in an earlier run.")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
@@ -208,6 +212,7 @@ def evaluate(
     edits: Annotated[Path, typer.Argument(help="Folder of a `workbench edit` run over records.")],
     out: Out = None,
     seed: Seed = 0,
+    fluency: Fluency = None,
     retry: Retry = False,
     device: Device = "auto",
     precision: Precision = "float32",
@@ -234,12 +239,15 @@ def evaluate(
             "seed": seed,
             "limit": len(chosen),
             "precision": precision,
+            "fluency": fluency,
         }
         with _run(out, settings, loaded, retry=retry) as run:
             if not run.rows("failures"):
                 for row in made.rows("failures"):  # what could not be edited is missing here too
                     run.append("failures", row)
-            stages.score_edits(run, loaded, stages.load_edits(made, chosen), total=len(chosen), seed=seed)
+            stages.score_edits(
+                run, loaded, stages.load_edits(made, chosen), total=len(chosen), seed=seed, fluency=fluency
+            )
 
 
 @app.command()
@@ -291,6 +299,7 @@ def study(
     preset: Preset = None,
     layer: Layer = None,
     text: Text = None,
+    fluency: Fluency = None,
     retry: Retry = False,
     device: Device = "auto",
     dtype: Dtype = "float32",
@@ -316,7 +325,7 @@ def study(
         settings = {"command": "study", "model": model, "records": records, "seed": seed, "limit": limit,
                     "traces": traces, "window": window, "samples": samples, "noise": noise, "positions": positions,
                     "engine": engine, "method": method, "preset": preset, "layer": layer, "text": text,
-                    "dtype": dtype, "precision": precision}  # fmt: skip
+                    "fluency": fluency, "dtype": dtype, "precision": precision}  # fmt: skip
         with _run(out, settings, loaded, retry=retry) as run:
             located = stages.locate(
                 run, loaded, stages.true_facts(chosen), limit=traces, seed=seed, window=window, samples=samples,
@@ -327,7 +336,7 @@ def study(
                 raise ValueError("every prompt traced ends with its subject, so no layer was located: give --layer")
             editor = stages.make_editor(loaded, method, preset_of=preset, layer=layer, text=text, seed=seed)
             edits = stages.edit_records(run, loaded, editor, chosen[:limit])
-            stages.score_edits(run, loaded, edits, total=len(chosen[:limit]), seed=seed)
+            stages.score_edits(run, loaded, edits, total=len(chosen[:limit]), seed=seed, fluency=fluency)
             stages.trace_edited(run, loaded, chosen[:limit], located)
             stages.follow_answers(run, loaded, stages.load_edits(run, chosen[:limit]))
 

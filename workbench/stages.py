@@ -25,6 +25,7 @@ from workbench.files import CACHE as CACHE
 from workbench.ledger import check_restored
 from workbench.models import ATLAS, SITES, Model
 from workbench.runs import Run
+from workbench.scores import FLUENCY_TOKENS
 from workbench.studies.published import published_effects
 from workbench.texts import read_texts, self_texts
 from workbench.tracing import (
@@ -436,23 +437,31 @@ def show_edit(console: Console, model: Model, record: Record, edit: Edit) -> Non
 
 
 def score_edits(
-    run: Run, model: Model, edits: Iterable[tuple[Record, Edit]], *, total: int, seed: int
+    run: Run,
+    model: Model,
+    edits: Iterable[tuple[Record, Edit]],
+    *,
+    total: int,
+    seed: int,
+    fluency: int | None = None,
 ) -> list[Evaluation]:
     """Score every record before and after its edit, one line of `evaluations.jsonl` each, then tables and figures.
 
-    A record that cannot be scored is kept as failed. The weights are compared bit for bit after every record:
+    `fluency` is how many of the records have texts sampled for it, which takes most of the time; None for all. A
+    record that cannot be scored is kept as failed. The weights are compared bit for bit after every record:
     RuntimeError if they did not come back exactly. ValueError if no record is left.
     """
     untouched, failed = model.fingerprint(), run.failed()
     finished = {row["case_id"]: row for row in run.rows("evaluations")}
     method = ""
-    for record, edit in progress(edits, "Editing and scoring", total):
+    for number, (record, edit) in enumerate(progress(edits, "Editing and scoring", total)):
         method = edit.method
         if record.case_id in finished or record.case_id in failed:
             continue
         evaluation = None
         with run.keeping(record.case_id, of=total):
-            evaluation = evaluate(model, edit, record, seed=seed)
+            sampled = FLUENCY_TOKENS if fluency is None or number < fluency else None
+            evaluation = evaluate(model, edit, record, fluency_tokens=sampled, seed=seed)
         check_restored(model, untouched, after=f"the edit of record {record.case_id}")
         if evaluation is None:
             continue
