@@ -55,6 +55,9 @@ REAL = {
 KEPT = ("report.html", "settings.json", "environment.json", "results.json", "status.json", "figures", "tables")
 """Of a run folder; the per-record results are made again in minutes."""
 TABLES = {
+    "real-effects": "smollm2/study/tables/average_effects.md",
+    "real-published": "smollm2/study/tables/published_effects.md",
+    "real-scores": "smollm2/study/tables/scores.md",
     "scores": "atlas/tables/scores.md",
     "generation": "atlas/tables/generation.md",
     "editors": "compare_editors/tables/scores.md",
