@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
@@ -60,3 +61,18 @@ def load_decoder(source: str, config: PretrainedConfig, **options: Any) -> Any:
     decoder.config.architectures = [kind.__name__]
     decoder.generation_config = whole.generation_config
     return decoder
+
+
+def cast_rotary_tables_(model: Any) -> None:
+    """Have rotary tables come in the type of the states that they turn, as most families' do.
+
+    OLMo's are float32 whatever the weights are, and TransformerLens's attention does not cast what it multiplies by
+    them back.
+    """
+
+    def cast(module: torch.nn.Module, arguments: tuple[Any, ...], tables: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(table.to(arguments[0].dtype) for table in tables)
+
+    for module in model.modules():
+        if type(module).__name__.endswith("RotaryEmbedding"):
+            module.register_forward_hook(cast)

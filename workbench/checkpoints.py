@@ -18,7 +18,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from workbench.architectures import load_decoder, missing_parts, refusal
+from workbench.architectures import cast_rotary_tables_, load_decoder, missing_parts, refusal
 from workbench.files import CACHE
 
 ATLAS = Path(__file__).resolve().parents[1] / "data" / "atlas"
@@ -134,6 +134,7 @@ def load_checkpoint(name: str, *, device: str, dtype: torch.dtype | None) -> Che
         if not tokenizer.is_fast:
             raise unusable("its tokenizer is not a fast one, and the place of a subject needs character offsets")
         hf = hf.to(device).eval()
+        cast_rotary_tables_(hf)
         dtype = hf.dtype
         # Taken before bridging, which renames: these are the names that a checkpoint is saved under.
         parameters, persistent = dict(hf.named_parameters()), hf.state_dict().keys()
