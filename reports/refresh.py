@@ -42,7 +42,7 @@ REAL = {
     **{
         f"smollm2/{name}": (sys.executable, f"analyses/{name}.py", "--model", "smollm2", *options.split())
         for name, options in {
-            "tune_editors": "--limit 4 --edits 16",
+            "tune_editors": "--limit 4 --edits 16 --layer 5",
             "locate_facts": "--limit 1000",
             "compare_layers": "--limit 20 --layers 0 1 2 3 4 5 7 9 12 16 20 26",
             "compare_editors": "--limit 60 --fluency 20",

@@ -24,6 +24,7 @@ from workbench.tracing.sweep import (
     known_answer,
     known_answers,
     knows,
+    top_tokens,
     trace_facts,
 )
 from workbench.tracing.trace import CausalTrace, TraceError, restored_layers
@@ -65,6 +66,7 @@ __all__ = [
     "restored_layers",
     "subject_span",
     "token_roles",
+    "top_tokens",
     "trace_fact",
     "trace_facts",
     "trace_pairs",

@@ -83,24 +83,30 @@ def answer_token(model: Model, prompt: str, answer: str, separator: str | None =
     return int(whole[n_pos]) if len(whole) > n_pos and torch.equal(whole[:n_pos], alone) else None
 
 
-def known_answers(model: Model, facts: Sequence[Fact]) -> list[int | None]:
-    """For each fact the id of its object's first token if it is the model's top token after the prompt, else None.
-
-    Where the object changes the prompt's tokens (`answer_token`), the model cannot predict it.
-    """
-    if not facts:
+def top_tokens(model: Model, prompts: Sequence[str]) -> list[int]:
+    """Id of the most likely token after each prompt; ValueError for a model that gives NaN."""
+    if not prompts:
         return []
-    rows = model.encode([fact.prompt for fact in facts])
+    rows = model.encode(prompts)
     tops: dict[int, int] = {}
     for batch in model.batches(rows, len(rows), keep=1):
         with torch.no_grad():
             tokens = model.pad([rows[index] for index in batch], padding_side="left")
             last = model.logits(tokens, keep_last=1)[:, -1].float().cpu()
         for index, logits in zip(batch, last, strict=True):
-            check_probabilities(logits, model=model.name, prompt=facts[index].prompt)
+            check_probabilities(logits, model=model.name, prompt=prompts[index])
             tops[index] = int(logits.argmax())
+    return [tops[index] for index in range(len(prompts))]
+
+
+def known_answers(model: Model, facts: Sequence[Fact]) -> list[int | None]:
+    """For each fact the id of its object's first token if it is the model's top token after the prompt, else None.
+
+    Where the object changes the prompt's tokens (`answer_token`), the model cannot predict it.
+    """
+    tops = top_tokens(model, [fact.prompt for fact in facts])
     answers = [answer_token(model, fact.prompt, fact.object, fact.separator) for fact in facts]
-    return [answer if answer == tops[index] else None for index, answer in enumerate(answers)]
+    return [answer if answer == top else None for answer, top in zip(answers, tops, strict=True)]
 
 
 def known_answer(model: Model, fact: Fact) -> int | None:
