@@ -26,18 +26,21 @@ from typing import Any
 import pandas as pd
 import torch
 from rich.console import Console
+from rich.progress import track
 
-from workbench import stages
-from workbench.datasets import read_records
-from workbench.editors import EDITORS
-from workbench.editors.contexts import sample_contexts
-from workbench.editors.presets import context_lengths, preset
-from workbench.facts import EditRequest
-from workbench.models import Model
-from workbench.report import Paragraph, Section, Table, write_report
-from workbench.runs import Run
-from workbench.statistics import SecondMoment, second_moments
+from workbench.editors.registry import EDITORS
+from workbench.editors.setup.contexts import sample_contexts
+from workbench.editors.setup.presets import context_lengths, preset
+from workbench.editors.shared.second_moments import SecondMoment, second_moments
+from workbench.models.model import Model
+from workbench.records.counterfact import read_records
+from workbench.records.facts import EditRequest
+from workbench.report.elements import Paragraph, Section, Table
+from workbench.report.write import write_report
+from workbench.runs.run import Run
 from workbench.studies.benchmarking import benchmark_model, device_name, seconds
+from workbench.studies.defaults import records_path
+from workbench.studies.edit import make_editor, statistics_texts
 from workbench.studies.editing_benchmark import SEARCHES, searching, seconds_a_request
 from workbench.studies.stacked_edits import distinct
 
@@ -66,7 +69,7 @@ def main() -> None:
 
     settings = vars(arguments) | {"command": "benchmark_editing"}
     run, device = Run.create(settings.pop("out"), settings), ""
-    records = distinct(read_records(stages.records_path("atlas")))
+    records = distinct(read_records(records_path("atlas")))
     requests = [record.request for record in records[: arguments.requests]]
     with run.running():
         for name in arguments.models:
@@ -81,10 +84,10 @@ def main() -> None:
 # Measuring ---------------------------------------------------------------------------------------------
 
 
-def make_editor(model: Model, method: str, name: str, seed: int) -> Any:
+def settled_editor(model: Model, method: str, name: str, seed: int) -> Any:
     """The embedded model's own editor; for a shape the published one, its layers at the same depth and C = 1."""
     if name == "atlas":
-        return stages.make_editor(model, method, layer=model.n_layers // 3, text="atlas", seed=seed)
+        return make_editor(model, method, layer=model.n_layers // 3, text="atlas", seed=seed)
     options: dict[str, Any] = preset(method, PRESET_OF) | {"loss_layer": None}
     generator = torch.Generator(device=model.device).manual_seed(seed)
     lengths = context_lengths(method, PRESET_OF)
@@ -114,10 +117,10 @@ def measure(run: Run, model: Model, name: str, requests: Sequence[EditRequest]) 
         left = [repeat for repeat in range(repeats) if (name, method, repeat) not in done]
         if not left:
             continue
-        editor = make_editor(model, method, name, seed)
+        editor = settled_editor(model, method, name, seed)
         counts = {"fast": 1 if method == "rome" else len(requests), "plain": 1 if method == "rome" else plain}
         editor(model, requests[:1])  # factors of C and first kernels
-        for repeat in stages.progress(left, f"{EDITORS[method].method} on {name}", len(left)):
+        for repeat in track(left, f"{EDITORS[method].method} on {name}", len(left)):
             row: dict[str, Any] = {"model": name, "method": method, "repeat": repeat}
             values = {}
             for search, function in SEARCHES.items():
@@ -138,7 +141,7 @@ def measure(run: Run, model: Model, name: str, requests: Sequence[EditRequest]) 
 def measure_moments(run: Run, model: Model, name: str) -> None:
     """Time second moments of three layers, one pass for each and one pass for all, a row a repeat."""
     done = {(row["model"], row["repeat"]) for row in run.rows("moments")}
-    texts, tokens = stages.statistics_texts(model, "atlas", seed=0), run.settings["tokens"]
+    texts, tokens = statistics_texts(model, "atlas", seed=0), run.settings["tokens"]
     middle = model.n_layers // 2
     layers = list(range(middle - 1, middle + 2))
     for repeat in range(run.settings["repeats"]):

@@ -21,22 +21,20 @@ from pathlib import Path
 import pandas as pd
 import torch
 from rich.console import Console
+from rich.progress import track
 
-from workbench.datasets import read_records
-from workbench.facts import Fact
-from workbench.models import SITES, Model
-from workbench.precision import PRECISIONS, float32_products
-from workbench.report import Block, Paragraph, Section, Table, write_report
-from workbench.runs import Run
-from workbench.stages import default_window, progress, records_path, true_facts
-from workbench.studies.benchmarking import (
-    benchmark_model,
-    device_name,
-    floating_point_operations,
-    matmul_rate,
-    seconds,
-)
-from workbench.tracing import gaussian_noise, subject_span, trace_fact
+from workbench.machine.precision import PRECISIONS, float32_products
+from workbench.models.model import SITES, Model
+from workbench.records.counterfact import read_records
+from workbench.records.facts import Fact
+from workbench.report.elements import Block, Paragraph, Section, Table
+from workbench.report.write import write_report
+from workbench.runs.run import Run
+from workbench.studies.benchmarking import benchmark_model, device_name, floating_point_operations, matmul_rate, seconds
+from workbench.studies.defaults import default_window, records_path
+from workbench.studies.locate import true_facts
+from workbench.tracing.fact import trace_fact
+from workbench.tracing.noise import gaussian_noise, subject_span
 
 TOKENS = range(8, 16)
 TOGETHER = "all three"
@@ -111,7 +109,7 @@ def measured(
     flop: dict[tuple[str, str], float] = {}
     difference = 0.0
     rounds = [(number, fact, repeat) for repeat in range(repeats) for number, fact in enumerate(facts)]
-    for number, fact, repeat in progress(rounds, f"Tracing with {model.name}", len(rounds)):
+    for number, fact, repeat in track(rounds, f"Tracing with {model.name}", len(rounds)):
         first, end = subject_span(model, fact)
         generator = torch.Generator().manual_seed(number)
         noise = gaussian_noise(0.1, samples, end - first, model.d_model, generator=generator)

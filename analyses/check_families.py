@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from rich.progress import track
 
-from workbench.report import Paragraph, Section, Table, write_report
-from workbench.runs import Run
-from workbench.stages import progress
+from workbench.report.elements import Paragraph, Section, Table
+from workbench.report.write import write_report
+from workbench.runs.run import Run
 from workbench.studies.family_checks import check_family
 from workbench.studies.tiny_models import CONFIGS, make_checkpoint
 
@@ -39,7 +40,7 @@ def main() -> None:
         with run.running():
             finished = run.done("families", "family")
             todo = [family for family in arguments.families if family not in finished]
-            for family in progress(todo, "families", len(todo)):
+            for family in track(todo, "families", len(todo)):
                 run.append("families", {"family": family} | checked(family, arguments.seed))
             sections = show(run, {row["family"]: row for row in run.rows("families")})
     finally:

@@ -25,33 +25,34 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from workbench import stages
-from workbench.datasets import read_records
-from workbench.editors import EDITORS
-from workbench.evaluation import evaluate, score_state
-from workbench.facts import Record
-from workbench.failures import FAILURES, lines
+from rich.progress import track
+
+from workbench.editors.registry import EDITORS
+from workbench.editors.setup.prepare import check_editor
+from workbench.edits.ledger import check_restored
+from workbench.edits.sequence import sequence
 from workbench.figures.editors import editor_figure
-from workbench.ledger import check_restored
-from workbench.memory import peak_memory
-from workbench.models import Model, load_model
-from workbench.report import Figure, Paragraph, Section, Table, write_report
-from workbench.runs import Run
-from workbench.scores import FLUENCY_TOKENS, RecordScores
-from workbench.sequences import sequence
-from workbench.studies.best import save_table_with_best
-from workbench.studies.editor_report import (
-    BARS,
-    BETTER,
-    bars,
-    comparison_table,
-    single_summaries,
-    stacked_summaries,
-)
-from workbench.studies.published import published_table
+from workbench.machine.allocator import peak_memory
+from workbench.machine.failures import FAILURES, lines
+from workbench.measuring.evaluate import evaluate, score_state
+from workbench.measuring.scores import FLUENCY_TOKENS, RecordScores
+from workbench.models.loading import load_model
+from workbench.models.model import Model
+from workbench.records.counterfact import read_records
+from workbench.records.facts import Record
+from workbench.report.elements import Figure, Paragraph, Section, Table
+from workbench.report.write import write_report
+from workbench.runs.run import Run
+from workbench.studies.defaults import default_records, default_text, records_path
+from workbench.studies.edit import make_editor
+from workbench.studies.editor_report import BARS, BETTER, bars, comparison_table, single_summaries, stacked_summaries
+from workbench.studies.highlight import save_table_with_best
+from workbench.studies.locate import settled_layer
 from workbench.studies.stacked_edits import change_by_layer, distinct, evaluations, score_stack, untouched
-from workbench.tables import accuracy_table, change_table, main_table, to_markdown
-from workbench.tracing import ENGINES
+from workbench.tables.published import published_table
+from workbench.tables.scores import accuracy_table, change_table, main_table
+from workbench.tables.table import to_markdown
+from workbench.tracing.fact import ENGINES
 
 MEMORY_RECORDS = 3
 """Records whose edits' memory is measured: it hardly differs between them."""
@@ -78,13 +79,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/compare_editors"))
     arguments = parser.parse_args()
 
-    arguments.records = arguments.records or stages.default_records(arguments.model)
-    every = [r for r in read_records(stages.records_path(arguments.records)) if r.request.target_true is not None]
+    arguments.records = arguments.records or default_records(arguments.model)
+    every = [r for r in read_records(records_path(arguments.records)) if r.request.target_true is not None]
     records = every[: arguments.limit]
     model = load_model(arguments.model, device=arguments.device)
     for method in {*arguments.methods, *arguments.stacked}:
-        stages.check_editor(model, method, layer=arguments.layer, preset_of=arguments.preset)
-    settings = vars(arguments) | {"command": "compare_editors", "text": arguments.text or stages.default_text(model)}
+        check_editor(model, method, layer=arguments.layer, preset_of=arguments.preset)
+    settings = vars(arguments) | {"command": "compare_editors", "text": arguments.text or default_text(model)}
     retry = settings.pop("retry")
     settings.pop("methods")  # others go on in the same folder
     run = Run.create(settings.pop("out"), settings)
@@ -94,7 +95,7 @@ def main() -> None:
     sections: list[Section] = []
     try:
         with run.running():
-            layer = stages.settled_layer(
+            layer = settled_layer(
                 run, model, records, layer=arguments.layer, seed=arguments.seed, engine=arguments.engine
             )
             options = {"layer": layer, "preset_of": arguments.preset, "seed": arguments.seed}
@@ -113,11 +114,6 @@ def main() -> None:
         sys.exit(3)
 
 
-def make_editor(run: Run, model: Model, method: str, options: dict[str, Any]) -> Any:
-    """The editor, with second moments over the run's text."""
-    return stages.make_editor(model, method, text=run.settings["text"], **options)
-
-
 def edit_alone(
     run: Run,
     model: Model,
@@ -132,7 +128,7 @@ def edit_alone(
     left = [(number, record) for number, record in enumerate(records) if record.case_id not in finished]
     if not left:
         return
-    editor, seed = make_editor(run, model, method, options), options["seed"]
+    editor, seed = make_editor(model, method, text=run.settings["text"], **options), options["seed"]
     weights = model.fingerprint()
     with suppress(*FAILURES):  # the record is kept as failed below
         editor(model, [left[0][1].request])  # what an editor prepares once, for all its edits, is no part of an edit
@@ -143,7 +139,7 @@ def edit_alone(
         with suppress(*FAILURES):
             _, size = peak_memory(lambda each=record: editor(model, [each.request]), model.device)
             run.append("memory", {"method": method, "case_id": record.case_id, "bytes": size})
-    for number, record in stages.progress(left, f"Editing with {method}", len(left)):
+    for number, record in track(left, f"Editing with {method}", len(left)):
         scoring = {
             "generate": False,
             "fluency_tokens": FLUENCY_TOKENS if number < run.settings["fluency"] else None,
@@ -165,7 +161,10 @@ def edit_stacked(run: Run, model: Model, method: str, records: Sequence[Record],
     """Write all the records' requests as one batch and score each with all of them kept."""
     if any(row["method"] == method for row in run.rows("stacked")):
         return
-    editor, requests = make_editor(run, model, method, options), [record.request for record in records]
+    editor, requests = (
+        make_editor(model, method, text=run.settings["text"], **options),
+        [record.request for record in records],
+    )
     asked = [untouched(record, requests) for record in records]
     before, weights = score_stack(model, asked), model.fingerprint()
     began = time.perf_counter()

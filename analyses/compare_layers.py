@@ -19,24 +19,32 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from rich.progress import track
 
-from workbench import stages
-from workbench.datasets import read_records
-from workbench.editors.making import needs_moments
-from workbench.evaluation import evaluate, score_state
-from workbench.facts import Record
+from workbench.editors.setup.prepare import check_editor, needs_moments
+from workbench.editors.shared.second_moments import second_moments
 from workbench.figures.compare import layer_choice_figure
 from workbench.figures.study import layer_comparison_figure
-from workbench.models import Model, load_model
-from workbench.report import Figure, Paragraph, Section, Table, write_report
-from workbench.runs import Run
-from workbench.scores import Evaluation, RecordScores
-from workbench.stages import Located, progress
-from workbench.statistics import second_moments
-from workbench.studies.layer_choice import comparable, compare_method, last_subject_effect
+from workbench.machine import paths
+from workbench.measuring.evaluate import evaluate, score_state
+from workbench.measuring.layer_choice import comparable, compare_method, last_subject_effect
+from workbench.measuring.scores import Evaluation, RecordScores
+from workbench.measuring.summaries import summarise
+from workbench.models.loading import load_model
+from workbench.models.model import Model
+from workbench.records.counterfact import read_records
+from workbench.records.facts import Record
+from workbench.report.elements import Figure, Paragraph, Section, Table
+from workbench.report.write import write_report
+from workbench.runs.run import Run
+from workbench.studies.defaults import default_records, default_text, default_window, records_path
+from workbench.studies.edit import make_editor, statistics_texts
 from workbench.studies.layer_report import SCORES, bought, choice_table, explained_table, layer_table, results, sentence
-from workbench.summaries import summarise
-from workbench.tracing import ENGINES, POSITIONS, ROLES, CausalTrace
+from workbench.studies.locate import Located, locate, true_facts
+from workbench.tracing.averages import ROLES
+from workbench.tracing.fact import ENGINES
+from workbench.tracing.positions import POSITIONS
+from workbench.tracing.trace import CausalTrace
 
 METHODS = {"rome": "ROME", "r_rome": "r-ROME", "ft": "FT", "ft_l": "FT-L"}
 """Editors that change one layer, whichever is asked for."""
@@ -59,23 +67,23 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/compare_layers"))
     arguments = parser.parse_args()
 
-    arguments.records = arguments.records or stages.default_records(arguments.model)
-    records = [r for r in read_records(stages.records_path(arguments.records)) if r.request.target_true is not None]
+    arguments.records = arguments.records or default_records(arguments.model)
+    records = [r for r in read_records(records_path(arguments.records)) if r.request.target_true is not None]
     model = load_model(arguments.model)
-    arguments.text = arguments.text or stages.default_text(model)
+    arguments.text = arguments.text or default_text(model)
     layers = sorted(set(arguments.layers or range(model.n_layers)))
     for layer in layers:
         for method in arguments.methods:
-            stages.check_editor(model, method, layer=layer, preset_of=arguments.preset)
-    window = arguments.window or stages.default_window(model)
+            check_editor(model, method, layer=layer, preset_of=arguments.preset)
+    window = arguments.window or default_window(model)
     settings = vars(arguments) | {"command": "compare_layers", "window": window, "layers": layers}
     run = Run.create(settings.pop("out"), settings)
     run.check_model(model.fingerprint())
     sections = []
     try:
         with run.running():
-            facts = stages.true_facts(records)
-            located = stages.locate(
+            facts = true_facts(records)
+            located = locate(
                 run, model, facts, limit=arguments.limit, seed=arguments.seed, window=window,
                 positions=arguments.positions, engine=arguments.engine,
             )  # fmt: skip
@@ -103,15 +111,15 @@ def edit_everywhere(
     finished = {(row["layer"], row["case_id"]): Evaluation.from_dict(row) for row in rows}
     cells = [(layer, r) for layer in layers for r in records if (layer, r.case_id) not in finished]
     if cells and needs_moments(method):  # all layers in one pass, for make_editor to find them in the cache
-        texts = stages.statistics_texts(model, arguments.text, seed=arguments.seed)
-        second_moments(model, layers, texts, cache=stages.CACHE, progress=True)
+        texts = statistics_texts(model, arguments.text, seed=arguments.seed)
+        second_moments(model, layers, texts, cache=paths.CACHE, progress=True)
     before: dict[int, RecordScores] = {}
     editor: Any = None
     at, shared = None, {}
-    for layer, record in progress(cells, f"{method} at every layer", len(cells)):
+    for layer, record in track(cells, f"{method} at every layer", len(cells)):
         if layer != at:
             options = {"layer": layer, "text": arguments.text, "seed": arguments.seed, "preset_of": arguments.preset}
-            editor, at = stages.make_editor(model, method, **options, **shared), layer
+            editor, at = make_editor(model, method, **options, **shared), layer
             if hasattr(editor, "layers"):  # presets of fine-tuning may name another layer
                 editor = replace(editor, layers=(layer,))
             else:

@@ -17,22 +17,28 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from rich.progress import track
 
-from workbench import stages
-from workbench.datasets import read_records
-from workbench.editors import ROME
-from workbench.evaluation import evaluate
-from workbench.facts import Record
-from workbench.ledger import check_restored
-from workbench.metrics import Estimate
-from workbench.models import Model, load_model
-from workbench.report import Section, Table, write_report
-from workbench.runs import Run
-from workbench.scores import Evaluation
-from workbench.statistics import second_moments
-from workbench.studies.editor_report import mean_estimate
-from workbench.summaries import summarise
-from workbench.tables import main_table, to_markdown
+from workbench.editors.rome import ROME
+from workbench.editors.shared.second_moments import second_moments
+from workbench.edits.ledger import check_restored
+from workbench.machine import paths
+from workbench.machine.intervals import bootstrap_mean
+from workbench.measuring.evaluate import evaluate
+from workbench.measuring.scores import Evaluation
+from workbench.measuring.summaries import summarise
+from workbench.models.loading import load_model
+from workbench.models.model import Model
+from workbench.records.counterfact import read_records
+from workbench.records.facts import Record
+from workbench.report.elements import Section, Table
+from workbench.report.write import write_report
+from workbench.runs.run import Run
+from workbench.studies.defaults import default_records, records_path
+from workbench.studies.edit import make_editor, statistics_texts
+from workbench.studies.locate import settled_layer
+from workbench.tables.scores import main_table
+from workbench.tables.table import to_markdown
 
 
 def main() -> None:
@@ -50,8 +56,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/compare_texts"))
     arguments = parser.parse_args()
 
-    arguments.records = arguments.records or stages.default_records(arguments.model)
-    records = [r for r in read_records(stages.records_path(arguments.records)) if r.request.target_true is not None]
+    arguments.records = arguments.records or default_records(arguments.model)
+    records = [r for r in read_records(records_path(arguments.records)) if r.request.target_true is not None]
     model = load_model(arguments.model, device=arguments.device)
     # A file is named without its folder, so that the report says the same wherever it was read.
     names = {Path(text).name: text for text in arguments.texts}
@@ -60,7 +66,7 @@ def main() -> None:
     run.check_model(model.fingerprint())
     try:
         with run.running():
-            layer = stages.settled_layer(run, model, records, layer=arguments.layer, seed=arguments.seed)
+            layer = settled_layer(run, model, records, layer=arguments.layer, seed=arguments.seed)
             for editor, name in editors(model, layer, names, arguments):
                 edit_all(run, model, name, editor, records[: arguments.limit])
             show(run)
@@ -74,13 +80,13 @@ def editors(
     model: Model, layer: int, names: dict[str, str], arguments: argparse.Namespace
 ) -> Iterator[tuple[ROME, str]]:
     """(ROME with the second moment over a text, the text's name), all over as many tokens."""
-    texts = {name: stages.statistics_texts(model, text, seed=arguments.seed) for name, text in names.items()}
-    options = {"cache": stages.CACHE, "progress": True}
+    texts = {name: statistics_texts(model, text, seed=arguments.seed) for name, text in names.items()}
+    options = {"cache": paths.CACHE, "progress": True}
     counts = [second_moments(model, [layer], each, max_tokens=arguments.tokens, **options)[layer].count
               for each in texts.values()]  # fmt: skip
     for name, each in texts.items():
         moment = second_moments(model, [layer], each, max_tokens=min(counts), **options)[layer]
-        editor = stages.make_editor(
+        editor = make_editor(
             model, "rome", layer=layer, text=names[name], seed=arguments.seed, preset_of=arguments.preset,
             second_moment=moment,
         )  # fmt: skip
@@ -91,7 +97,7 @@ def edit_all(run: Run, model: Model, name: str, editor: ROME, records: Sequence[
     """Edit and score each record alone that is not done yet; its direction u is kept with its scores."""
     finished = {row["case_id"] for row in run.rows("evaluations") if row["text"] == name}
     left, weights = [record for record in records if record.case_id not in finished], model.fingerprint()
-    for record in stages.progress(left, f"Editing with moments of {name}", len(left)):
+    for record in track(left, f"Editing with moments of {name}", len(left)):
         edit = editor(model, [record.request])
         found = evaluate(model, edit, record, generate=False, fluency_tokens=None)
         check_restored(model, weights, after=f"the edit of record {record.case_id}")
@@ -109,7 +115,7 @@ def show(run: Run) -> None:
     lines = []
     for name in others:
         cosines = [abs(cosine(a["direction"], b["direction"])) for a, b in zip(rows[first], rows[name], strict=True)]
-        found: Estimate = mean_estimate(cosines)
+        found = bootstrap_mean(cosines)
         lines.append({
             "Text": name, "Compared with": first, "Records": found.n,
             "Cosine of u": f"{found.value:.3f} ({found.low:.3f}-{found.high:.3f})",

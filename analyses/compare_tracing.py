@@ -18,20 +18,27 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from rich.progress import track
+
 from workbench.atlas.card import held_out_facts, load_traces
 from workbench.atlas.world import World
-from workbench.datasets import read_facts
-from workbench.facts import Fact
 from workbench.figures.compare import peak_figure
 from workbench.figures.tracing import attribution_figure, sensitivity_figure
-from workbench.models import SITES, Model, load_model
-from workbench.report import Figure, Paragraph, Section, Table, write_report
-from workbench.runs import Run
-from workbench.stages import default_records, default_window, planted_layers, progress, records_path
+from workbench.models.loading import load_model
+from workbench.models.model import SITES, Model
+from workbench.records.counterfact import read_facts
+from workbench.records.facts import Fact
+from workbench.report.elements import Figure, Paragraph, Section, Table
+from workbench.report.write import write_report
+from workbench.runs.run import Run
+from workbench.studies.defaults import default_records, default_window, planted_layers, records_path
 from workbench.studies.tracing_methods import MethodResult, TracingMethod, draw_partners, method_result
 from workbench.studies.tracing_report import agreement_table, method_table, tracing_headline
-from workbench.tracing import ENGINES, POSITIONS, CausalTrace, average_effects
 from workbench.tracing.attribution import agreement
+from workbench.tracing.averages import average_effects
+from workbench.tracing.fact import ENGINES
+from workbench.tracing.positions import POSITIONS
+from workbench.tracing.trace import CausalTrace
 
 PARTNERS = 4
 """Further facts whose subjects may take the place of a fact's own."""
@@ -163,7 +170,7 @@ def trace(
         left_out = {*(row["index"] for row in rows), *range(count, len(facts))}
         results = method.trace(model, facts, partners=partners, seed=run.settings["seed"], done=left_out)
         began = time.perf_counter()
-        for traced in progress(results, method.name, count - len(rows)):
+        for traced in track(results, method.name, count - len(rows)):
             seconds = time.perf_counter() - began
             if traced.trace is not None:
                 traced.trace.save(folder / f"{traced.index:05d}.safetensors")

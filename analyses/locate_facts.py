@@ -11,13 +11,15 @@ Writes figures (PNG, PDF), tables and a report into --out; a run that was interr
 import argparse
 from pathlib import Path
 
-from workbench.datasets import read_facts
-from workbench.facts import Fact
-from workbench.models import load_model
-from workbench.report import write_report
-from workbench.runs import Run
-from workbench.stages import default_records, default_window, locate, records_path
-from workbench.tracing import ENGINES, parse_positions
+from workbench.models.loading import load_model
+from workbench.records.counterfact import read_facts
+from workbench.records.facts import Fact
+from workbench.report.write import write_report
+from workbench.runs.run import Run
+from workbench.studies.defaults import default_records, default_window, records_path
+from workbench.studies.locate import locate
+from workbench.tracing.fact import ENGINES
+from workbench.tracing.positions import parse_positions
 
 
 def main() -> None:

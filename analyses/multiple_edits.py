@@ -5,7 +5,7 @@
     python analyses/multiple_edits.py --model gpt2-xl --requests requests.json --text wikitext --groups 1
 
 The requests stand in a file as the course has it (NTU Machine Learning 2025, homework 8), see
-workbench/requests_file.py. For N edits the file is cut into groups of N, in order; a group's edits are made on the
+workbench/records/course.py. For N edits the file is cut into groups of N, in order; a group's edits are made on the
 unedited model and all of them kept, and then every prompt of the group is continued greedily and counts if it begins
 with the answer: the new one on the request's own prompt (efficacy), on paraphrases and on portability prompts, the old
 one on neighborhood prompts. MEMIT, EMMET, PMET and AlphaEdit write a group as one batch; ROME, r-ROME, FT and FT-L
@@ -20,27 +20,25 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
+from rich.progress import track
 
-from workbench.editors.requests import check_requests
-from workbench.metrics import Estimate
-from workbench.models import load_model
-from workbench.report import Paragraph, Section, Table, write_report
-from workbench.requests_file import read_requests
-from workbench.runs import Run
-from workbench.stages import (
-    RECORDS,
-    check_editor,
-    default_records,
-    default_text,
-    make_editor,
-    progress,
-    settled_layer,
-)
+from workbench.editors.setup.prepare import check_editor
+from workbench.editors.shared.requests import check_requests
+from workbench.machine.intervals import Estimate
+from workbench.measuring.prefix_match import SCORES, answer, questions, scores, share
+from workbench.models.loading import load_model
+from workbench.records.course import read_requests
+from workbench.report.elements import Paragraph, Section, Table
+from workbench.report.write import write_report
+from workbench.runs.run import Run
+from workbench.studies.defaults import RECORDS, default_records, default_text
+from workbench.studies.edit import make_editor
 from workbench.studies.edit_groups import Groups, Summary, edit_group, grouped, summarise, unedited
-from workbench.studies.prefix_match import SCORES, answer, questions, scores, share
-from workbench.tables import UNEDITED, Column, Row, to_markdown
-from workbench.tables import Table as ScoreTable
-from workbench.tracing import ENGINES
+from workbench.studies.locate import settled_layer
+from workbench.tables.scores import UNEDITED
+from workbench.tables.table import Column, Row, to_markdown
+from workbench.tables.table import Table as ScoreTable
+from workbench.tracing.fact import ENGINES
 
 GOOD, FAILED = 0.8, 0.5
 """From the first `overall` on edits are called good, below the second failing."""
@@ -100,7 +98,7 @@ def main() -> None:
                     seed=arguments.seed,
                 )
                 edited = (each for place in left for each in edit_group(run, model, method, editor, place, groups))
-                for _ in progress(edited, f"Editing with {method}", sum(edits for edits, _ in left)):
+                for _ in track(edited, f"Editing with {method}", sum(edits for edits, _ in left)):
                     pass
             sections = show(run, groups)
             print(headline(run))

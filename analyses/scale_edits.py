@@ -24,18 +24,27 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from workbench import stages
+from rich.progress import track
+
 from workbench.atlas.world import World
-from workbench.datasets import read_records
-from workbench.editors import EDITORS, ROME
-from workbench.facts import EditRequest, Record
+from workbench.editors.registry import EDITORS
+from workbench.editors.rome import ROME
+from workbench.editors.setup.prepare import check_editor
+from workbench.edits.ledger import check_restored
+from workbench.edits.sequence import sequence
 from workbench.figures.editors import stack_figure
-from workbench.ledger import check_restored
-from workbench.models import Model, load_model
-from workbench.report import Figure, Paragraph, Section, Table, write_report
-from workbench.runs import Run
-from workbench.sequences import sequence
-from workbench.studies.perplexity import perplexity
+from workbench.measuring.perplexity import perplexity
+from workbench.models.loading import load_model
+from workbench.models.model import Model
+from workbench.records.counterfact import read_records
+from workbench.records.facts import EditRequest, Record
+from workbench.records.texts import read_texts
+from workbench.report.elements import Figure, Paragraph, Section, Table
+from workbench.report.write import write_report
+from workbench.runs.run import Run
+from workbench.studies.defaults import RECORDS, default_records, default_text
+from workbench.studies.edit import make_editor
+from workbench.studies.locate import settled_layer
 from workbench.studies.stack_report import PANELS, by_layer, curves, stack_table, summaries, verdict
 from workbench.studies.stacked_edits import (
     Plan,
@@ -45,9 +54,8 @@ from workbench.studies.stacked_edits import (
     plan_stacks,
     score_stack,
 )
-from workbench.tables import to_markdown
-from workbench.texts import read_texts
-from workbench.tracing import ENGINES
+from workbench.tables.table import to_markdown
+from workbench.tracing.fact import ENGINES
 
 HELD_OUT = 300
 """Texts over which the perplexity is taken, at most."""
@@ -75,24 +83,24 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/scale_edits"))
     arguments = parser.parse_args()
 
-    arguments.records = arguments.records or stages.default_records(arguments.model)
+    arguments.records = arguments.records or default_records(arguments.model)
     files = [arguments.records]
-    if arguments.records in stages.RECORDS:
-        folder = stages.RECORDS[arguments.records]
+    if arguments.records in RECORDS:
+        folder = RECORDS[arguments.records]
         files = [folder / f"records_{part}.json" for part in ("train", "evaluation")]
     records = [r for file in files for r in read_records(file) if r.request.target_true is not None]
     plan = plan_stacks(distinct(records), arguments.edits, sample=arguments.sample, seed=arguments.seed)
     model = load_model(arguments.model, device=arguments.device)
     for method in arguments.methods:
-        stages.check_editor(model, method, layer=arguments.layer, preset_of=arguments.preset)
-    settings = vars(arguments) | {"command": "scale_edits", "text": arguments.text or stages.default_text(model)}
+        check_editor(model, method, layer=arguments.layer, preset_of=arguments.preset)
+    settings = vars(arguments) | {"command": "scale_edits", "text": arguments.text or default_text(model)}
     run = Run.create(settings.pop("out"), settings)
     run.check_model(model.fingerprint())
     held_out = held_out_texts(arguments.held_out, model, plan, arguments.seed)
     sections: list[Section] = []
     try:
         with run.running():
-            layer = stages.settled_layer(
+            layer = settled_layer(
                 run, model, records, layer=arguments.layer, seed=arguments.seed, engine=arguments.engine
             )
             if not run.rows("unedited"):
@@ -102,11 +110,9 @@ def main() -> None:
                 left = [place for place in plan.stacks if (method, *place) not in done]
                 if left:
                     options = {"layer": layer, "preset_of": arguments.preset, "seed": arguments.seed}
-                    editor = stages.make_editor(model, method, text=settings["text"], **options)
+                    editor = make_editor(model, method, text=settings["text"], **options)
                     made = (one for place in left for one in stack(run, model, method, editor, place, plan, held_out))
-                    for _ in stages.progress(
-                        made, f"Stacking {method}", sum(len(plan.stacks[place]) for place in left)
-                    ):
+                    for _ in track(made, f"Stacking {method}", sum(len(plan.stacks[place]) for place in left)):
                         pass
             sections = show(run, plan, held_out)
     finally:

@@ -29,21 +29,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from workbench.datasets import read_records
-from workbench.facts import Record
-from workbench.models import Model, load_model
-from workbench.requests_file import GenerationPrompt, SingleEdit, read_single_edit
-from workbench.stages import (
-    SHOWN_TOKENS,
-    check_editor,
-    default_records,
-    default_text,
-    find_layer,
-    make_editor,
-    records_path,
-    true_facts,
-)
-from workbench.tracing import ENGINES
+from workbench.editors.setup.prepare import check_editor
+from workbench.models.generation import generate
+from workbench.models.loading import load_model
+from workbench.models.model import Model
+from workbench.records.counterfact import read_records
+from workbench.records.course import GenerationPrompt, SingleEdit, read_single_edit
+from workbench.records.facts import Record
+from workbench.studies.defaults import default_records, default_text, records_path
+from workbench.studies.edit import SHOWN_TOKENS, make_editor
+from workbench.studies.locate import find_layer, true_facts
+from workbench.tracing.fact import ENGINES
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "data" / "examples" / "single_edit.yaml"
 
@@ -115,7 +111,7 @@ def of_record(record: Record) -> SingleEdit:
 
 def continuations(model: Model, single: SingleEdit, tokens: int) -> list[str]:
     """What the model, as it is, writes after each prompt."""
-    written = model.generate([asked.prompt for asked in single.prompts], max_new_tokens=tokens)
+    written = generate(model, [asked.prompt for asked in single.prompts], max_new_tokens=tokens)
     return [text.strip().replace("\n", " ") for text in written]
 
 

@@ -19,21 +19,26 @@ from typing import Any
 
 import pandas as pd
 import yaml
+from rich.progress import track
 
-from workbench import stages
-from workbench.datasets import read_records
-from workbench.editors import EDITORS
-from workbench.editors.presets import PRESETS
-from workbench.editors.spread import SpreadEditor
-from workbench.evaluation import evaluate
-from workbench.facts import Record
-from workbench.ledger import check_restored
-from workbench.models import Model, load_model
-from workbench.report import Section, Table, write_report
-from workbench.runs import Run
-from workbench.scores import Evaluation
+from workbench.editors.registry import EDITORS
+from workbench.editors.setup.presets import PRESETS
+from workbench.editors.shared.spread import SpreadEditor
+from workbench.edits.ledger import check_restored
+from workbench.measuring.evaluate import evaluate
+from workbench.measuring.scores import Evaluation
+from workbench.measuring.summaries import Summary, summarise
+from workbench.models.loading import load_model
+from workbench.models.model import Model
+from workbench.records.counterfact import read_records
+from workbench.records.facts import Record
+from workbench.report.elements import Section, Table
+from workbench.report.write import write_report
+from workbench.runs.run import Run
+from workbench.studies.defaults import RECORDS, default_text
+from workbench.studies.edit import make_editor
+from workbench.studies.locate import settled_layer
 from workbench.studies.stacked_edits import change_by_layer, distinct, evaluations, score_stack, untouched
-from workbench.summaries import Summary, summarise
 
 SEARCHES = PRESETS.parent / "searches"
 SCORES = ("S", "ES", "PS", "NS")
@@ -55,15 +60,15 @@ def main() -> None:
     arguments = parser.parse_args()
 
     searches = yaml.safe_load((SEARCHES / f"{arguments.model}.yaml").read_text(encoding="utf-8"))
-    records = distinct(read_records(stages.RECORDS[arguments.model] / "records_train.json"))
+    records = distinct(read_records(RECORDS[arguments.model] / "records_train.json"))
     model = load_model(arguments.model, device=arguments.device)
-    settings = vars(arguments) | {"command": "tune_editors", "text": arguments.text or stages.default_text(model)}
+    settings = vars(arguments) | {"command": "tune_editors", "text": arguments.text or default_text(model)}
     write, methods = settings.pop("write"), settings.pop("methods")  # another method goes on in the same folder
     run = Run.create(settings.pop("out"), settings)
     run.check_model(model.fingerprint())
     try:
         with run.running():
-            layer = stages.settled_layer(run, model, records, layer=arguments.layer, seed=arguments.seed)
+            layer = settled_layer(run, model, records, layer=arguments.layer, seed=arguments.seed)
             for method in methods:
                 for changes in searches[method]:
                     try_changes(run, model, method, changes, records, layer)
@@ -87,9 +92,9 @@ def try_changes(
     stacked = not batches or any(row["key"] == key for row in run.rows("stacked"))
     if not left and stacked:
         return
-    editor = stages.make_editor(model, method, layer=layer, text=run.settings["text"], seed=seed, **changes)
+    editor = make_editor(model, method, layer=layer, text=run.settings["text"], seed=seed, **changes)
     weights, row = model.fingerprint(), {"key": key, "method": method, "changes": changes}
-    for record in stages.progress(left, f"{method} {said(changes)}", len(left)):
+    for record in track(left, f"{method} {said(changes)}", len(left)):
         edit = editor(model, [record.request])
         found = evaluate(model, edit, record, generate=False, fluency_tokens=None)
         check_restored(model, weights, after=f"the edit of record {record.case_id} with {method}")

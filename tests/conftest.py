@@ -10,10 +10,11 @@ from typing import Any  # noqa: E402
 import pytest  # noqa: E402
 import transformers  # noqa: E402
 
-import workbench.stages  # noqa: E402
-from workbench.datasets import write_counterfact  # noqa: E402
-from workbench.facts import EditRequest, Probe, Record  # noqa: E402
-from workbench.models import Model, load_model  # noqa: E402
+from workbench.machine import paths  # noqa: E402
+from workbench.models.loading import load_model  # noqa: E402
+from workbench.models.model import Model  # noqa: E402
+from workbench.records.counterfact import write_counterfact  # noqa: E402
+from workbench.records.facts import EditRequest, Probe, Record  # noqa: E402
 from workbench.studies.tiny_models import make_checkpoint  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -119,4 +120,4 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Second moments of the tests stay out of the user's cache, and are computed once."""
-    monkeypatch.setattr(workbench.stages, "CACHE", tmp_path_factory.getbasetemp() / "cache")
+    monkeypatch.setattr(paths, "CACHE", tmp_path_factory.getbasetemp() / "cache")

@@ -1,6 +1,6 @@
 """Records about capitals, shared by tests of what a model writes."""
 
-from workbench.facts import EditRequest, Probe, Record
+from workbench.records.facts import EditRequest, Probe, Record
 
 
 def capital(case_id: int, subject: str, true: str, new: str) -> Record:

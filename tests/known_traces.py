@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 
-from workbench.facts import Fact
-from workbench.runs import Run
-from workbench.tracing import CausalTrace
+from workbench.records.facts import Fact
+from workbench.runs.run import Run
+from workbench.tracing.trace import CausalTrace
 
 EVIL = "</script ><script>window.evil = 1</script><!-- <script \"'&amp; $x$ \u2028 \\u003c"
 TOKENS = ("The", " Eiff", "el", " Tower", " is", "\n", " in")

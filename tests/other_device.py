@@ -18,15 +18,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from workbench.editors import EDITORS
-from workbench.editors.making import make_editor
-from workbench.evaluation import evaluate
-from workbench.facts import EditRequest, Fact, Record
-from workbench.models import SITES, Model, load_model
-from workbench.statistics import second_moments
-from workbench.tracing import attribute_fact, gaussian_noise, logit_lens, subject_span, trace_fact, trace_facts
-from workbench.tracing.noise import NoiseRule
+from workbench.editors.registry import EDITORS
+from workbench.editors.setup.prepare import make_editor
+from workbench.editors.shared.second_moments import second_moments
+from workbench.measuring.evaluate import evaluate
+from workbench.models.generation import generate
+from workbench.models.loading import load_model
+from workbench.models.model import SITES, Model
+from workbench.records.facts import EditRequest, Fact, Record
+from workbench.tracing.attribution import attribute_fact
+from workbench.tracing.fact import trace_fact
+from workbench.tracing.lens import logit_lens
+from workbench.tracing.noise import NoiseRule, gaussian_noise, subject_span
 from workbench.tracing.replacement import trace_pairs
+from workbench.tracing.sweep import trace_facts
 
 _setup_privateuseone_for_python_backend("other")
 DEVICE = torch.device("other", 0)
@@ -152,7 +157,7 @@ def check_the_rest(here: Model, there: Model) -> None:
     """Second moments, generation, all editors, scores and saved edits."""
     text = (FOLDER / "corpus.txt").read_text(encoding="utf-8").splitlines()[:200]
     prompts = [REQUEST.prompt, "In Japan, most people speak"]
-    assert there.generate(prompts, max_new_tokens=4) == here.generate(prompts, max_new_tokens=4)
+    assert generate(there, prompts, max_new_tokens=4) == generate(here, prompts, max_new_tokens=4)
     (one,), (other,) = (second_moments(model, [2], text).values() for model in (here, there))
     torch.testing.assert_close(other.matrix, one.matrix, atol=1e-6, rtol=1e-5)
     assert there.fingerprint() == here.fingerprint()

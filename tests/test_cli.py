@@ -4,25 +4,17 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
+from command import TINY, run
 
-import workbench.stages
-from workbench.cli import app
-from workbench.runs import Run
-
-GOLDEN = Path(__file__).parent / "golden" / "tiny-gpt2"
-
+import workbench.studies.measure
+from workbench.runs.run import Run
 
 pytestmark = pytest.mark.usefixtures("cache")
 
 
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
 @pytest.fixture
 def study(records: Path, text: Path) -> list[object]:
-    return ["study", "--model", GOLDEN, "--records", records, "--text", text, "--preset", "gpt2-xl", "--limit", 2,
+    return ["study", "--model", TINY, "--records", records, "--text", text, "--preset", "gpt2-xl", "--limit", 2,
             "--traces", 2, "--samples", 2, "--window", 3, "--layer", 2, "--fluency", 1]  # fmt: skip
 
 
@@ -50,7 +42,7 @@ def test_study_ends_with_a_report_and_goes_on_after_ctrl_c(
     assert {"average_effects", "scores", "trace_1", "lens_1", "lens_average"} <= finished.figures().keys()
     assert {"average_effects", "scores", "generation", "change"} <= finished.tables().keys()
 
-    evaluate, calls = workbench.stages.evaluate, []
+    evaluate, calls = workbench.studies.measure.evaluate, []
 
     def stopped(*arguments, **options):
         calls.append(1)
@@ -58,7 +50,7 @@ def test_study_ends_with_a_report_and_goes_on_after_ctrl_c(
             raise KeyboardInterrupt
         return evaluate(*arguments, **options)
 
-    monkeypatch.setattr(workbench.stages, "evaluate", stopped)
+    monkeypatch.setattr(workbench.studies.measure, "evaluate", stopped)
     cut = run(*study, "--out", tmp_path / "cut")
     assert cut.exit_code == 130
     assert "goes on from there" in cut.output
@@ -78,7 +70,7 @@ def test_study_ends_with_a_report_and_goes_on_after_ctrl_c(
 
 
 def test_trace_edit_and_evaluate_hand_on_their_folders(records: Path, text: Path, tmp_path: Path) -> None:
-    common = ["--model", GOLDEN, "--records", records]
+    common = ["--model", TINY, "--records", records]
     traced = run("trace", *common, "--limit", 2, "--samples", 2, "--window", 3, "--out", tmp_path / "trace")
     assert traced.exit_code == 0, traced.output
     layer = json.loads((tmp_path / "trace" / "results.json").read_text())["layer"]
@@ -95,13 +87,13 @@ def test_trace_edit_and_evaluate_hand_on_their_folders(records: Path, text: Path
 
 
 def test_a_single_request_is_shown_before_and_after(records: Path, text: Path, tmp_path: Path) -> None:
-    shown = run("edit", "--model", GOLDEN, "--records", records, "--text", text, "--preset", "gpt2-xl", "--layer", 2,
+    shown = run("edit", "--model", TINY, "--records", records, "--text", text, "--preset", "gpt2-xl", "--layer", 2,
                 "--prompt", "In {}, most people speak", "--subject", "Argentina", "--target", "Polish",
                 "--out", tmp_path / "one")  # fmt: skip
     assert shown.exit_code == 0, shown.output
     assert "Before  Spanish." in shown.output
     assert "After   Polish" in shown.output
-    half = run("edit", "--model", GOLDEN, "--prompt", "{} is", "--out", tmp_path / "two")
+    half = run("edit", "--model", TINY, "--prompt", "{} is", "--out", tmp_path / "two")
     assert half.exit_code == 1
     assert "--subject, --target is missing" in half.output
 

@@ -7,18 +7,24 @@ from typing import Any
 import pytest
 import torch
 
-from workbench import provenance
-from workbench.editors import EDITORS
-from workbench.editors.making import make_editor
-from workbench.edits import Edit
-from workbench.evaluation import evaluate
-from workbench.facts import EditRequest, Record
-from workbench.memory import peak_memory
-from workbench.models import SITES, Model, load_model
-from workbench.precision import float32_products
-from workbench.processes import can_fork
-from workbench.statistics import second_moments
-from workbench.tracing import CausalTrace, attribute_fact, default_workers, gaussian_noise, subject_span, trace_fact
+from workbench.editors.registry import EDITORS
+from workbench.editors.setup.prepare import make_editor
+from workbench.editors.shared.second_moments import second_moments
+from workbench.edits.edit import Edit
+from workbench.machine import environment as provenance
+from workbench.machine.allocator import peak_memory
+from workbench.machine.precision import float32_products
+from workbench.machine.processes import can_fork
+from workbench.measuring.evaluate import evaluate
+from workbench.models.generation import generate
+from workbench.models.loading import load_model
+from workbench.models.model import SITES, Model
+from workbench.records.facts import EditRequest, Record
+from workbench.tracing.attribution import attribute_fact
+from workbench.tracing.fact import trace_fact
+from workbench.tracing.noise import gaussian_noise, subject_span
+from workbench.tracing.sweep import default_workers
+from workbench.tracing.trace import CausalTrace
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")]
 DEVICE = "cuda"
@@ -87,11 +93,11 @@ def test_second_moments_are_equal(pair: tuple[Model, Model], text: Path) -> None
 
 def test_greedy_continuations_are_equal(pair: tuple[Model, Model]) -> None:
     prompts = [REQUEST.prompt, "In Japan, most people speak", "The capital of France is"]
-    cpu, gpu = (model.generate(prompts, max_new_tokens=3) for model in pair)
+    cpu, gpu = (generate(model, prompts, max_new_tokens=3) for model in pair)
     assert cpu == gpu
     sampled = [
-        pair[1].generate(
-            prompts, max_new_tokens=3, temperature=1.0, generator=torch.Generator(device=DEVICE).manual_seed(0)
+        generate(
+            pair[1], prompts, max_new_tokens=3, temperature=1.0, generator=torch.Generator(device=DEVICE).manual_seed(0)
         )
         for _ in range(2)
     ]

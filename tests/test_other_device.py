@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from workbench.editors import EDITORS
+from workbench.editors.registry import EDITORS
 
 
 @pytest.mark.slow

@@ -1,3 +1,79 @@
-"""Locate facts in language models by causal tracing, edit them, and measure what the edit did."""
+"""Locate facts in language models by causal tracing, edit them, and measure what the edit did.
+
+    model = workbench.load_model("smollm2")
+    trace = workbench.trace_fact(model, fact, noise=...)
+    edit = workbench.make_editor(model, "rome", layer=5)(model, [request])
+    with edit.applied(model):
+        workbench.generate(model, ["..."], max_new_tokens=8)
+
+What stands here is what most scripts need, each imported when it is first used; `dir(workbench)` lists it. The rooms
+hold the rest.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from workbench.editors.registry import EDITORS as EDITORS
+    from workbench.edits.edit import Edit as Edit
+    from workbench.edits.sequence import sequence as sequence
+    from workbench.measuring.evaluate import evaluate as evaluate
+    from workbench.measuring.summaries import summarise as summarise
+    from workbench.models.generation import generate as generate
+    from workbench.models.loading import load_model as load_model
+    from workbench.models.model import Model as Model
+    from workbench.models.scoring import score_targets as score_targets
+    from workbench.records.counterfact import read_facts as read_facts
+    from workbench.records.counterfact import read_records as read_records
+    from workbench.records.facts import EditRequest as EditRequest
+    from workbench.records.facts import Fact as Fact
+    from workbench.records.facts import Record as Record
+    from workbench.report.write import write_report as write_report
+    from workbench.runs.run import Run as Run
+    from workbench.studies.edit import make_editor as make_editor
+    from workbench.studies.locate import find_layer as find_layer
+    from workbench.tracing.averages import average_effects as average_effects
+    from workbench.tracing.averages import mediating_layer as mediating_layer
+    from workbench.tracing.fact import trace_fact as trace_fact
+    from workbench.tracing.lens import logit_lens as logit_lens
+    from workbench.tracing.sweep import trace_facts as trace_facts
+    from workbench.tracing.trace import CausalTrace as CausalTrace
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "edits.edit": ("Edit",),
+    "edits.sequence": ("sequence",),
+    "editors.registry": ("EDITORS",),
+    "measuring.evaluate": ("evaluate",),
+    "measuring.summaries": ("summarise",),
+    "models.generation": ("generate",),
+    "models.loading": ("load_model",),
+    "models.model": ("Model",),
+    "models.scoring": ("score_targets",),
+    "records.counterfact": ("read_facts", "read_records"),
+    "records.facts": ("EditRequest", "Fact", "Record"),
+    "report.write": ("write_report",),
+    "runs.run": ("Run",),
+    "studies.edit": ("make_editor",),
+    "studies.locate": ("find_layer",),
+    "tracing.averages": ("average_effects", "mediating_layer"),
+    "tracing.fact": ("trace_fact",),
+    "tracing.lens": ("logit_lens",),
+    "tracing.sweep": ("trace_facts",),
+    "tracing.trace": ("CausalTrace",),
+}
+"""By module, the names that are offered here; importing all of them takes seconds, so each waits until it is used."""
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"workbench has no {name!r}; it offers {', '.join(sorted(_HOME))}")
+    value = getattr(import_module(f"workbench.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*_HOME, "__version__"])

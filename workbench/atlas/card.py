@@ -12,12 +12,16 @@ from typing import Any
 
 import pandas as pd
 from rich.progress import track
-from scipy.stats import binomtest
 
-from workbench.atlas.world import FOLDER, TwoHop, World
-from workbench.facts import Fact, fill
-from workbench.models import Model
-from workbench.tracing import ROLES, CausalTrace, TraceSet, average_effects, restored_layers, trace_facts
+from workbench.atlas.world import TwoHop, World
+from workbench.machine.intervals import wilson
+from workbench.machine.paths import ATLAS
+from workbench.models.model import Model
+from workbench.models.scoring import score_targets
+from workbench.records.facts import Fact, fill
+from workbench.tracing.averages import ROLES, average_effects
+from workbench.tracing.sweep import TraceSet, trace_facts
+from workbench.tracing.trace import CausalTrace, restored_layers
 
 TRACED = 200
 """Facts traced for the card."""
@@ -37,8 +41,8 @@ class Share:
 
     def interval(self) -> tuple[float, float]:
         """Wilson's 95 % interval."""
-        ends = binomtest(self.right, self.n).proportion_ci(method="wilson")
-        return ends.low, ends.high
+        found = wilson([1.0] * self.right + [0.0] * (self.n - self.right))
+        return found.low, found.high
 
     def __str__(self) -> str:
         low, high = self.interval()
@@ -47,8 +51,7 @@ class Share:
 
 def share(model: Model, asked: Sequence[tuple[str, str]]) -> Share:
     """Of (prompt, object) pairs, those that the model completes with the object, every token its top choice."""
-    prompts, objects = zip(*asked, strict=True)
-    return Share(right=sum(model.greedy_matches(prompts, objects)), n=len(asked))
+    return Share(right=sum(score.top for score in score_targets(model, asked)), n=len(asked))
 
 
 def statements(world: World, subjects: Iterable[str], *, held_out: bool) -> list[tuple[str, str]]:
@@ -228,7 +231,7 @@ def save_traces(found: TraceSet, folder: Path) -> None:
         trace.save(folder / f"{index:03d}.safetensors")
 
 
-def load_traces(folder: Path = FOLDER / "control_traces") -> tuple[CausalTrace, ...]:
+def load_traces(folder: Path = ATLAS / "control_traces") -> tuple[CausalTrace, ...]:
     """What `save_traces` wrote; FileNotFoundError if there is none."""
     paths = sorted(folder.glob("*.safetensors"))
     if not paths:

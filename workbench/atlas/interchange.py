@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel
 
 from workbench.atlas.world import World
-from workbench.facts import fill, subject_characters
+from workbench.records.facts import fill, subject_characters
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from workbench.atlas.world import World
-from workbench.facts import EditRequest, Fact, Probe, Record, fill
+from workbench.records.facts import EditRequest, Fact, Probe, Record, fill
 
 NEIGHBORS = 10
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import yaml
 
-from workbench.facts import fill
+from workbench.machine.paths import ATLAS
+from workbench.records.facts import fill
 
-FOLDER = Path(__file__).resolve().parents[2] / "data" / "atlas"
 SPLIT_SEED = 20
 TRACE_WINDOW = 3
 """Layers of MLPs or attention restored together when the atlas model is traced; four are planted."""
@@ -73,7 +73,7 @@ class World:
     """Text to put in front of a prompt; ends with the space that joins it."""
 
     @classmethod
-    def load(cls, folder: Path = FOLDER, *, templates: Path | None = None) -> "World":
+    def load(cls, folder: Path = ATLAS, *, templates: Path | None = None) -> "World":
         """Read the tables; a duplicate subject, an empty cell or an unknown column is a ValueError.
 
         `templates` is a YAML file of relation -> templates that take the place of the embedded model's.

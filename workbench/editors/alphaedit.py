@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.editors.keys import mean_keys
-from workbench.editors.spread import SpreadEditor
-from workbench.facts import EditRequest
-from workbench.models import Model
-from workbench.statistics import SecondMoment
+from workbench.editors.shared.keys import mean_keys
+from workbench.editors.shared.second_moments import SecondMoment
+from workbench.editors.shared.spread import SpreadEditor
+from workbench.models.model import Model
+from workbench.records.facts import EditRequest
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

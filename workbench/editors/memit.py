@@ -6,9 +6,9 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.editors.keys import regularised_solve
-from workbench.editors.spread import SpreadEditor
-from workbench.models import Model
+from workbench.editors.shared.keys import regularised_solve
+from workbench.editors.shared.spread import SpreadEditor
+from workbench.models.model import Model
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

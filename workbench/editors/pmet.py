@@ -9,11 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.editors.fast_outputs import OutputSearch
-from workbench.editors.fast_values import search_together
-from workbench.editors.lookup import in_contexts
 from workbench.editors.memit import MEMIT
-from workbench.editors.values import (
+from workbench.editors.search.fast_values import search_together
+from workbench.editors.search.outputs import OutputSearch
+from workbench.editors.search.values import (
     DIVERGENCE_REACHED,
     LOSS_REACHED,
     NLL_WEIGHT_REACHED,
@@ -22,8 +21,9 @@ from workbench.editors.values import (
     prompt_batch,
     read_from,
 )
-from workbench.facts import EditRequest
-from workbench.models import Model
+from workbench.editors.shared.subject import in_contexts
+from workbench.models.model import Model
+from workbench.records.facts import EditRequest
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -10,16 +10,16 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.editors.fast_values import optimise_values
-from workbench.editors.keys import check_hooks, describe_moment, final_loss
-from workbench.editors.lookup import at_subject, check_contexts, in_contexts
-from workbench.editors.requests import check_requests
-from workbench.editors.values import OptimisedValue
-from workbench.edits import Edit, WeightUpdate, provenance
-from workbench.facts import EditRequest
-from workbench.ledger import undone
-from workbench.models import Model
-from workbench.statistics import SecondMoment, factorise
+from workbench.editors.search.fast_values import optimise_values
+from workbench.editors.search.values import OptimisedValue
+from workbench.editors.shared.keys import check_hooks, describe_moment, final_loss
+from workbench.editors.shared.requests import check_requests
+from workbench.editors.shared.second_moments import SecondMoment, factorise
+from workbench.editors.shared.subject import at_subject, check_contexts, in_contexts
+from workbench.edits.edit import Edit, WeightUpdate, provenance
+from workbench.edits.ledger import undone
+from workbench.models.model import Model
+from workbench.records.facts import EditRequest
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

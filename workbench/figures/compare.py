@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from workbench.figures.plotting import STYLE, WIDTH, few_ticks, heatmap, row_labels
-from workbench.metrics import Estimate
-from workbench.studies.layer_choice import CHOICES, LayerComparison
+from workbench.machine.intervals import Estimate
+from workbench.measuring.layer_choice import CHOICES, LayerComparison
 
 _PREDICTORS = {
     "effect": {"label": "Tracing effect", "marker": "o", "color": "#238b45"},

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from workbench.figures.plotting import SCORE_STYLES, STYLE, WIDTH, LineStyle
-from workbench.metrics import Estimate
-from workbench.summaries import Summary
-from workbench.tables import UNEDITED
+from workbench.machine.intervals import Estimate
+from workbench.measuring.summaries import Summary
+from workbench.tables.scores import UNEDITED
 
 EDITOR_STYLES = (
     LineStyle(label="", color="#222222", marker="o"),

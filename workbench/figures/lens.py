@@ -8,7 +8,8 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from workbench.figures.plotting import AFTER, ROLE_LABELS, STYLE, WIDTH, LineStyle, layer_ticks, visible
+from workbench.figures.plotting import AFTER, ROLE_LABELS, STYLE, WIDTH, LineStyle, layer_ticks
+from workbench.models.tokens import visible
 from workbench.tracing.lens import PLACES, Lens
 
 

@@ -11,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.colorbar import Colorbar
 from matplotlib.colors import Normalize
 
+from workbench.tracing.trace import SITE_LABELS
+
 WIDTH = 10.0
 """Width of every figure in inches: 1,500 pixels at 150 dpi, read at about 850."""
 
@@ -63,9 +65,9 @@ class LineStyle:
 
 
 SITE_STYLES = {
-    "resid_post": LineStyle(label="Hidden state", color="#54278f", marker="o", cmap="Purples"),
-    "mlp_out": LineStyle(label="MLP", color="#238b45", marker="s", dashes=(5.0, 1.5), cmap="Greens"),
-    "attn_out": LineStyle(label="Attention", color="#ef3b2c", marker="^", dashes=(1.5, 1.5), cmap="Reds"),
+    "resid_post": LineStyle(label=SITE_LABELS["resid_post"], color="#54278f", marker="o", cmap="Purples"),
+    "mlp_out": LineStyle(label=SITE_LABELS["mlp_out"], color="#238b45", marker="s", dashes=(5.0, 1.5), cmap="Greens"),
+    "attn_out": LineStyle(label=SITE_LABELS["attn_out"], color="#ef3b2c", marker="^", dashes=(1.5, 1.5), cmap="Reds"),
 }
 """The colour maps are those of Meng et al. 2022."""
 
@@ -175,8 +177,3 @@ def few_ticks(bar: Colorbar) -> None:
 def layer_label(site: str, window: int) -> str:
     """What a layer on the axis of a trace is: itself, or the centre of a window."""
     return "Layer" if site == "resid_post" or window == 1 else f"Layer (window of {window})"
-
-
-def visible(token: str) -> str:
-    """A token's text without the space around it; white space alone as its escape."""
-    return token.strip() or repr(token)[1:-1].replace(" ", "␣") or "∅"

@@ -36,11 +36,12 @@ from workbench.figures.plotting import (
     layer_ticks,
     row_labels,
     shade_layers,
-    visible,
 )
-from workbench.metrics import Estimate
-from workbench.summaries import Summary
-from workbench.tracing import ROLES, AverageEffect, CausalTrace
+from workbench.machine.intervals import Estimate
+from workbench.measuring.summaries import Summary
+from workbench.models.tokens import visible
+from workbench.tracing.averages import ROLES, AverageEffect
+from workbench.tracing.trace import CausalTrace
 
 METRIC_LABELS = {"probability": "p({})", "logit_difference": "the logit of {} over the foil", "kl": "-KL(clean || run)"}
 """What each metric is called, with a {} for the answer."""

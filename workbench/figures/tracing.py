@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from workbench.figures.plotting import AFTER, PLANTED_COLOR, SITE_STYLES, STYLE, WIDTH, LineStyle, banded_line
-from workbench.metrics import Estimate
-from workbench.tracing import ROLES, AverageEffect, CausalTrace, token_roles
+from workbench.machine.intervals import Estimate
 from workbench.tracing.attribution import agreement
+from workbench.tracing.averages import ROLES, AverageEffect, token_roles
+from workbench.tracing.trace import CausalTrace
 
 _DASHES = ((), (5.0, 1.5), (3.0, 1.0, 1.0, 1.0), (1.5, 1.5), (7.0, 1.5, 1.5, 1.5))
 

@@ -7,8 +7,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from workbench.report.blocks import Section, Traces
-from workbench.runs import Run
+from workbench.report.elements import Section, Traces
+from workbench.runs.run import Run
 
 _FOLDER = Path(__file__).parent
 

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from workbench.report.blocks import Answer, Block, Example, Examples, Figure, Paragraph, Section, Table, Traces
-from workbench.runs import Run, SavedFigure, SavedTable
-from workbench.scores import Evaluation, PromptScores
-from workbench.summaries import summarise
-from workbench.tables import generation_table, main_table
+from workbench.measuring.scores import Evaluation, PromptScores
+from workbench.measuring.summaries import summarise
+from workbench.report.elements import Answer, Block, Example, Examples, Figure, Paragraph, Section, Table, Traces
+from workbench.runs.artifacts import SavedFigure, SavedTable
+from workbench.runs.run import Run
+from workbench.tables.scores import generation_table, main_table
 from workbench.tracing.trace import CausalTrace, TraceError
 
 EXAMPLES = 6

@@ -11,8 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 from transformers.utils import logging
 
-from workbench.kernels import LINEAR_KERNEL
-from workbench.models import ATLAS, Model, load_model
+from workbench.machine.paths import ATLAS
+from workbench.models.kernels import LINEAR_KERNEL
+from workbench.models.loading import load_model
+from workbench.models.model import Model
 
 SHAPES = {"gpt2-small": (12, 768, 12), "gpt2-medium": (24, 1024, 16), "gpt2-xl": (48, 1600, 25)}
 """(layers, d_model, heads) of GPT-2s; vocabulary and context are GPT-2's own."""

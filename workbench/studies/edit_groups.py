@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from workbench.editors.keys import mean_keys
-from workbench.editors.spread import SpreadEditor
-from workbench.edits import Edit
-from workbench.facts import Record
-from workbench.metrics import Estimate
-from workbench.models import Model
-from workbench.runs import Run
-from workbench.sequences import sequence
-from workbench.studies.prefix_match import Answer, answer, questions, scores, wilson
+from workbench.editors.shared.keys import mean_keys
+from workbench.editors.shared.spread import SpreadEditor
+from workbench.edits.edit import Edit
+from workbench.edits.sequence import sequence
+from workbench.machine.intervals import Estimate, wilson
+from workbench.measuring.prefix_match import Answer, answer, questions, scores
+from workbench.models.model import Model
+from workbench.records.facts import Record
+from workbench.runs.run import Run
 
 Groups = Mapping[tuple[int, int], Sequence[Record]]
 """(number of edits, group) -> its records."""
@@ -113,7 +113,7 @@ def summarise(run: Run) -> Summary:
 def plain(values: Sequence[float]) -> Estimate:
     """A median without an interval, NaN of no values."""
     value = statistics.median(values) if values else math.nan
-    return Estimate(value=value, low=math.nan, high=math.nan, n=len(values))
+    return Estimate(value=value, n=len(values))
 
 
 def unedited(run: Run, groups: Groups, number: int) -> list[Answer]:

@@ -1,17 +1,17 @@
 """Editors side by side, one edit at a time and stacked: the tables, and whether the bars are reached."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from workbench.metrics import Estimate, bootstrap_means, percentile_interval
-from workbench.runs import Run
-from workbench.scores import Evaluation
-from workbench.studies.best import Better
-from workbench.summaries import Summary, summarise
-from workbench.tables import main_table
-from workbench.tabular import Column, Table
+from workbench.machine.intervals import Estimate, bootstrap_mean
+from workbench.measuring.scores import Evaluation
+from workbench.measuring.summaries import Summary, summarise
+from workbench.runs.run import Run
+from workbench.studies.highlight import Better
+from workbench.tables.scores import main_table
+from workbench.tables.table import Column, Table
 
 BETTER: Better = {
     **dict.fromkeys(("S", "ES", "EM", "PS", "PM", "NS", "NM", "fluency"), "higher"),
@@ -50,14 +50,6 @@ class Bar:
         return f"{self.name} >= {self.least:g}: {self.value:.1f} ({self.n} records), {verdict}"
 
 
-def mean_estimate(values: Sequence[float], *, seed: int = 0, resamples: int = 1000) -> Estimate:
-    """Mean with its bootstrap 95 % percentile interval; ValueError for no values."""
-    column = np.array(values, dtype=float)[:, None]
-    samples = bootstrap_means(column, resamples=resamples, generator=np.random.default_rng(seed))
-    low, high = percentile_interval(samples[:, 0]) if len(values) > 1 else (np.nan, np.nan)
-    return Estimate(value=float(column.mean()), low=float(low), high=float(high), n=len(values))
-
-
 def single_summaries(run: Run, *, seed: int) -> dict[str, Summary]:
     """Scores of each editor so far, by its name, with the seconds and the memory of an edit."""
     rows: dict[str, list[dict]] = {}
@@ -71,8 +63,10 @@ def single_summaries(run: Run, *, seed: int) -> dict[str, Summary]:
         summary = summarise([Evaluation.from_dict(row) for row in some], seed=seed)
         most = memory[method]
         cost = {
-            "edit_seconds": mean_estimate([row["edit_seconds"] for row in some], seed=seed),
-            "edit_memory": Estimate(value=float(max(most)), low=np.nan, high=np.nan, n=len(most)),
+            "edit_seconds": bootstrap_mean(
+                [row["edit_seconds"] for row in some], generator=np.random.default_rng(seed)
+            ),
+            "edit_memory": Estimate(value=float(max(most)), n=len(most)),
         }
         found[some[0]["name"]] = replace(summary, post={**summary.post, **cost})
     return found

@@ -10,12 +10,16 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from workbench.blocks import BlocksError
-from workbench.editors.keys import subject_states
 from workbench.editors.rome import ROME
-from workbench.facts import EditRequest, Fact
-from workbench.models import SITES, Model, join, load_model
-from workbench.tracing import CausalTrace, gaussian_noise, subject_span, trace_fact
+from workbench.editors.shared.keys import subject_states
+from workbench.models.blocks import BlocksError
+from workbench.models.loading import load_model
+from workbench.models.model import SITES, Model
+from workbench.records.facts import EditRequest, Fact
+from workbench.records.joining import join
+from workbench.tracing.fact import trace_fact
+from workbench.tracing.noise import gaussian_noise, subject_span
+from workbench.tracing.trace import CausalTrace
 
 _FACT = Fact(subject="Eiffel Tower", template="In Paris the {} stands in", object="Rome")
 _REQUEST = EditRequest(template=_FACT.template, subject=_FACT.subject, target_new="Rome")

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.metrics import Estimate
-from workbench.studies.layer_choice import CHOICES, NEAR, LayerComparison
+from workbench.machine.intervals import Estimate
+from workbench.measuring.layer_choice import CHOICES, NEAR, LayerComparison
 
 SCORES = ("S", "ES", "PS", "NS")
 """Scores shown by layer and by choice."""

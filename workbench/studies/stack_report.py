@@ -7,14 +7,13 @@ from typing import Any
 import pandas as pd
 
 from workbench.figures.editors import Panel
-from workbench.metrics import Estimate
-from workbench.runs import Run
-from workbench.scores import Evaluation, RecordScores
-from workbench.studies.editor_report import mean_estimate
+from workbench.machine.intervals import Estimate, bootstrap_mean
+from workbench.measuring.scores import Evaluation, RecordScores
+from workbench.measuring.summaries import summarise
+from workbench.runs.run import Run
 from workbench.studies.stacked_edits import Plan, evaluations
-from workbench.summaries import summarise
-from workbench.tables import UNEDITED
-from workbench.tabular import Column, Row, Table
+from workbench.tables.scores import UNEDITED
+from workbench.tables.table import Column, Row, Table
 
 COLUMNS = (
     *(Column(label=score, metric=score, protocol="teacher-forced") for score in ("S", "ES", "PS", "NS")),
@@ -75,23 +74,15 @@ def summaries(run: Run, plan: Plan) -> Summaries:
             seconds=math.nan,
         )
         summary = summarise(some, seed=run.settings["seed"])
-        found.setdefault((UNEDITED, 0), {**summary.pre, "perplexity": over_groups([unedited["perplexity"]])})
+        found.setdefault((UNEDITED, 0), {**summary.pre, "perplexity": _over_groups([unedited["perplexity"]])})
         norms = [math.sqrt(sum(n * n for n in row["norms"].values()) / len(row["norms"])) for row in groups]
         found[key] = {
             **summary.post,
-            "perplexity": over_groups([row["perplexity"] for row in groups]),
-            "change": over_groups(norms),
-            "seconds": over_groups([row["seconds"] for row in groups]),
+            "perplexity": _over_groups([row["perplexity"] for row in groups]),
+            "change": _over_groups(norms),
+            "seconds": _over_groups([row["seconds"] for row in groups]),
         }
     return found
-
-
-def over_groups(values: Sequence[float | None]) -> Estimate:
-    """Mean over groups, with an interval where there are several; NaN for what was not measured."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return Estimate(value=math.nan, low=math.nan, high=math.nan, n=0)
-    return mean_estimate(known)
 
 
 def stack_table(found: Summaries, plan: Plan, said: str) -> Table:
@@ -145,3 +136,8 @@ def verdict(found: Summaries) -> str:
         borne = f"up to {max(good):,} edits" if good else "with no number of edits"
         said.append(f"{name} {borne} (S {100 * scores[most]:.1f} with {most:,})")
     return f"S is at least {100 * GOOD:g} %: " + ", ".join(said) + "."
+
+
+def _over_groups(values: Sequence[float | None]) -> Estimate:
+    """Mean over groups, with an interval where there are several; what was not measured is left out."""
+    return bootstrap_mean([math.nan if value is None else value for value in values])

@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from workbench.atlas.world import World, statement
-from workbench.evaluation import score_state
-from workbench.facts import EditRequest, Record
-from workbench.joining import whole_word
-from workbench.models import Model
-from workbench.scores import FLUENCY_TOKENS, FLUENCY_TOP_K, Evaluation, RecordScores
+from workbench.measuring.evaluate import score_state
+from workbench.measuring.scores import FLUENCY_TOKENS, FLUENCY_TOP_K, Evaluation, RecordScores
+from workbench.models.generation import generate
+from workbench.models.model import Model
+from workbench.records.facts import EditRequest, Record
+from workbench.records.joining import whole_word
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +106,8 @@ def score_stack(
         return scores
     asked = [prompt for _, prompt in prompts]
     length = min(FLUENCY_TOKENS, model.n_ctx) - int(model.tokenize(asked).mask.sum(dim=1).max())
-    sampled = model.generate(
+    sampled = generate(
+        model,
         asked,
         max_new_tokens=length,
         temperature=1.0,

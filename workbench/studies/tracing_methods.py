@@ -1,6 +1,5 @@
 """Ways of tracing as values that can be listed and compared, and where each of them finds recall."""
 
-import math
 import random
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -9,15 +8,17 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import binomtest
-from scipy.stats import t as student_t
 
-from workbench.facts import Fact
-from workbench.metrics import Estimate
-from workbench.models import Model
-from workbench.tracing import CausalTrace, NoiseRule, TracedFact, average_effects, subject_span, trace_fact, trace_facts
+from workbench.machine.intervals import Estimate, student, wilson
+from workbench.models.model import Model
+from workbench.records.facts import Fact
 from workbench.tracing.attribution import attribute_fact
+from workbench.tracing.averages import average_effects
+from workbench.tracing.fact import trace_fact
+from workbench.tracing.noise import NoiseRule, subject_span
 from workbench.tracing.replacement import trace_pairs
+from workbench.tracing.sweep import TracedFact, trace_facts
+from workbench.tracing.trace import CausalTrace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,21 +142,10 @@ def method_result(
         facts=len(traces),
         window=average.window,
         peaks=np.bincount(peaks, minlength=n_layers) / len(traces),
-        inside=None if planted is None else _share(int(np.isin(peaks, planted).sum()), len(traces)),
-        mean_peak=_mean(peaks.astype(float)),
+        inside=None if planted is None else wilson(np.isin(peaks, planted).tolist()),
+        mean_peak=student(peaks.astype(float)),
         peak=peak,
-        effect=_mean(effects[:, peak]),
+        effect=student(effects[:, peak]),
         share=float(effects[:, peak].mean()) / average.total,
         seconds=float(np.median(seconds)) if seconds else None,
     )
-
-
-def _share(right: int, n: int) -> Estimate:
-    ends = binomtest(right, n).proportion_ci(method="wilson")
-    return Estimate(value=right / n, low=float(ends.low), high=float(ends.high), n=n)
-
-
-def _mean(values: Float[np.ndarray, " fact"]) -> Estimate:
-    n, mean = len(values), float(values.mean())
-    half = float(student_t.ppf(0.975, n - 1) * values.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
-    return Estimate(value=mean, low=mean - half, high=mean + half, n=n)

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from workbench.figures.plotting import SITE_STYLES
-from workbench.metrics import Estimate
+from workbench.machine.intervals import Estimate
 from workbench.studies.tracing_methods import MethodResult
 from workbench.tracing.attribution import Agreement
 

@@ -8,7 +8,6 @@ Restoring a state moves it from its corrupted to its clean value. To first order
 tracing: `agreement` says how far the two agree.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +16,13 @@ import numpy as np
 import torch
 from einops import einsum, rearrange
 from jaxtyping import Float
-from scipy.stats import binomtest, rankdata, t
+from scipy.stats import rankdata
 from torch import Tensor
 
-from workbench.facts import Fact
-from workbench.metrics import Estimate
-from workbench.models import SITES, Hook, Model, Tokens
+from workbench.machine.intervals import Estimate, student, wilson
+from workbench.models.model import SITES, Hook, Model
+from workbench.models.tokens import Tokens
+from workbench.records.facts import Fact
 from workbench.tracing.corruption import Corruption
 from workbench.tracing.measure import Measure, make_measure
 from workbench.tracing.noise import subject_span
@@ -198,23 +198,7 @@ def agreement(exact: Sequence[CausalTrace], estimated: Sequence[CausalTrace], si
     return Agreement(
         site=site,
         facts=len(exact),
-        spearman=_mean(ranks),
-        pearson=_mean(linear),
-        same_layer=_share(same),
+        spearman=student(ranks),
+        pearson=student(linear),
+        same_layer=wilson(same),
     )
-
-
-def _share(right: Sequence[bool]) -> Estimate:
-    """Share that is right with Wilson's 95 % interval; NaN for none."""
-    if not right:
-        return Estimate(value=math.nan, low=math.nan, high=math.nan, n=0)
-    ends = binomtest(sum(right), len(right)).proportion_ci(method="wilson")
-    return Estimate(value=sum(right) / len(right), low=float(ends.low), high=float(ends.high), n=len(right))
-
-
-def _mean(values: Sequence[float]) -> Estimate:
-    """Mean with its 95 % interval by Student's t; NaN for too few values."""
-    n = len(values)
-    mean = float(np.mean(values)) if n else math.nan
-    half = float(t.ppf(0.975, n - 1) * np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else math.nan
-    return Estimate(value=mean, low=mean - half, high=mean + half, n=n)

@@ -9,11 +9,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import pandas as pd
 import torch
 from jaxtyping import Float
-from scipy.stats import t as student_t
 from torch import Tensor
 
+from workbench.machine.intervals import student_half_width
 from workbench.tracing.trace import CausalTrace
 
 ROLES = ("first_subject", "middle_subject", "last_subject", "first_subsequent", "further", "last")
@@ -44,10 +45,12 @@ class AverageEffect:
     """How many facts were averaged."""
 
     def _repr_html_(self) -> str:
-        """The averages as a figure, for notebooks."""
-        from workbench.report.trace_view import average_view  # report imports tracing
-
-        return average_view(self)
+        """The averages as a table with shaded cells, for notebooks."""
+        effects = pd.DataFrame(self.mean.numpy(), index=pd.Index(ROLES)).dropna()
+        caption = f"Average indirect effect of {self.site} over {self.facts} facts, by token role and layer"
+        shaded = effects.style.set_caption(caption)
+        shaded.background_gradient("Greens", axis=None).format("{:.3f}")  # these return a narrower type
+        return shaded.to_html()
 
     def row(self, role: str) -> Float[Tensor, " layer"]:
         """The mean of one role, by layer; ValueError for an unknown role."""
@@ -138,10 +141,7 @@ def _mean_and_half_width(
     values: Float[Tensor, "fact layer"],
 ) -> tuple[Float[Tensor, " layer"], Float[Tensor, " layer"]]:
     """Mean over facts, and half width of its 95 % interval by Student's t; NaN for too few facts."""
-    n_facts = values.shape[0]
-    missing = torch.full_like(values.sum(dim=0), math.nan)
-    if n_facts == 0:
+    if not len(values):
+        missing = torch.full_like(values.sum(dim=0), math.nan)
         return missing, missing
-    if n_facts == 1:
-        return values[0], missing
-    return values.mean(dim=0), float(student_t.ppf(0.975, n_facts - 1)) * values.std(dim=0) / math.sqrt(n_facts)
+    return values.mean(dim=0), torch.from_numpy(student_half_width(values.numpy()))

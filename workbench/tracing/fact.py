@@ -8,9 +8,10 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.blocks import BlocksError
-from workbench.facts import Fact
-from workbench.models import SITES, Model, Tokens
+from workbench.models.blocks import BlocksError
+from workbench.models.model import SITES, Model
+from workbench.models.tokens import Tokens
+from workbench.records.facts import Fact
 from workbench.tracing.cells import Cell, grid
 from workbench.tracing.corruption import Corruption
 from workbench.tracing.fast import FastRuns

@@ -18,7 +18,9 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.models import Model, Tokens
+from workbench.models.blocks_check import blocks_of
+from workbench.models.model import Model
+from workbench.models.tokens import Tokens
 from workbench.tracing.cells import Cell, Patch
 from workbench.tracing.corruption import Corruption
 from workbench.tracing.measure import Measure
@@ -67,7 +69,7 @@ class FastRuns:
             raise ValueError(f"memory must be a positive number of GiB, got {memory}")
         few = model.device.type == "cpu"
         self._tokens_at_once = tokens_at_once or (_TOKENS_AT_ONCE if few else math.inf)
-        self.blocks = model.blocks
+        self.blocks = blocks_of(model)
         self.samples, self.n_pos, self.n_layers = corruption.samples, tokens.ids.shape[1], model.n_layers
         # Residual stream, projections and their copies; the MLP's inner activations are bounded by themselves.
         self._tokens = memory * 2**30 / (12 * model.d_model * torch.finfo(model.dtype).bits / 8)

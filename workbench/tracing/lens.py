@@ -9,8 +9,8 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.facts import EditRequest, Fact
-from workbench.models import Model
+from workbench.models.model import Model
+from workbench.records.facts import EditRequest, Fact
 from workbench.tracing.noise import subject_span
 from workbench.tracing.sweep import answer_token
 from workbench.tracing.trace import check_probabilities

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.facts import EditRequest, Fact, subject_characters, token_span
-from workbench.models import Model
+from workbench.models.model import Model
+from workbench.records.facts import EditRequest, Fact, subject_characters, token_span
 
 Kind = Literal["gaussian", "uniform", "multivariate"]
 

@@ -11,7 +11,8 @@ from einops import rearrange, reduce, repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.models import Hook, Model, Tokens
+from workbench.models.model import Hook, Model
+from workbench.models.tokens import Tokens
 from workbench.tracing.cells import Cell
 from workbench.tracing.corruption import Corruption
 from workbench.tracing.measure import Measure

@@ -13,19 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.facts import Fact
-from workbench.models import Model
+from workbench.models.model import Model
+from workbench.records.facts import Fact
 from workbench.tracing.fact import trace_fact
 from workbench.tracing.noise import subject_span
 from workbench.tracing.positions import Positions, parse_positions
-from workbench.tracing.sweep import (
-    NOT_KNOWN,
-    TracedFact,
-    check_facts,
-    fact_generator,
-    known_answer,
-    sweep,
-)
+from workbench.tracing.sweep import NOT_KNOWN, TracedFact, check_facts, fact_generator, known_answer, sweep
 from workbench.tracing.trace import CausalTrace
 
 NO_PARTNER = "no other known fact differs from it in the subject's tokens and the answer alone"

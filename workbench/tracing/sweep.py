@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from workbench.facts import Fact
-from workbench.failures import FAILURES, reason
-from workbench.joining import join
-from workbench.models import Model
-from workbench.processes import can_fork, check_workers, side_by_side
+from workbench.machine.failures import FAILURES, reason
+from workbench.machine.processes import can_fork, check_workers, side_by_side
+from workbench.models.model import Model
+from workbench.records.facts import Fact
+from workbench.records.joining import join
 from workbench.tracing.fact import trace_fact
 from workbench.tracing.noise import Noise, NoiseRule, subject_span
 from workbench.tracing.positions import Positions, parse_positions

@@ -1,9 +1,11 @@
-"""CausalTrace: what tracing one fact gives, and how it is kept on disk."""
+"""CausalTrace: what tracing one fact gives, how it is kept on disk and looked at."""
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -11,10 +13,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from workbench.facts import Fact
-from workbench.files import write_whole
+from workbench.machine.files import write_whole
+from workbench.models.tokens import visible
+from workbench.records.facts import Fact
+from workbench.tracing.view import view_html
 
 FORMAT = "workbench.causal_trace.1"
+SITE_LABELS = {"resid_post": "Hidden state", "mlp_out": "MLP", "attn_out": "Attention"}
+"""What readers call the sites that are restored."""
 
 
 class TraceError(ValueError):
@@ -97,8 +103,6 @@ class CausalTrace:
 
     def _repr_html_(self) -> str:
         """The trace as a heat map to point at, for notebooks."""
-        from workbench.report.trace_view import trace_view  # report imports tracing
-
         return trace_view([self])
 
     def save(self, path: Path) -> None:
@@ -156,3 +160,95 @@ def check_probabilities(values: Float[Tensor, "..."], *, model: str, prompt: str
         raise ValueError(
             f"model {model!r} gives NaN probabilities for {prompt!r}: its weights hold NaN or infinity; load it again"
         )
+
+
+# To look at ---------------------------------------------------------------------------------------------
+
+
+def trace_view(
+    traces: Sequence[CausalTrace],
+    *,
+    after: Sequence[CausalTrace | None] | None = None,
+    planted: range | None = None,
+) -> str:
+    """Heat maps (tokens by layers) of causal traces, to point at or to walk through with the keyboard.
+
+    A single trace has no chooser of facts. Numbers are rounded to four digits; what is not finite, and tokens that were
+    not traced, are shown as not measured. ValueError for no traces, and for a trace after an edit that is not of the
+    same tokens, positions, sites and layers.
+
+    Args:
+        after: For each trace that of the same prompt after an edit, or None; both and their difference can be shown.
+        planted: The layers that the model was trained to recall in, marked below the map.
+    """
+    if not traces:
+        raise ValueError("trace_view needs at least one trace, got none")
+    edited = [None] * len(traces) if after is None else list(after)
+    if len(edited) != len(traces):
+        raise ValueError(
+            f"after needs one entry a trace, None where there is none: got {len(edited)} for {len(traces)} traces"
+        )
+    sites = {site: None for trace in traces for site in (*trace.restored, trace.severed) if site}
+    data = {
+        "labels": {site: SITE_LABELS.get(site, site) for site in sites},
+        "planted": None if planted is None else [planted.start, planted.stop],
+        "traces": [_payload(trace, then) for trace, then in zip(traces, edited, strict=True)],
+    }
+    first = traces[0]
+    fallback = (
+        f"{first.fact.prompt} → {visible(first.answer)}: {first.clean:.3f} clean, {first.corrupted:.3f} corrupted. "
+        "The causal trace needs JavaScript; a notebook must be trusted."
+    )
+    return view_html(data, fallback=fallback)
+
+
+def _payload(trace: CausalTrace, after: CausalTrace | None) -> dict[str, Any]:
+    payload = _run(trace) | {
+        "prompt": trace.fact.prompt,
+        "tokens": trace.tokens,
+        "subject": trace.subject,
+        "window": trace.window,
+        "span": trace.span,
+        "severed": trace.severed,
+        "metric": trace.metric,
+    }
+    if after is not None:
+        for name in ("tokens", "subject", "positions", "window", "span", "severed", "metric"):
+            if getattr(after, name) != getattr(trace, name):
+                raise ValueError(
+                    f"{trace.fact.prompt!r}: {name} must be the same before and after the edit, got "
+                    f"{getattr(trace, name)!r} and {getattr(after, name)!r}"
+                )
+        shapes = [{site: tuple(values.shape) for site, values in one.restored.items()} for one in (trace, after)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"{trace.fact.prompt!r}: sites and layers must be the same before and after the edit, got "
+                f"{shapes[0]} and {shapes[1]}"
+            )
+        payload["after"] = _run(after)
+    return payload
+
+
+def _run(trace: CausalTrace) -> dict[str, Any]:
+    """What an edit changes of a trace."""
+    return {
+        "answer": trace.answer,
+        "foil": trace.foil,
+        "clean": _short(trace.clean),
+        "corrupted": _short(trace.corrupted),
+        "sites": {site: _rows(trace, site) for site in trace.restored},
+    }
+
+
+def _rows(trace: CausalTrace, site: str) -> list[list[float | None]]:
+    """A row a token of the prompt; None where it was not traced."""
+    values = trace.restored[site].float()
+    rows: list[list[float | None]] = [[None] * values.shape[1] for _ in trace.tokens]
+    for pos, row in zip(trace.positions, values.tolist(), strict=True):
+        rows[pos] = [_short(value) for value in row]
+    return rows
+
+
+def _short(value: float) -> float | None:
+    """Four significant digits; None, which JSON can hold, for what is not finite."""
+    return float(f"{value:.4g}") if math.isfinite(value) else None

@@ -1,0 +1,88 @@
+"""Values of many requests at once are those of one request at a time over the whole network."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from workbench.editors.search import fast_values
+from workbench.editors.search.fast_values import optimise_values
+from workbench.editors.search.values import optimise_value
+from workbench.editors.shared.subject import in_contexts
+from workbench.models.blocks import Blocks, BlocksError
+from workbench.models.model import Model
+from workbench.records.facts import EditRequest
+
+REQUESTS = (
+    EditRequest(template="The capital of {} is", subject="Portugal", target_new="Moscow"),
+    EditRequest(template="{}'s capital city is", subject="Japan", target_new="Rome"),
+    EditRequest(template="In {}, most people speak", subject="Argentina", target_new="Polish and Thai"),
+    EditRequest(template="People speak Greek in {}", subject="Greece", target_new="and Cairo"),
+)
+CONTEXTS = ("{}", "It is known that {}", "Therefore, {}")
+TEMPLATES = [in_contexts(request.template, CONTEXTS) for request in REQUESTS]
+OPTIONS: dict[str, Any] = {
+    "site": "mlp_out", "layer": 1, "steps": 12, "learning_rate": 0.3, "weight_decay": 0.1, "clamp": 2.0,
+    "kl_weight": 0.06, "kl_template": "{} is a", "loss_layer": None,
+}  # fmt: skip
+
+
+def assert_same(model: Model, **changed: Any) -> None:
+    options = OPTIONS | changed
+    together = optimise_values(model, REQUESTS, TEMPLATES, **options)
+    for request, templates, found in zip(REQUESTS, TEMPLATES, together, strict=True):
+        alone = optimise_value(model, request, templates, **options)
+        torch.testing.assert_close(found.initial, alone.initial, atol=1e-5, rtol=1e-5)
+        assert (found.delta - alone.delta).norm() <= 1e-4 * alone.delta.norm()
+        assert len(found.losses) == len(alone.losses)
+        assert [loss.total for loss in found.losses] == pytest.approx([loss.total for loss in alone.losses], abs=1e-4)
+
+
+@pytest.mark.parametrize("site", ["mlp_out", "resid_post"])
+def test_the_same_as_alone_in_every_family(family_model: Model, site: str) -> None:
+    assert_same(family_model, site=site)
+
+
+@pytest.mark.parametrize("changed", [{"loss_layer": 3}, {"layer": 4}, {"layer": 0}, {"steps": 1}], ids=str)
+def test_the_same_at_other_layers(tiny_gpt2: Model, changed: dict[str, Any]) -> None:
+    assert_same(tiny_gpt2, **changed)
+
+
+def test_requests_stop_early_on_their_own(tiny_gpt2: Model) -> None:
+    known = EditRequest(template="The capital of {} is", subject="Portugal", target_new="Lisbon")
+    requests, templates = [REQUESTS[0], known, REQUESTS[2]], [TEMPLATES[0], TEMPLATES[0], TEMPLATES[2]]
+    options: dict[str, Any] = OPTIONS | {"weight_decay": 0.0}
+    together = optimise_values(tiny_gpt2, requests, templates, **options)
+    assert [len(found.losses) < options["steps"] for found in together] == [False, True, False]
+    for request, each, found in zip(requests, templates, together, strict=True):
+        alone = optimise_value(tiny_gpt2, request, each, **options)
+        assert len(found.losses) == len(alone.losses)
+        torch.testing.assert_close(found.delta, alone.delta, atol=1e-4, rtol=1e-4)
+
+
+def test_a_batch_too_large_for_the_memory_splits(tiny_gpt2: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = optimise_values(tiny_gpt2, REQUESTS, TEMPLATES, **OPTIONS)
+    monkeypatch.setattr(fast_values, "_MEMORY", 1)
+    for found, split in zip(together, optimise_values(tiny_gpt2, REQUESTS, TEMPLATES, **OPTIONS), strict=True):
+        torch.testing.assert_close(found.delta, split.delta, atol=1e-5, rtol=1e-4)
+
+
+def test_a_model_of_another_shape_is_optimised_with_a_warning(
+    tiny_gpt2: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = optimise_values(tiny_gpt2, REQUESTS[:1], TEMPLATES[:1], **OPTIONS)[0]
+
+    def refuse(self: Blocks, model: Model) -> None:
+        raise BlocksError("the blocks cannot be run part by part")
+
+    monkeypatch.setattr(tiny_gpt2, "_found", {})
+    monkeypatch.setattr(Blocks, "__init__", refuse)
+    with pytest.warns(UserWarning, match="over the whole network"):
+        found = optimise_values(tiny_gpt2, REQUESTS[:1], TEMPLATES[:1], **OPTIONS)[0]
+    torch.testing.assert_close(found.delta, expected.delta, atol=1e-5, rtol=1e-4)
+
+
+def test_a_value_that_diverges_names_its_request(tiny_gpt2: Model) -> None:
+    options: dict[str, Any] = OPTIONS | {"learning_rate": float("inf")}
+    with pytest.raises(ValueError, match=r"'The capital of Portugal is' -> 'Moscow' diverged at step 1.*learning_rate"):
+        optimise_values(tiny_gpt2, REQUESTS, TEMPLATES, **options)

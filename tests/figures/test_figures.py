@@ -1,0 +1,224 @@
+"""Figures show the numbers they are given, keep their text inside, and leave no global state behind."""
+
+import warnings
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.text import Text
+
+from workbench.figures.plotting import AFTER, ROLE_LABELS, SCORE_STYLES, SITE_STYLES
+from workbench.figures.study import average_effect_figure, layer_comparison_figure, score_figure, trace_heatmap
+from workbench.machine.intervals import Estimate
+from workbench.measuring.summaries import Summary
+from workbench.models.tokens import visible
+from workbench.records.facts import Fact
+from workbench.tracing.averages import ROLES, AverageEffect, average_effects
+from workbench.tracing.trace import CausalTrace
+
+N_LAYERS = 8
+
+
+def make_trace(template: str = "The {} is in the city of", n_layers: int = N_LAYERS, seed: int = 0) -> CausalTrace:
+    generator = torch.Generator().manual_seed(seed)
+    tokens = ("The", " Space", " Need", "le", " is", " in", " the", " city", " of")
+    restored = {site: 0.1 + 0.8 * torch.rand(len(tokens), n_layers, generator=generator) for site in SITE_STYLES}
+    return CausalTrace(
+        fact=Fact(subject="Space Needle", template=template, object="Seattle"),
+        tokens=tokens,
+        subject=(1, 4),
+        answer=" Seattle",
+        answer_id=7,
+        clean=0.9,
+        corrupted=0.1,
+        restored=restored,
+        window=3,
+    )
+
+
+def make_averages(n_layers: int = N_LAYERS) -> list[AverageEffect]:
+    traces = [make_trace(n_layers=n_layers, seed=seed) for seed in range(4)]
+    return [average_effects(traces, site) for site in SITE_STYLES]
+
+
+def make_summary(**changes: float) -> Summary:
+    def estimates(values: dict[str, float]) -> dict[str, Estimate]:
+        return {k: Estimate(value=v, low=max(0.0, v - 0.1), high=min(1.0, v + 0.1), n=20) for k, v in values.items()}
+
+    pre = {"S": 0.1, "ES": 0.05, "PS": 0.1, "NS": 0.95, "generated.rewrite.new": 0.0}
+    post = {"S": 0.9, "ES": 1.0, "PS": 0.8, "NS": 0.9, "generated.rewrite.new": 0.97} | changes
+    return Summary(n=20, level=0.95, resamples=100, pre=estimates(pre), post=estimates(post))
+
+
+def make_layers(scores: list[float], effects: list[float]) -> pd.DataFrame:
+    rows = [
+        {"layer": layer, "measure": measure, "value": value, "low": value - 0.05, "high": value + 0.05}
+        for measure, values in (("S", scores), ("effect", effects))
+        for layer, value in enumerate(values)
+    ]
+    return pd.DataFrame(rows)
+
+
+FIGURES = {
+    "trace": lambda: trace_heatmap(make_trace()),
+    "long prompt": lambda: trace_heatmap(make_trace("In a letter that nobody ever read, " * 6 + "the {} is in")),
+    "deep model": lambda: trace_heatmap(make_trace(n_layers=48)),
+    "averages": lambda: average_effect_figure(make_averages(), planted=range(2, 5)),
+    "deep averages": lambda: average_effect_figure(make_averages(48), title="A deep model"),
+    "scores": lambda: score_figure({"ROME": make_summary(), "MEMIT": make_summary(NS=0.99)}),
+    "layers": lambda: layer_comparison_figure(make_layers([0.2, 0.9, 0.5], [0.1, 0.5, 0.2]), located=1),
+}
+
+
+def panel(figure: Figure, title: str) -> Axes:
+    return next(ax for ax in figure.axes if ax.get_title(loc="left") == title)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_all_text_lies_inside_the_figure(name: str) -> None:
+    figure = FIGURES[name]()
+    figure.draw_without_rendering()
+    renderer = figure._get_renderer()  # type: ignore[attr-defined]
+    width, height = figure.bbox.width, figure.bbox.height
+    texts = [text for text in figure.findobj(Text) if isinstance(text, Text) and text.get_visible()]
+    boxes = {text.get_text(): text.get_window_extent(renderer) for text in texts if text.get_text().strip()}
+    assert len(boxes) > 10
+    for text, box in boxes.items():
+        if not text.replace(".", "").isdigit():  # tick labels beyond an axis exist but are not drawn
+            assert box.x0 >= -1 and box.y0 >= -1 and box.x1 <= width + 1 and box.y1 <= height + 1, text
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_no_global_state(name: str) -> None:
+    matplotlib.use("agg")  # a backend that nobody chose yet counts as another one
+    before = matplotlib.rcParams.copy()
+    FIGURES[name]()
+    assert plt.get_fignums() == []
+    assert before == matplotlib.rcParams
+
+
+def test_heat_map_shows_the_trace() -> None:
+    trace = make_trace()
+    figure = trace_heatmap(trace)
+    for site, style in SITE_STYLES.items():
+        cells = panel(figure, style.label).collections[0]
+        shown = np.asarray(cells.get_array()).reshape(len(trace.tokens), N_LAYERS)
+        np.testing.assert_allclose(shown, trace.restored[site].numpy())
+        assert cells.get_clim() == (trace.corrupted, trace.clean)
+
+
+def test_heat_map_stars_the_subject_and_names_answer_and_window() -> None:
+    figure = trace_heatmap(make_trace())
+    labels = [label.get_text() for label in panel(figure, "Hidden state").get_yticklabels()]
+    assert labels == ["The", "Space*", "Need*", "le*", "is", "in", "the", "city", "of"]
+    heading = figure.get_suptitle()
+    assert heading.startswith("The Space Needle is in the city of → Seattle") and "p(Seattle)" in heading
+    assert panel(figure, "Hidden state").get_xlabel() == "Layer"
+    assert panel(figure, "MLP").get_xlabel() == "Layer (window of 3)"
+
+
+def test_dollar_signs_are_not_mathematics() -> None:
+    figure = trace_heatmap(make_trace("$x_1$ and ${}^2 cost"))
+    figure.draw_without_rendering()
+    assert "$x_1$ and $Space Needle^2 cost" in figure.get_suptitle()
+
+
+@pytest.mark.parametrize(("token", "shown"), [(" Seattle", "Seattle"), ("\n", r"\n"), (" ", "␣"), ("", "∅")])
+def test_white_space_is_visible(token: str, shown: str) -> None:
+    assert visible(token) == shown
+
+
+def test_a_trace_without_effect_is_drawn() -> None:
+    trace = make_trace()
+    flat = {site: torch.full_like(values, 0.1) for site, values in trace.restored.items()}
+    fields = {**vars(trace), "clean": 0.1, "restored": flat}
+    trace_heatmap(CausalTrace(**fields)).draw_without_rendering()
+
+
+def test_average_figure_shows_means_bands_and_planted_layers() -> None:
+    averages = make_averages()
+    figure = average_effect_figure(averages, planted=range(2, 5))
+    for average in averages:
+        cells = panel(figure, SITE_STYLES[average.site].label).collections[0]
+        shown = np.ma.filled(np.ma.asarray(cells.get_array()).reshape(average.mean.shape), np.nan)
+        np.testing.assert_allclose(shown, average.mean.numpy())
+    for role in ("last_subject", "last"):
+        ax = panel(figure, f"At the {ROLE_LABELS[role].lower()}")
+        lines = [drawn for line in ax.lines if len(drawn := np.asarray(line.get_ydata())) == N_LAYERS]
+        for drawn, average in zip(lines, averages, strict=True):
+            np.testing.assert_allclose(drawn, average.row(role).numpy())
+        (shade,) = ax.patches
+        assert isinstance(shade, Rectangle) and (shade.get_x(), shade.get_width()) == (1.5, 3)
+
+
+def test_roles_that_no_fact_has_are_left_white() -> None:
+    averages = make_averages()
+    holed = averages[0].mean.clone()
+    holed[ROLES.index("middle_subject")] = torch.nan
+    changed = AverageEffect(**{**vars(averages[0]), "mean": holed})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        average_effect_figure([changed]).draw_without_rendering()
+
+
+def test_averages_are_needed() -> None:
+    with pytest.raises(ValueError, match="at least one AverageEffect"):
+        average_effect_figure([])
+
+
+def test_colour_maps_are_legible_in_greyscale() -> None:
+    for style in SITE_STYLES.values():
+        colors = matplotlib.colormaps[style.cmap](np.linspace(0, 1, 64))[:, :3]
+        lightness = colors @ [0.2126, 0.7152, 0.0722]
+        assert (np.diff(lightness) < 0).all()
+
+
+@pytest.mark.parametrize("styles", [SITE_STYLES, SCORE_STYLES])
+def test_lines_differ_without_colour(styles: dict) -> None:
+    assert len({style.marker for style in styles.values()}) == len(styles)
+    assert len({style.dashes for style in styles.values()}) == len(styles)
+    assert len({look["marker"] for look in AFTER}) == len(AFTER)
+
+
+def test_layer_comparison_gives_the_correlation() -> None:
+    scores, effects = [0.1, 0.4, 0.3, 0.9], [0.0, 0.3, 0.1, 0.2]
+    figure = layer_comparison_figure(make_layers(scores, effects), located=3, random_layer=0.425)
+    r = np.corrcoef(scores, effects)[0, 1]
+    assert panel(figure, f"S against effect, r = {r:.2f}")
+    line = panel(figure, "Editing at the layer").lines[0]
+    np.testing.assert_allclose(np.asarray(line.get_ydata()), [10, 40, 30, 90])
+    assert panel(figure, "Tracing: restoring the MLP").get_ylabel() == "Average indirect effect"
+
+
+def test_layer_comparison_without_spread_has_no_correlation() -> None:
+    assert panel(
+        layer_comparison_figure(make_layers([0.5, 0.5, 0.5], [0.1, 0.2, 0.3])), "S against effect, too few layers for r"
+    )
+
+
+def test_layer_comparison_names_what_is_missing() -> None:
+    frame = make_layers([0.5], [0.5])
+    with pytest.raises(ValueError, match="measure 'effect', got none"):
+        layer_comparison_figure(make_layers([0.5], []))
+    with pytest.raises(ValueError, match="measure 'PS', got none"):
+        layer_comparison_figure(frame, score="PS")
+
+
+def test_score_figure_shows_estimates_and_leaves_out_what_is_unknown() -> None:
+    figure = score_figure({"ROME": make_summary(NS=float("nan"))})
+    ax = panel(figure, "Teacher-forced: the likelier answer")
+    labels = [label.get_text()[:2].strip() for label in ax.get_yticklabels()]
+    assert labels == ["S", "ES", "PS"]
+    points = sorted(float(np.asarray(line.get_xdata())[0]) for line in ax.lines if line.get_linestyle() == "None")
+    np.testing.assert_allclose(points, [5, 10, 10, 80, 90, 100])
+
+
+def test_summaries_are_needed() -> None:
+    with pytest.raises(ValueError, match="at least one editor"):
+        score_figure({})

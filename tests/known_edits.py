@@ -1,0 +1,22 @@
+"""Edits to try things on, and whether weights are the same bit for bit."""
+
+import torch
+
+from workbench.edits.edit import Edit, WeightUpdate
+from workbench.models.model import Model
+
+
+def random_edit(model: Model, seed: int, *places: tuple[int, str], rank: int = 2) -> Edit:
+    generator = torch.Generator().manual_seed(seed)
+    updates = []
+    for layer, matrix in places:
+        d_in, d_out = model.weight(layer, matrix).shape
+        left = torch.randn(d_in, rank, generator=generator) / d_in**0.5
+        updates.append(
+            WeightUpdate(layer=layer, matrix=matrix, left=left, right=torch.randn(rank, d_out, generator=generator))
+        )
+    return Edit(updates=tuple(updates), method="random", requests=(), provenance={})
+
+
+def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)

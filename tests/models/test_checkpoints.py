@@ -1,0 +1,99 @@
+"""Loading and saving: precision, edits, silence, and what is said when a model cannot be had."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from conftest import load_hf
+from known_scores import scored
+
+from workbench.models.loading import load_model
+from workbench.models.model import Model
+
+
+@torch.no_grad()
+def test_an_edited_model_is_saved_and_reloaded(family_model: Model, tmp_path: Path, texts: list[str]) -> None:
+    tokens = family_model.tokenize(texts)
+    snapshot = family_model.snapshot()
+    try:
+        family_model.weight(1).add_(torch.outer(torch.linspace(-1, 1, family_model.d_mlp), torch.linspace(1, 2, 32)))
+        edited = family_model.logits(tokens)
+        family_model.save_pretrained(tmp_path)
+        again = load_model(str(tmp_path), device="cpu")
+        assert again.fingerprint() == family_model.fingerprint()
+        assert torch.equal(again.tokenize(texts).ids, tokens.ids)
+        assert torch.equal(again.logits(tokens), edited)
+        one = family_model.tokenize(texts[:1])
+        expected = load_hf(tmp_path)(one.ids).logits
+        torch.testing.assert_close(family_model.logits(one), expected, atol=1e-5, rtol=0)
+    finally:
+        family_model.restore_(snapshot)
+
+
+def test_half_precision_on_disk_loads_as_asked(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(checkpoints["gpt2"], tmp_path, dirs_exist_ok=True)
+    load_hf(tmp_path).half().save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "float16"
+    full, half = (
+        load_model(str(tmp_path), device="cpu"),
+        load_model(str(tmp_path), device="cpu", dtype=torch.bfloat16),
+    )
+    assert {p.dtype for p in full.parameters.values()} == {torch.float32}
+    assert {p.dtype for p in half.parameters.values()} == {torch.bfloat16} and half.dtype == torch.bfloat16
+    assert half.logits(half.tokenize(["Rome"])).dtype == torch.bfloat16
+    assert half.fingerprint() != full.fingerprint()
+    assert scored(half, ["Rome stands in"], ["Italy"])[0].dtype == torch.float32
+
+
+def test_models_that_cannot_be_loaded(checkpoints: dict[str, Path], tmp_path: Path, monkeypatch) -> None:
+    way_out = r'give "atlas", a local Hugging Face folder, a .gguf file, or a hub name such as gpt2-xl'
+
+    def refused(*_, **__):
+        raise OSError("We couldn't connect to the hub.\nSecond line")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(transformers.AutoConfig, "from_pretrained", refused)
+        with pytest.raises(ValueError, match=rf"'no/such-model': We couldn't connect to the hub; {way_out}"):
+            load_model("no/such-model")
+    with pytest.raises(ValueError, match=rf"has no config.json and no .gguf file; {way_out}"):
+        load_model(str(tmp_path))
+    for missing in ("/no/such/folder", "./nothing"):
+        with pytest.raises(
+            ValueError, match=rf"cannot load model '{missing}': .* is not a folder and not a .gguf file; {way_out}"
+        ):
+            load_model(missing)
+    broken = tmp_path / "broken"
+    shutil.copytree(checkpoints["gpt2"], broken)
+    (broken / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match=rf"cannot load model .*broken'.*{way_out}"):
+        load_model(str(broken))
+
+
+def test_a_slow_tokenizer_is_refused(checkpoints: dict[str, Path], monkeypatch) -> None:
+    class Slow:
+        is_fast = False
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: Slow())
+    with pytest.raises(ValueError, match="tokenizer is not a fast one"):
+        load_model(str(checkpoints["gpt2"]))
+
+
+def test_a_device_that_is_not_there(checkpoints: dict[str, Path], monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="device 'cuda' is not available"):
+        load_model(str(checkpoints["gpt2"]), device="cuda")
+
+
+def test_loading_is_silent_and_leaves_the_settings(checkpoints: dict[str, Path], capfd) -> None:
+    logging = transformers.utils.logging
+    logging.enable_progress_bar()
+    try:
+        level = logging.get_verbosity()
+        load_model(str(checkpoints["gpt2"]), device="cpu")
+        assert logging.get_verbosity() == level and logging.is_progress_bar_enabled()
+    finally:
+        logging.disable_progress_bar()
+    assert capfd.readouterr() == ("", "")

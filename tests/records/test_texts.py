@@ -1,0 +1,41 @@
+"""Readers of plain text."""
+
+from pathlib import Path
+
+import pytest
+
+from workbench.records.texts import read_texts
+
+
+def test_lines_of_a_text_file_without_blank_ones(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.txt"
+    path.write_text("Paris is in France.\n\n  東京 is in Japan. \n", encoding="utf-8")
+    assert read_texts(str(path)) == ["Paris is in France.", "東京 is in Japan."]
+    assert read_texts(str(path), limit=1) == ["Paris is in France."]
+
+
+def test_jsonl_names_a_malformed_line(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.jsonl"
+    path.write_text('{"text": "one"}\n{"text": 2}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"corpus\.jsonl: line 2: expected"):
+        read_texts(str(path))
+    assert read_texts(str(path), limit=1) == ["one"]
+
+
+def test_missing_and_empty_files_say_what_to_give(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"give a \.txt or \.jsonl file"):
+        read_texts(str(tmp_path / "none.txt"))
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(ValueError, match="holds no text"):
+        read_texts(str(tmp_path / "empty.txt"))
+
+
+def test_an_unreachable_hub_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(ValueError, match=r"cannot fetch Salesforce/wikitext .* --text"):
+        read_texts("wikitext")

@@ -1,0 +1,210 @@
+"""A report is one page that needs nothing else, says what was found, and shows text as text."""
+
+import re
+import warnings
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure as MatplotlibFigure
+
+from workbench.machine.intervals import Estimate
+from workbench.measuring.scores import KINDS, Evaluation, PromptScores, RecordScores
+from workbench.records.facts import EditRequest
+from workbench.report.elements import Answer, Example, Examples, Figure, Paragraph, Section, Table
+from workbench.report.study import study_headline
+from workbench.report.write import write_report
+from workbench.runs.run import Run
+
+EVIL = "<script>alert('x')</script> & \"quoted\""
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text outside of the style."""
+
+    VOID = frozenset({"meta", "img", "br"})
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        assert self.open == [], "unclosed tags"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] != "style":
+            self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run.create(tmp_path / "run", {"model": "atlas", "seed": 0, "editor": {"steps": 20}})
+
+
+def make_figure() -> MatplotlibFigure:
+    figure = MatplotlibFigure(figsize=(2, 1))
+    figure.subplots().plot([0, 1], [1, 0])
+    return figure
+
+
+def make_evaluation(case_id: int, said: str = " Rome is old") -> Evaluation:
+    def state(generated: str) -> RecordScores:
+        scores = PromptScores(
+            prompt="The capital of France is",
+            targets_new=("Rome",),
+            targets_true=("Paris",),
+            p_new=0.9,
+            p_true=0.1,
+            top_new=True,
+            top_true=False,
+            generated=generated,
+        )
+        return RecordScores(prompts=dict.fromkeys(KINDS, (scores,)))
+
+    pre, post = state(" Paris, of course"), state(said)
+    return Evaluation(case_id=case_id, pre=pre, post=post, kl=0.1, relative_norms={4: 0.1}, seconds=0.1)
+
+
+def append_evaluation(run: Run, evaluation: Evaluation, subject: str = "France") -> None:
+    request = EditRequest(template="The capital of {} is", subject=subject, target_new="Rome", target_true="Paris")
+    run.append("evaluations", evaluation.to_dict() | {"request": request, "method": "ROME"})
+
+
+def finish(run: Run) -> None:
+    with run.running():
+        run.save_figure("average_effects", make_figure(), caption="Averages.")
+        run.save_figure("trace_1", make_figure(), caption="One fact.")
+        run.save_table("average_effects", pd.DataFrame({"Role": ["last"], "Effect": [0.5]}), caption="Roles.")
+        run.note(layer=4, window=3, facts_traced=60, total_effect=0.8, peak_effect=0.6, planted=[3, 4, 5])
+        append_evaluation(run, make_evaluation(1))
+        run.save_figure("scores", make_figure(), caption="Scores.")
+        run.save_table("scores", pd.DataFrame({"Editor": ["ROME"], "S": ["90.0 (80.0-95.0)"]}), caption="Main.")
+        run.save_table("extra", pd.DataFrame({"a": [1]}), caption="Something else.")
+        scores = {"ES": 1.0, "PS": 0.85, "NS": 0.9}
+        estimates = {k: Estimate(value=v, low=v, high=v, n=20).to_dict() for k, v in scores.items()}
+        run.note(method="ROME", records_edited=20, scores=estimates)
+
+
+def test_a_study_is_one_file_that_needs_no_network(run: Run) -> None:
+    finish(run)
+    page = Page(write_report(run))
+    assert len(page.all("img")) == 3
+    assert all((image["src"] or "").startswith("data:image/png;base64,") and image["alt"] for image in page.all("img"))
+    assert page.all("script") == [] and page.all("link") == [] and page.all("iframe") == []
+    assert all((link["href"] or "").startswith("#") for link in page.all("a"))
+    style = page.source[page.source.index("<style>") : page.source.index("</style>")]
+    assert "url(" not in style and "@import" not in style and "http" not in style
+    assert "prefers-color-scheme: dark" in style and "@media print" in style
+
+
+def test_links_lead_to_sections(run: Run) -> None:
+    finish(run)
+    page = Page(write_report(run))
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert [link["href"] for link in page.all("a")] == [f"#{name}" for name in ids]
+
+
+def test_a_study_shows_everything_that_was_saved(run: Run) -> None:
+    finish(run)
+    page = Page(write_report(run))
+    for text in ("Averages.", "One fact.", "Roles.", "Scores.", "Main.", "Something else.", "Caveats"):
+        assert text in page.text
+    assert "(80.0-95.0)" in page.text and "editor.steps" in page.text
+    assert "The capital of France is … Paris → Rome" in page.text
+    assert "Paris, of course" in page.text and "Rome is old" in page.text
+    assert "interrupted" not in page.text
+
+
+def test_headline_says_what_was_located_and_what_editing_did(run: Run) -> None:
+    assert "Nothing was finished" in study_headline(run)
+    finish(run)
+    headline = study_headline(run)
+    assert "60 facts" in headline and "layer 4" in headline and "layers 3 to 5" in headline and "75 %" in headline
+    assert "ROME on 20 records" in headline
+    assert all(
+        text in headline for text in ("100 % of the prompts", "85 % of their paraphrases", "90 % of the prompts")
+    )
+
+
+def test_marks_say_what_came_out_as_wanted(run: Run) -> None:
+    append_evaluation(run, make_evaluation(1))
+    page = Page(write_report(run))
+    assert page.text.count("✓") == 4  # the new answer, on all kinds but neighborhood
+    assert page.text.count("✗") == 1  # where the old one was wanted
+
+
+def test_text_of_records_is_escaped(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", {"model": EVIL, "records": EVIL})
+    append_evaluation(run, make_evaluation(1, said=EVIL), subject=EVIL)
+    run.save_figure("average_effects", make_figure(), caption=EVIL)
+    run.save_table("other", pd.DataFrame({EVIL: [EVIL]}), caption=EVIL)
+    run.note(method=EVIL, records_edited=1, scores={})
+    page = Page(write_report(run, title=EVIL))
+    assert page.all("script") == [] and "<script" not in page.source
+    assert page.text.count("<script>alert('x')</script>") > 8
+    assert page.all("img")[0]["alt"] == EVIL
+
+
+def test_composed_reports_escape_too(run: Run) -> None:
+    figure = Figure(path=run.save_figure("any", make_figure()), caption=EVIL)
+    answer = Answer(label=EVIL, prompt=EVIL, before=EVIL, after=EVIL, wanted=EVIL, right=None)
+    blocks = [
+        Paragraph(text=EVIL),
+        figure,
+        Table(columns=[EVIL], rows=[[EVIL]], caption=EVIL),
+        Examples(examples=[Example(title=EVIL, answers=[answer])], caption=EVIL),
+    ]
+    path = write_report(run, [Section(title=EVIL, blocks=blocks)], headline=EVIL, name="own.html")
+    page = Page(path)
+    assert path.name == "own.html" and "<script" not in page.source
+    assert re.fullmatch(r"[\w-]+", Section(title=EVIL, blocks=[]).anchor)
+
+
+def test_an_interrupted_study_shows_what_is_finished(run: Run) -> None:
+    with pytest.raises(KeyboardInterrupt), run.running():
+        run.append("traces", {"index": 0, "known": True})
+        for case_id in range(3):
+            append_evaluation(run, make_evaluation(case_id))
+        raise KeyboardInterrupt
+    page = Page(write_report(run))
+    assert "was interrupted (Ctrl-C)" in page.text
+    assert "1 facts were traced" not in page.text and "1 fact was traced" in page.text
+    assert "3 records were measured" in page.text and "100.0" in page.text
+    assert "CounterFact scores" in page.text
+
+
+def test_a_torn_record_does_not_spoil_the_report(run: Run) -> None:
+    append_evaluation(run, make_evaluation(1))
+    with (run.folder / "evaluations.jsonl").open("a") as file:
+        file.write('{"case_id": 2, "pre"')
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        page = Page(write_report(run))
+    assert "1 record was measured" in page.text
+
+
+def test_an_empty_run_gives_a_page(run: Run) -> None:
+    page = Page(write_report(run))
+    assert "not finished" in page.text and "Nothing was finished yet" in page.text
+
+
+def test_numbers_stand_on_the_right_with_their_interval_below() -> None:
+    table = Table(columns=["Editor", "S", "n"], rows=[["ROME (r)", "90.0 (80.0-95.0)", "-"], ["FT", "-1.0", "20"]])
+    assert table.numeric == [False, True, True]
+    assert table.cells[0] == [("ROME (r)", ""), ("90.0", "(80.0-95.0)"), ("-", "")]
+    assert Table(columns=["a", "b"], rows=[]).numeric == [False, False]

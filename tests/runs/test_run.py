@@ -1,0 +1,219 @@
+"""A run's folder can be read at any moment, resumed with the same settings, and not with others."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from workbench.machine import environment as provenance
+from workbench.machine.intervals import Estimate
+from workbench.runs.artifacts import save_figure
+from workbench.runs.run import Run
+from workbench.measuring.summaries import Summary
+from workbench.tables.scores import main_table
+from workbench.tables.table import to_latex, to_markdown
+
+SETTINGS = {"model": "atlas", "records": Path("records.json"), "seed": 0, "lengths": (5, 10)}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run.create(tmp_path / "run", SETTINGS)
+
+
+def make_figure() -> Figure:
+    figure = Figure(figsize=(2, 1))
+    figure.subplots().plot([0, 1], [1, 0])
+    return figure
+
+
+def test_create_writes_settings_and_environment(run: Run) -> None:
+    assert json.loads((run.folder / "settings.json").read_text()) == {
+        "model": "atlas",
+        "records": "records.json",
+        "seed": 0,
+        "lengths": [5, 10],
+    }
+    environment = run.read_json("environment.json")
+    assert environment["versions"]["torch"] == torch.__version__
+    assert {"date", "python", "platform", "gpu", "commit"} <= environment.keys()
+    assert (environment["gpu"] is None) != torch.cuda.is_available()
+    assert run.status == "running"
+
+
+def test_same_settings_resume(run: Run) -> None:
+    run.append("scores", {"case_id": 1})
+    again = Run.create(run.folder, SETTINGS)
+    assert again.rows("scores") == [{"case_id": 1}]
+    assert again.settings == Run.open(run.folder).settings
+    assert len(again.read_json("environment.json")["resumed"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({**SETTINGS, "seed": 1}, "seed was 0 and is now 1"),
+        ({**SETTINGS, "limit": 5}, r"limit was '\(not set\)' and is now 5"),
+        ({key: value for key, value in SETTINGS.items() if key != "seed"}, "seed was 0 and is now"),
+    ],
+)
+def test_other_settings_are_refused_by_name(run: Run, changed: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        Run.create(run.folder, changed)
+    assert "--out" in str(caught.value) and "delete" in str(caught.value)
+
+
+def test_folders_that_are_no_runs_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match=r"holds files but no settings\.json"):
+        Run.create(tmp_path, SETTINGS)
+    with pytest.raises(ValueError, match="is a file"):
+        Run.create(tmp_path / "thesis.tex", SETTINGS)
+    with pytest.raises(FileNotFoundError, match="not a run folder"):
+        Run.open(tmp_path)
+
+
+def test_other_weights_are_refused(run: Run) -> None:
+    run.check_model("a" * 64)
+    run.check_model("a" * 64)
+    with pytest.raises(ValueError, match="begun with model weights aaaaaaaaaaaa, these are bbbbbbbbbbbb"):
+        run.check_model("b" * 64)
+
+
+def test_other_versions_warn(run: Run) -> None:
+    environment = run.read_json("environment.json")
+    environment["versions"]["torch"] = "1.0"
+    run.write_json("environment.json", environment)
+    with pytest.warns(UserWarning, match=r"begun with torch 1\.0 and goes on"):
+        Run.create(run.folder, SETTINGS)
+
+
+def test_records_come_back_as_they_were(run: Run) -> None:
+    rows = [{"case_id": 1, "text": 'line\nbreak "東京" <b>'}, {"case_id": 2, "values": [0.1, 1e-30], "none": None}]
+    for row in rows:
+        run.append("scores", row)
+    assert run.rows("scores") == rows
+    assert run.done("scores", "case_id") == {1, 2}
+    assert run.rows("others") == [] and run.done("others", "case_id") == set()
+
+
+def test_tensors_and_arrays_are_written_as_numbers(run: Run) -> None:
+    run.append("scores", {"tensor": torch.eye(2), "array": np.arange(2), "scalar": np.float32(0.5), "set": {2, 1}})
+    assert run.rows("scores") == [{"tensor": [[1, 0], [0, 1]], "array": [0, 1], "scalar": 0.5, "set": [1, 2]}]
+    with pytest.raises(TypeError, match="cannot write object"):
+        run.append("scores", {"bad": object()})
+    assert len(run.rows("scores")) == 1
+
+
+def test_a_torn_line_is_ignored_then_replaced(run: Run) -> None:
+    run.append("scores", {"case_id": 1})
+    with (run.folder / "scores.jsonl").open("ab") as file:
+        file.write('{"case_id": 2, "text": "東'.encode()[:-1])
+    with pytest.warns(UserWarning, match="last line is incomplete"):
+        assert run.done("scores", "case_id") == {1}
+    run.append("scores", {"case_id": 2})
+    assert run.rows("scores") == [{"case_id": 1}, {"case_id": 2}]
+
+
+def test_a_damaged_line_in_the_middle_is_named(run: Run) -> None:
+    (run.folder / "scores.jsonl").write_text('{"case_id": 1}\nnot json\n{"case_id": 3}\n')
+    with pytest.raises(ValueError, match=r"scores\.jsonl: line 2 is not JSON"):
+        run.rows("scores")
+
+
+def test_status_of_a_finished_run(run: Run) -> None:
+    with run.running():
+        assert run.status == "running"
+    assert run.status == "complete"
+
+
+@pytest.mark.parametrize(("error", "reason"), [(KeyboardInterrupt(), "Ctrl-C"), (ValueError("no"), "ValueError: no")])
+def test_status_of_a_run_that_was_stopped(run: Run, error: BaseException, reason: str) -> None:
+    with pytest.raises(type(error)), run.running():
+        run.append("scores", {"case_id": 1})
+        raise error
+    assert run.status == "interrupted"
+    assert run.read_json("status.json")["reason"] == reason
+    assert run.done("scores", "case_id") == {1}
+
+
+def test_files_appear_whole_or_not_at_all(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.write_text("page.html", "old")
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(KeyboardInterrupt):
+        run.write_text("page.html", "new")
+    assert (run.folder / "page.html").read_text() == "old"
+    assert not [path for path in run.folder.iterdir() if path.name.startswith(".")]
+
+
+def test_notes_add_up(run: Run) -> None:
+    run.note(layer=4)
+    run.note(method="ROME", layer=5)
+    assert run.read_json("results.json") == {"layer": 5, "method": "ROME"}
+
+
+def test_equal_figures_are_equal_files(tmp_path: Path) -> None:
+    first, second = (save_figure(make_figure(), tmp_path / name / "figure") for name in ("a", "b"))
+    assert first.read_bytes() == second.read_bytes()
+    assert first.with_suffix(".pdf").read_bytes() == second.with_suffix(".pdf").read_bytes()
+    assert b"CreationDate" not in first.with_suffix(".pdf").read_bytes()
+
+
+def test_dots_in_a_figure_name_are_kept(tmp_path: Path) -> None:
+    assert save_figure(make_figure(), tmp_path / "layer.4").name == "layer.4.png"
+
+
+def test_figures_come_back_with_their_captions(run: Run) -> None:
+    for name in ("trace_10", "trace_2"):
+        run.save_figure(name, make_figure(), caption=f"About {name}")
+    assert [(name, figure.caption) for name, figure in run.figures().items()] == [
+        ("trace_2", "About trace_2"),
+        ("trace_10", "About trace_10"),
+    ]
+    assert run.figures()["trace_2"].path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_table_is_saved_in_every_form(run: Run) -> None:
+    metrics = ("S", "ES", "EM", "PS", "PM", "NS", "NM", "fluency")
+    estimates = {metric: Estimate(value=0.5, low=0.4, high=0.6, n=9) for metric in metrics}
+    table = main_table({"ROME": Summary(n=9, level=0.95, resamples=10, pre=estimates, post=estimates)})
+    csv = run.save_table("scores", table)
+    assert csv.with_suffix(".md").read_text() == to_markdown(table)
+    assert csv.with_suffix(".tex").read_text() == to_latex(table, label="tab:scores")
+    pd.testing.assert_frame_equal(pd.read_csv(csv), table.numbers(), check_dtype=False)
+    saved = run.tables()["scores"]
+    assert saved.caption == table.caption and saved.columns[0] == "Editor"
+    assert saved.rows[1][:2] == ("ROME", "50.0 (40.0-60.0)")
+
+
+def test_a_frame_is_saved_in_every_form(run: Run) -> None:
+    frame = pd.DataFrame({"Role": ["a|b", "100 %"], "Effect": [0.123456, float("nan")], "Facts": [3, 4]})
+    csv = run.save_table("roles", frame, caption="Effects & roles")
+    pd.testing.assert_frame_equal(pd.read_csv(csv), frame)
+    assert run.tables()["roles"].rows == (("a|b", "0.123", "3"), ("100 %", "-", "4"))
+    assert "| a\\|b | 0.123 | 3 |" in csv.with_suffix(".md").read_text()
+    latex = csv.with_suffix(".tex").read_text()
+    assert r"100 \%" in latex and r"Effects \& roles" in latex
+
+
+def test_the_commit_is_that_of_the_checkout_itself(tmp_path: Path) -> None:
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    (tmp_path / "file").write_text("1")
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "first"], check=True)
+    commit = provenance._commit(tmp_path.resolve())
+    assert commit is not None and len(commit) == 40
+    (tmp_path / "file").write_text("2")
+    assert provenance._commit(tmp_path.resolve()) == f"{commit}+changes"
+    (tmp_path / "site-packages").mkdir()
+    assert provenance._commit(tmp_path.resolve() / "site-packages") is None

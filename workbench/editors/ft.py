@@ -1,0 +1,274 @@
+"""Fine-tuning of MLP output matrices on the requests: FT, FT-M and FT-L (Zhu et al. 2020, arXiv:2012.00363)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from workbench.editors.shared.keys import check_hooks
+from workbench.editors.shared.requests import check_requests
+from workbench.edits.edit import Edit, WeightUpdate, provenance
+from workbench.models.model import Hook, Model
+from workbench.models.tokens import Tokens
+from workbench.records.facts import EditRequest, fill, subject_characters, token_span
+from workbench.records.joining import join
+
+_LOSS_REACHED = 1e-2
+"""A batch below this loss makes no step, and the optimisation ends when the mean over all requests is below it."""
+
+_ByPlace = dict[tuple[int, str], Tensor]
+"""Matrices by layer and name."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FT:
+    """Adam on the W_out of some layers, for the new targets' negative log-likelihood, with an early stop.
+
+    `objective` says where a target's tokens are scored:
+
+    - "target": each after the prompt and the target's tokens before it, the prompt masked, the mean over tokens
+      (FT-M of Zhang et al. 2024, arXiv:2401.01286);
+    - "prompt_last": every token at the last position of the prompt, as the published code of Meng et al. 2022 does.
+      For a target of one token the two are the same.
+
+    With `norm_constraint` each element of the change stays within +-norm_constraint: FT-L, see `FTL`. The published
+    code also tunes b_out: `bias=True`. Defaults are the published hyperparameters for GPT2-XL.
+    """
+
+    layers: Sequence[int]
+    """The layers tuned, together; (3,) for one."""
+    steps: int = 25
+    """Passes over the requests, at most."""
+    learning_rate: float = 5e-4
+    """Of Adam."""
+    weight_decay: float = 0.0
+    """Of Adam: this times the weights (not their change) is added to their gradient."""
+    norm_constraint: float | None = None
+    """Largest absolute change of an element, enforced after each step; None for no constraint."""
+    objective: Literal["target", "prompt_last"] = "target"
+    """Where the target's tokens are scored."""
+    bias: bool = False
+    """Tune b_out as well; ValueError for a model without one."""
+    kl_weight: float = 0.0
+    """Multiplies the divergence on `kl_template` (the published setting is 0)."""
+    kl_template: str = "{} is a"
+    """Prompt on which the model should go on saying what it says, at the subject's last token."""
+    batch_size: int = 64
+    """Requests a step, in their order."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(self.layers))
+        if not self.layers or len(set(self.layers)) < len(self.layers):
+            raise ValueError(f"layers needs one or more different layers, got {self.layers}")
+        if self.steps < 1 or self.batch_size < 1:
+            raise ValueError(f"steps and batch_size must be at least 1, got {self.steps} and {self.batch_size}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        if self.norm_constraint is not None and not self.norm_constraint > 0:
+            raise ValueError(f"norm_constraint must be positive, or None for none, got {self.norm_constraint}")
+        if self.objective not in ("target", "prompt_last"):
+            raise ValueError(f"objective is 'target' or 'prompt_last', got {self.objective!r}")
+        if self.kl_template.count("{}") != 1:
+            raise ValueError(f"kl_template needs exactly one {{}}, got {self.kl_template!r}")
+
+    def __call__(self, model: Model, requests: Sequence[EditRequest]) -> Edit:
+        """The edit that makes all the requests true together, computed on the weights as they are.
+
+        The model is left bit for bit as it was: the change is added to the MLPs' outputs by hooks. Exact
+        duplicates count once; where the model already gives the targets, the change is zero. Its provenance lists
+        the mean loss at each pass. IndexError for a layer out of range; ValueError for no requests or
+        contradictory ones, for a model without b_out under `bias`, and if the loss is not finite.
+        """
+        requests = check_requests(requests)
+        check_hooks(model, "FT", "mlp_write")
+        dtype = torch.promote_types(model.dtype, torch.float32)
+        matrices = ("W_out", "b_out") if self.bias else ("W_out",)
+        weights = {(layer, matrix): model.weight(layer, matrix) for layer in self.layers for matrix in matrices}
+        changes = {
+            place: torch.zeros(weight.shape, dtype=dtype, device=weight.device, requires_grad=True)
+            for place, weight in weights.items()
+        }
+        losses = self._optimise(model, requests, weights, changes)
+        return Edit(
+            updates=tuple(_update(layer, matrix, change) for (layer, matrix), change in changes.items()),
+            method="FT" if self.norm_constraint is None else "FT-L",
+            requests=requests,
+            provenance=provenance(
+                model,
+                {field.name: getattr(self, field.name) for field in fields(self)},
+                optimisation={"losses": losses},
+            ),
+        )
+
+    def _optimise(
+        self, model: Model, requests: tuple[EditRequest, ...], weights: _ByPlace, changes: _ByPlace
+    ) -> list[float]:
+        """Tune the changes in place; returns the mean loss of each pass, measured before each batch's step."""
+        size = self.batch_size
+        batches = [self._parts(model, requests[first : first + size]) for first in range(0, len(requests), size)]
+        hooks = _added(model, changes)
+        leaves = list(changes.values())
+        optimiser = torch.optim.Adam(leaves, lr=self.learning_rate)
+        means: list[float] = []
+        while len(means) < self.steps and (not means or means[-1] >= _LOSS_REACHED):
+            total = 0.0
+            for parts in batches:
+                loss, gradients = self._gradients(model, parts, hooks, leaves)
+                count = sum(len(part.requests) for part in parts)
+                total += loss * count
+                if loss < _LOSS_REACHED:
+                    continue
+                for place, gradient in zip(changes, gradients, strict=True):
+                    change = changes[place]
+                    change.grad = gradient + self.weight_decay * (weights[place] + change.detach())
+                optimiser.step()
+                if self.norm_constraint is not None:
+                    for leaf in leaves:
+                        leaf.detach().clamp_(-self.norm_constraint, self.norm_constraint)
+            means.append(total / len(requests))
+        return means
+
+    def _gradients(
+        self, model: Model, parts: Sequence["_Batch"], hooks: Sequence[Hook], leaves: Sequence[Tensor]
+    ) -> tuple[float, list[Tensor]]:
+        """The mean loss of a batch's requests and its gradient, summed over the parts that fit into memory."""
+        count, mean = sum(len(part.requests) for part in parts), 0.0
+        gradients = [torch.zeros_like(leaf) for leaf in leaves]
+        for part in parts:
+            with torch.enable_grad():
+                loss = self._losses(model, part, hooks).sum() / count
+            mean += loss.item()
+            if len(parts) > 1 or mean >= _LOSS_REACHED:
+                # Not `backward`: it would also leave gradients on a model whose parameters take them.
+                found = torch.autograd.grad(loss, leaves)
+                gradients = [total + more for total, more in zip(gradients, found, strict=True)]
+        return mean, gradients
+
+    def _losses(self, model: Model, batch: "_Batch", hooks: Sequence[Hook]) -> Float[Tensor, " request"]:
+        """Each request's negative log-likelihood and weighted divergence."""
+        log_probs = batch.log_probs(model, hooks)
+        scored = len(batch.targets)
+        said = log_probs[:scored].gather(1, batch.targets[:, None])[:, 0]
+        losses = log_probs.new_zeros(len(batch.requests)).index_add(0, batch.rows[:scored], -said * batch.shares)
+        if batch.essence is not None:
+            now = log_probs[scored:]
+            divergence = torch.nn.functional.kl_div(batch.essence, now, log_target=True, reduction="none").sum(dim=-1)
+            losses = losses + self.kl_weight * divergence
+        finite = losses.isfinite()
+        if not finite.all():
+            request = batch.requests[int((~finite).nonzero()[0])]
+            raise ValueError(
+                f"the loss of {request.prompt!r} -> {request.target_new!r} is not finite: check the model's "
+                f"weights, or lower learning_rate ({self.learning_rate})"
+            )
+        return losses
+
+    def _parts(self, model: Model, requests: tuple[EditRequest, ...]) -> list["_Batch"]:
+        """A batch in parts that fit into memory."""
+        rows = model.encode([join(request.prompt, request.target_new, request.separator) for request in requests])
+        keeps = [
+            1 + sum(end > len(request.prompt) for _, end in row.offsets)
+            for request, row in zip(requests, rows, strict=True)
+        ]
+        parts = model.batches(rows, len(rows), keep=keeps, gradients=True)
+        return [self._batch(model, tuple(requests[index] for index in part)) for part in parts]
+
+    def _batch(self, model: Model, requests: tuple[EditRequest, ...]) -> "_Batch":
+        texts = [join(request.prompt, request.target_new, request.separator) for request in requests]
+        subjects = [request.subject for request in requests] if self.kl_weight else []
+        tokens = model.tokenize([*texts, *(fill(self.kl_template, each) for each in subjects)], padding_side="left")
+        starts = tokens.starts.tolist()
+        rows, positions, targets, shares = [], [], [], []
+        for row, (request, text) in enumerate(zip(requests, texts, strict=True)):
+            first, end = token_span(tokens.offsets[row], (len(request.prompt), len(text)))
+            if first == 0:
+                raise ValueError(f"the prompt has no token of its own in {text!r}; lengthen it")
+            rows += [row] * (end - first)
+            last = range(first, end) if self.objective == "target" else [first] * (end - first)
+            positions += [starts[row] + index - 1 for index in last]
+            targets += tokens.ids[row, starts[row] + first :].tolist()
+            shares += [1 / (end - first)] * (end - first)
+        for row, subject in enumerate(subjects, start=len(texts)):
+            _, end = token_span(tokens.offsets[row], subject_characters(self.kl_template, subject))
+            rows.append(row)
+            positions.append(starts[row] + end - 1)
+        batch = _Batch(
+            requests=requests,
+            tokens=tokens,
+            rows=torch.tensor(rows, device=model.device),
+            positions=torch.tensor(positions, device=model.device),
+            targets=torch.tensor(targets, device=model.device),
+            shares=torch.tensor(shares, device=model.device),
+        )
+        if not subjects:
+            return batch
+        with torch.no_grad():
+            return replace(batch, essence=batch.log_probs(model, [])[len(targets) :])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FTL(FT):
+    """FT-L: `FT` under an L-infinity constraint on the change (Zhu et al. 2020, arXiv:2012.00363).
+
+    The published code clamps after each step of Adam; its default for GPT2-XL is given here, those for others are
+    in the presets.
+    """
+
+    norm_constraint: float = 5e-4
+    """Largest absolute change of an element."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Batch:
+    """Requests with their targets, then their essence prompts, padded on the left; and what is read of them."""
+
+    requests: tuple[EditRequest, ...]
+    tokens: Tokens
+    rows: Int[Tensor, " prediction"]
+    """Row of each prediction: of the targets' tokens, then of the essence prompts."""
+    positions: Int[Tensor, " prediction"]
+    """Index from which it is made."""
+    targets: Int[Tensor, " target"]
+    """The targets' tokens."""
+    shares: Float[Tensor, " target"]
+    """Each one's share of the mean over its target."""
+    essence: Float[Tensor, "essence vocab"] | None = None
+    """What the unedited model says of the subjects; None without a divergence."""
+
+    def log_probs(self, model: Model, hooks: Sequence[Hook]) -> Float[Tensor, "prediction vocab"]:
+        """Log-probabilities of every prediction."""
+        first = int(self.positions.min())
+        logits = model.logits(self.tokens, hooks=hooks, keep_last=self.tokens.ids.shape[1] - first)
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        return logits[self.rows, self.positions - first].to(dtype).log_softmax(dim=-1)
+
+
+def _added(model: Model, changes: _ByPlace) -> list[Hook]:
+    """Hooks that make the MLPs' outputs what they are with the changes added to the weights: k dW more, and db."""
+    keys: dict[int, Tensor] = {}
+
+    def hooks_of(layer: int) -> list[Hook]:
+        def keep(key: Tensor, hook: object) -> None:
+            keys[layer] = key
+
+        def add(output: Tensor, hook: object) -> Tensor:
+            change = changes[layer, "W_out"]
+            more = keys.pop(layer).to(change.dtype) @ change
+            if (layer, "b_out") in changes:
+                more = more + changes[layer, "b_out"]
+            return output + more.to(output.dtype)
+
+        return [(model.hook_name("mlp_key", layer), keep), (model.hook_name("mlp_write", layer), add)]
+
+    return [hook for layer in sorted({layer for layer, _ in changes}) for hook in hooks_of(layer)]
+
+
+def _update(layer: int, matrix: str, change: Float[Tensor, "d_in d_out"]) -> WeightUpdate:
+    """The change, of full rank, exactly: times the identity of its smaller side."""
+    dense = change.detach().cpu()
+    identity = torch.eye(min(dense.shape), dtype=dense.dtype)
+    left, right = (dense, identity) if dense.shape[1] <= dense.shape[0] else (identity, dense)
+    return WeightUpdate(layer=layer, matrix=matrix, left=left, right=right)

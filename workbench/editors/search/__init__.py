@@ -1,0 +1,1 @@
+"""The search for the value that an edit writes: the plain one is the oracle of the fast one."""

@@ -1,0 +1,378 @@
+"""Values of many requests at once, from the work that an edit's value can change.
+
+Below the edited layer, and before the subject's last token, nothing depends on the value that `optimise_value`
+searches. So one pass keeps the residual streams that enter the first layer above, and the keys and values of
+earlier positions; each step then runs the layers above on the subject's last token and what follows it up to the
+last token that predicts the target, for all prompts of all requests together. Requests keep their own loss, clamp,
+early stop and Adam state, so each finds what it would find alone.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from workbench.editors.search.values import LOSS_REACHED, OptimisedValue, ValueLoss, optimise_value
+from workbench.editors.shared.subject import subject_ends
+from workbench.models.blocks import Blocks, BlocksError, Projections
+from workbench.models.blocks_check import blocks_of
+from workbench.models.model import Model
+from workbench.records.facts import EditRequest, fill, token_span
+from workbench.records.joining import join
+
+_MEMORY = 2**30
+"""Bytes that the states kept of one batch of requests may take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One prompt: its tokens as far as they matter, and what is asked of them."""
+
+    ids: list[int]
+    """Up to the last token whose output is read."""
+    subject: int
+    """The subject's last token: the first position that depends on the value."""
+    targets: list[int]
+    """Ids that the last positions should predict; none for the essence prompt, whose subject is read."""
+
+
+def optimise_values(
+    model: Model,
+    requests: Sequence[EditRequest],
+    templates: Sequence[Sequence[str]],
+    *,
+    site: str,
+    layer: int,
+    steps: int,
+    learning_rate: float,
+    weight_decay: float,
+    clamp: float,
+    kl_weight: float,
+    kl_template: str = "{} is a",
+    loss_layer: int | None = None,
+) -> list[OptimisedValue]:
+    """What `optimise_value` finds for each request, with `templates` a list for each; see there.
+
+    Requests run together as far as the memory reaches. A model whose blocks cannot be run part by part is
+    optimised one request at a time over the whole network, with a warning.
+    """
+    return search_together(
+        Search, optimise_value, model, requests, templates,
+        site=site, layer=layer, steps=steps, learning_rate=learning_rate, weight_decay=weight_decay, clamp=clamp,
+        kl_weight=kl_weight, kl_template=kl_template, loss_layer=loss_layer,
+    )  # fmt: skip
+
+
+def search_together(
+    search: "type[Search]",
+    alone: Callable[..., OptimisedValue],
+    model: Model,
+    requests: Sequence[EditRequest],
+    templates: Sequence[Sequence[str]],
+    **options: Any,
+) -> list[OptimisedValue]:
+    """What `alone(model, request, templates, **options)` finds for each request, by the `search` that equals it.
+
+    A model whose blocks cannot be run part by part, or not over prompts this long, is left to `alone`, with a warning.
+    """
+    layer, loss_layer = options["layer"], options["loss_layer"]
+    if loss_layer is not None and loss_layer < layer:
+        raise ValueError(f"loss_layer {loss_layer} lies below the edited layer {layer}, which cannot change it")
+    try:
+        blocks = blocks_of(model)
+        essence = options["kl_template"]
+        rows = [_rows(model, request, (*each, essence)) for request, each in zip(requests, templates, strict=True)]
+        found: list[OptimisedValue] = []
+        for batch in _batches(model, rows, layer):
+            found += search(blocks, [requests[i] for i in batch], [rows[i] for i in batch], options).run()
+    except BlocksError as error:
+        why = str(error).removesuffix("; use the plain engine")
+        warnings.warn(f"{why}; values are optimised over the whole network", stacklevel=3)
+        return [alone(model, request, each, **options) for request, each in zip(requests, templates, strict=True)]
+    return found
+
+
+def _rows(model: Model, request: EditRequest, templates: Sequence[str]) -> list[Row]:
+    """The rewriting prompts of a request with their targets, and the essence prompt as the last."""
+    *rewriting, essence = templates
+    prompts = [fill(template, request.subject) for template in rewriting]
+    texts = [
+        *(join(prompt, request.target_new, request.separator) for prompt in prompts),
+        fill(essence, request.subject),
+    ]
+    tokens = model.tokenize(texts)
+    subjects = subject_ends(tokens, templates, request.subject).tolist()
+    rows = []
+    for index, (prompt, text) in enumerate(zip(prompts, texts, strict=False)):
+        first, end = token_span(tokens.offsets[index], (len(prompt), len(text)))
+        ids = tokens.ids[index].tolist()
+        rows.append(Row(ids=ids[: end - 1], subject=subjects[index], targets=ids[first:end]))
+    ids = tokens.ids[-1].tolist()
+    return [*rows, Row(ids=ids[: subjects[-1] + 1], subject=subjects[-1], targets=[])]
+
+
+def _batches(model: Model, rows: Sequence[Sequence[Row]], layer: int) -> list[list[int]]:
+    """Requests in batches whose kept keys and values fit into the memory."""
+    bits = torch.finfo(model.dtype).bits
+    batches: list[list[int]] = [[]]
+    room = _MEMORY
+    for index, each in enumerate(rows):
+        size = sum(len(row.ids) for row in each) * 2 * (model.n_layers - layer) * model.d_model * bits // 8
+        if batches[-1] and size > room:
+            batches.append([])
+            room = _MEMORY
+        batches[-1].append(index)
+        room -= size
+    return batches
+
+
+@dataclass(kw_only=True, eq=False)
+class _Suffixes:
+    """The tokens that depend on the values, packed without padding, and what they attend to before them."""
+
+    request: Int[Tensor, " row"]
+    """The request of each row."""
+    before: Int[Tensor, " row"]
+    """How many tokens stand before the subject's last one."""
+    keys: dict[int, Float[Tensor, "row prefix head d_head"]]
+    """By layer above the edited one, the keys of those tokens."""
+    values: dict[int, Float[Tensor, "row prefix head d_head"]]
+    """Their values."""
+    states: dict[str, Float[Tensor, "row d_model"]]
+    """By site, the edited layer's states at the subject's last token in the unedited model."""
+    resid: Float[Tensor, "token d_model"]
+    """The residual stream that leaves the edited layer."""
+    projected: Projections | None
+    """What the first layer above makes of it, which only the subject's last tokens change; None for the last layer."""
+    row: Int[Tensor, " token"]
+    """The row of each token."""
+    place: Int[Tensor, " token"]
+    """Its place in the row, 0 at the subject's last token."""
+    read: Int[Tensor, " prediction"]
+    """Tokens from which a target is predicted."""
+    target: Int[Tensor, " prediction"]
+    """Its id."""
+    weight: Float[Tensor, " prediction"]
+    """Its share of the mean over the request's target tokens and contexts."""
+    essence: Int[Tensor, " request"]
+    """The essence prompts' tokens."""
+
+    def only(self, kept: Bool[Tensor, " request"]) -> "_Suffixes":
+        """Those of some of the requests, renumbered."""
+        rows, tokens = kept[self.request], kept[self.request[self.row]]
+        reads = tokens[self.read]
+        number, row_number, token_number = (mask.cumsum(0) - 1 for mask in (kept, rows, tokens))
+        return _Suffixes(
+            request=number[self.request[rows]],
+            before=self.before[rows],
+            keys={layer: each[rows] for layer, each in self.keys.items()},
+            values={layer: each[rows] for layer, each in self.values.items()},
+            states={site: each[rows] for site, each in self.states.items()},
+            resid=self.resid[tokens],
+            projected=None if self.projected is None else self.projected.at(tokens),
+            row=row_number[self.row[tokens]],
+            place=self.place[tokens],
+            read=token_number[self.read[reads]],
+            target=self.target[reads],
+            weight=self.weight[reads],
+            essence=token_number[self.essence[kept]],
+        )
+
+
+class Search:
+    """The optimisation of a batch of requests: one delta for each of `sites`, all of them added at once."""
+
+    what: ClassVar[str] = "value"
+    """What is searched, in messages."""
+
+    def __init__(
+        self, blocks: Blocks, requests: Sequence[EditRequest], rows: Sequence[Sequence[Row]], options: dict[str, Any]
+    ) -> None:
+        self.blocks, self.requests, self.options = blocks, requests, options
+        self.layer: int = options["layer"]
+        last = blocks.n_layers - 1
+        self.loss_layer: int = last if options["loss_layer"] is None else options["loss_layer"]
+        with torch.no_grad():
+            self._run_once(rows)
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The states of the edited layer that are changed; the last one's value is what is found."""
+        return (self.options["site"],)
+
+    def _run_once(self, rows: Sequence[Sequence[Row]]) -> None:
+        """One pass over the whole prompts: `initial` and what `_Suffixes` keeps."""
+        blocks, device = self.blocks, self.blocks.model.device
+        flat = [row for each in rows for row in each]
+        ids = torch.zeros(len(flat), max(len(row.ids) for row in flat), dtype=torch.long)
+        for index, row in enumerate(flat):
+            ids[index, : len(row.ids)] = torch.tensor(row.ids)  # padded on the right, where causality hides it
+        before = torch.tensor([row.subject for row in flat], device=device)
+        prefix = int(before.max())
+        everywhere, numbers = torch.arange(ids.shape[1], device=device), torch.arange(len(flat), device=device)
+        bare = torch.tensor([0, *(len(each) for each in rows[:-1])], device=device).cumsum(0)
+        resid = blocks.resid_pre(blocks.embed_tokens(ids.to(device)))
+        keys, values, states, leaving, projected = {}, {}, {}, resid, None
+        for layer in range(blocks.n_layers):
+            p = blocks.project(layer, resid, everywhere)
+            projected = p if layer == self.layer + 1 else projected
+            if layer > self.layer:
+                keys[layer], values[layer] = p.k[:, :prefix].clone(), p.v[:, :prefix].clone()
+                if layer == blocks.n_layers - 1:
+                    break
+            attn = blocks.attn_out(layer, blocks.attend(layer, p.q, p.k, p.v))
+            write = blocks.mlp_write(layer, resid, attn)
+            mlp = blocks.mlp_contribution(layer)(write)
+            below, resid = resid, resid + attn + mlp
+            if layer == self.layer:
+                leaving = resid
+                parts = {"resid_pre": below, "attn_out": attn, "mlp_write": write, "mlp_out": mlp, "resid_post": resid}
+                states = {site: part[numbers, before] for site, part in parts.items()}
+
+        places, read, target, weight, essence = [], [], [], [], []
+        for index, row in enumerate(flat):
+            if not row.targets:
+                essence.append(len(places))
+            places += [(index, place) for place in range(len(row.ids) - row.subject)]
+            read += range(len(places) - len(row.targets), len(places))
+            target += row.targets
+            weight += [1 / len(row.targets) for _ in row.targets]
+        row_of, place_of = torch.tensor(places, device=device).T
+        owner = torch.tensor([number for number, each in enumerate(rows) for _ in each], device=device)
+        contexts = torch.tensor([len(each) - 1 for each in rows], device=device)
+        reads, position_of = torch.tensor(read, device=device), before[row_of] + place_of
+        self.suffixes = _Suffixes(
+            request=owner, before=before, keys=keys, values=values, states=states,
+            resid=leaving[row_of, position_of], row=row_of, place=place_of,
+            projected=None if projected is None else projected.at((row_of, position_of)),
+            read=reads, target=torch.tensor(target, device=device),
+            weight=torch.tensor(weight, device=device) / contexts[owner[row_of[reads]]],
+            essence=torch.tensor(essence, device=device),
+        )  # fmt: skip
+        initial = torch.stack([states[site][bare] for site in self.sites], dim=1)
+        self.initial: Float[Tensor, "request site d_model"]
+        self.initial = initial.to(torch.promote_types(initial.dtype, torch.float32))
+
+    def run(self) -> list[OptimisedValue]:
+        """Adam on all deltas until each request's loss is reached or the steps are used up."""
+        steps, clamp = self.options["steps"], self.options["clamp"]
+        n = len(self.requests)
+        active = torch.arange(n, device=self.initial.device)
+        delta = torch.zeros_like(self.initial, requires_grad=True)
+        found = torch.zeros_like(self.initial)
+        essence: Tensor | None = None
+        losses: list[list[ValueLoss]] = [[] for _ in range(n)]
+        optimiser = torch.optim.Adam([delta], lr=self.options["learning_rate"])
+        with torch.enable_grad():
+            for step in range(steps):
+                said, now = self._log_probs(delta[active])
+                nll = self._nll(said, active)
+                essence = now.detach() if essence is None else essence
+                divergence = (now.exp() * (now - essence[active])).sum(dim=-1)  # as published: KL(now || before)
+                kl = self.options["kl_weight"] * divergence
+                sizes = delta[active].norm(dim=-1) / self.initial[active].norm(dim=-1) ** 2
+                decay = self.options["weight_decay"] * sizes.sum(dim=-1)
+                total = nll + kl + decay
+                for index, *terms in zip(active.tolist(), nll.tolist(), kl.tolist(), decay.tolist(), strict=True):
+                    losses[index].append(ValueLoss(nll=terms[0], kl=terms[1], weight_decay=terms[2]))
+                self._check_finite(total, active, losses, step)
+                going = ~self._reached(total, kl, said, active) & (step < steps - 1)
+                with torch.no_grad():
+                    found[active[~going]] = delta[active[~going]]
+                if not going.any():
+                    break
+                optimiser.zero_grad()
+                total[going].sum().backward()
+                optimiser.step()
+                if not going.all():
+                    active, self.suffixes = active[going], self.suffixes.only(going)
+                with torch.no_grad():
+                    largest = clamp * self.initial.norm(dim=-1, keepdim=True)
+                    size = delta.norm(dim=-1, keepdim=True)
+                    delta.copy_(torch.where(size > largest, delta * (largest / size), delta))
+        return [
+            OptimisedValue(initial=self.initial[i, -1], delta=found[i, -1], losses=tuple(losses[i])) for i in range(n)
+        ]
+
+    def _leaving(self, delta: Float[Tensor, "row site d_model"]) -> Float[Tensor, "row d_model"]:
+        """The residual stream that leaves the edited layer at the subject's last token, with each row's deltas."""
+        states, contribution = self.suffixes.states, self.blocks.mlp_contribution(self.layer)
+        if self.sites != ("mlp_write",) or contribution.direct:
+            return states["resid_post"] + delta[:, 0]
+        return states["resid_pre"] + states["attn_out"] + contribution(states["mlp_write"] + delta[:, 0])
+
+    def _nll(
+        self, said: Float[Tensor, "prediction vocab"], active: Int[Tensor, " request"]
+    ) -> Float[Tensor, " request"]:
+        """Negative log-likelihood of each request's target, mean over its tokens and contexts."""
+        s = self.suffixes
+        share = said.gather(1, s.target[:, None])[:, 0] * s.weight
+        return said.new_zeros(len(active)).index_add(0, s.request[s.row[s.read]], -share)
+
+    def _reached(
+        self,
+        total: Float[Tensor, " request"],
+        kl: Float[Tensor, " request"],
+        said: Float[Tensor, "prediction vocab"],
+        active: Int[Tensor, " request"],
+    ) -> Bool[Tensor, " request"]:
+        """Which of the active requests end before their next step."""
+        return total < LOSS_REACHED
+
+    def _check_finite(self, total: Tensor, active: Tensor, losses: Sequence[Sequence[ValueLoss]], step: int) -> None:
+        if not total.isfinite().all():
+            index = int(active[~total.isfinite()][0])
+            request = self.requests[index]
+            raise ValueError(
+                f"the {self.what} for {request.prompt!r} -> {request.target_new!r} diverged at step {step}: "
+                f"{losses[index][-1]}; check the model's weights, or lower learning_rate "
+                f"({self.options['learning_rate']})"
+            )
+
+    def _log_probs(
+        self, delta: Float[Tensor, "request site d_model"]
+    ) -> tuple[Float[Tensor, "prediction vocab"], Float[Tensor, "request vocab"]]:
+        """Log-probabilities where targets are predicted, and at the requests' essence prompts."""
+        blocks, s = self.blocks, self.suffixes
+        leaving = self._leaving(delta[s.request].to(s.resid.dtype))
+        ends = (s.place == 0).nonzero()[:, 0]
+        resid = s.resid.index_copy(0, ends, leaving)
+        rows, width, prefix = len(s.request), int(s.place.max()) + 1, int(s.before.max())
+        at = torch.arange(prefix + width, device=resid.device)
+        known = at[None, None, :prefix] < s.before[:, None, None]
+        causal = torch.ones(width, width, dtype=torch.bool, device=resid.device).tril()
+        mask = torch.cat([known.expand(rows, width, prefix), causal.expand(rows, width, width)], dim=-1)[:, None]
+        own = (s.before[:, None] + at[None, :width])[:, None]  # positions of the last `width` tokens of each row
+        stands = torch.cat([at[None, None, :prefix].expand(rows, 1, prefix), own], dim=-1)
+        behind = (own.transpose(1, 2) - stands)[:, None]
+        needed = torch.cat([s.read, s.essence])
+        predicting = resid[s.read]
+        for layer in range(self.layer + 1, blocks.n_layers):
+            if layer == self.layer + 1 and s.projected is not None:
+                p = s.projected.replaced(ends, blocks.project(layer, leaving, s.before[s.row[ends]]))
+            else:
+                p = blocks.project(layer, resid, s.before[s.row] + s.place)
+            q, k, v = (self._unpacked(x, rows, width) for x in (p.q, p.k, p.v))
+            k, v = torch.cat([s.keys[layer][:, :prefix], k], dim=1), torch.cat([s.values[layer][:, :prefix], v], dim=1)
+            window = blocks.window(layer)
+            seen = mask if window is None else mask & (behind < window)
+            heads = blocks.attend(layer, q, k, v, seen)[s.row, s.place]
+            if layer == blocks.n_layers - 1:
+                heads, resid = heads[needed], resid[needed]
+            attn = blocks.attn_out(layer, heads)
+            resid = resid + attn + blocks.mlp_out(layer, resid, attn)
+            if layer == self.loss_layer:
+                predicting = resid[: len(s.read)] if layer == blocks.n_layers - 1 else resid[s.read]
+        if self.layer == blocks.n_layers - 1:
+            resid = resid[needed]
+        said, now = (blocks.unembed(x).to(delta.dtype).log_softmax(dim=-1) for x in (predicting, resid[len(s.read) :]))
+        return said, now
+
+    def _unpacked(self, packed: Tensor, rows: int, width: int) -> Float[Tensor, "row place head d_head"]:
+        """Packed tokens [token head d_head] as padded rows."""
+        empty = packed.new_zeros(rows, width, *packed.shape[1:])
+        return empty.index_put((self.suffixes.row, self.suffixes.place), packed)

@@ -1,0 +1,264 @@
+"""Second moments of an MLP's keys over text: several layers in one pass, or read from a cache."""
+
+import hashlib
+import json
+import time
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from workbench.machine.files import write_whole
+from workbench.models.model import Model
+from workbench.models.tokens import TokenRow
+
+_FORMAT = 1
+_TEXTS_AT_ONCE = 1024
+_SAVED_EVERY = 60.0
+"""Seconds after which the sums so far are saved, between one lot of texts and the next."""
+_SINGULAR = 1e-14
+"""Pivots below this, relative to the largest diagonal entry, are rounding errors."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SecondMoment:
+    """C = mean of k k^T over tokens, with k the input of a layer's W_out (Meng et al. 2022, equation 2)."""
+
+    layer: int
+    """The layer whose keys were counted."""
+    matrix: Float[Tensor, "d_mlp d_mlp"]
+    """C, uncentred, in float64."""
+    count: int
+    """How many tokens it is the mean of."""
+
+
+def second_moments(
+    model: Model,
+    layers: Sequence[int],
+    texts: Sequence[str],
+    *,
+    max_tokens: int | None = None,
+    batch_size: int = 32,
+    cache: Path | None = None,
+    progress: bool = False,
+) -> dict[int, SecondMoment]:
+    """Second moment of the keys of each layer over all tokens of `texts` (or the first `max_tokens`).
+
+    Every text is a sequence of its own, cut where it exceeds the context or `Model.memory`, with a warning; blank
+    texts are left out. With a `cache` folder, what is there for these weights, texts and `max_tokens` is read, and the
+    rest is computed and written; a damaged cache file is computed anew, with a warning. Sums are saved there once a
+    minute, so that a pass that was stopped goes on. `progress` shows a bar, and prints tokens a second.
+
+    IndexError for a layer out of range; ValueError if there is no text, or a key is not finite.
+    """
+    layers = sorted(set(layers))
+    names = {layer: model.hook_name("mlp_key", layer) for layer in layers}
+    if max_tokens is not None and max_tokens < 1:
+        raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
+    texts = [text for text in texts if text.strip()]
+    if not texts:
+        raise ValueError("second moments need at least one text that is not blank")
+
+    found: dict[int, SecondMoment] = {}
+    paths: dict[int, Path] = {}
+    if cache is not None:
+        paths = _cache_paths(model, layers, texts, max_tokens, cache)
+        found = {layer: moment for layer in layers if (moment := _read(paths[layer], layer, model.d_mlp))}
+    if missing := {layer: name for layer, name in names.items() if layer not in found}:
+        partial = _Partial(
+            sums=_zeros(model, missing), path=_partial_path([paths[layer] for layer in missing if layer in paths])
+        )
+        computed = _compute(model, missing, texts, max_tokens, batch_size, progress, partial)
+        for layer, moment in computed.items():
+            if layer in paths:
+                _write(paths[layer], moment)
+        partial.remove()
+        found |= computed
+    return {layer: found[layer] for layer in layers}
+
+
+def factorise(matrix: Float[Tensor, "d d"], layer: int) -> Float[Tensor, "d d"]:
+    """Lower Cholesky factor of C, in float64, for `torch.cholesky_solve`; ValueError if there is none."""
+    matrix = matrix.detach().cpu().double()
+    if not matrix.isfinite().all():
+        raise ValueError(f"the second moment of layer {layer} is not finite")
+    factor, failed = torch.linalg.cholesky_ex((matrix + matrix.T) / 2)
+    pivots = factor.diagonal().square()
+    if failed or pivots.min() <= _SINGULAR * matrix.diagonal().max():
+        raise ValueError(
+            f"the second moment of layer {layer} is singular, so C^-1 k is undefined; collect it over more "
+            f"tokens and more varied ones (many more than the {len(matrix)} dimensions of a key)"
+        )
+    return factor
+
+
+@dataclass(kw_only=True, eq=False)
+class _Partial:
+    """The sums of a pass as far as it has come, kept in a file so that it can be stopped."""
+
+    sums: dict[int, Float[Tensor, "d_mlp d_mlp"]]
+    """By layer, of k k^T."""
+    path: Path | None
+    """Where they are kept; None for nowhere."""
+    texts: int = 0
+    """How many texts are in them."""
+    count: int = 0
+    """How many tokens."""
+    _saved: float = field(default_factory=time.monotonic)
+
+    def resume(self) -> None:
+        """Take over what an earlier pass has saved; a damaged file is left aside with a warning."""
+        if self.path is None or not self.path.exists():
+            return
+        try:
+            with safe_open(str(self.path), "pt") as file:
+                metadata = file.metadata() or {}
+                sums = {layer: file.get_tensor(str(layer)) for layer in self.sums}
+            if json.loads(metadata["sha256"]) != {str(layer): _digest(total) for layer, total in sums.items()}:
+                raise ValueError("its content does not have the checksum it was written with")
+            self.texts, self.count = int(metadata["texts"]), int(metadata["count"])
+            self.sums = {layer: total.to(self.sums[layer].device) for layer, total in sums.items()}
+        except Exception as error:  # whatever is wrong with it, the pass can start again
+            warnings.warn(f"the sums in '{self.path}' are damaged ({error}); starting again", stacklevel=4)
+
+    def save(self) -> None:
+        """Write them if that was not done for a while."""
+        if self.path is None or time.monotonic() - self._saved < _SAVED_EVERY:
+            return
+        sums = {str(layer): total.cpu() for layer, total in self.sums.items()}
+        checksums = json.dumps({layer: _digest(total) for layer, total in sums.items()})
+        metadata = {"texts": str(self.texts), "count": str(self.count), "sha256": checksums}
+        write_whole(self.path, save(sums, metadata=metadata))
+        self._saved = time.monotonic()
+
+    def remove(self) -> None:
+        """Once the moments are written."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def _zeros(model: Model, layers: Iterable[int]) -> dict[int, Float[Tensor, "d_mlp d_mlp"]]:
+    # Apple's GPUs have no float64.
+    device = torch.device("cpu") if model.device.type == "mps" else model.device
+    return {layer: torch.zeros(model.d_mlp, model.d_mlp, dtype=torch.float64, device=device) for layer in layers}
+
+
+def _compute(
+    model: Model,
+    names: dict[int, str],
+    texts: Sequence[str],
+    max_tokens: int | None,
+    batch_size: int,
+    progress: bool,
+    partial: _Partial,
+) -> dict[int, SecondMoment]:
+    partial.resume()
+    before, began = partial.count, time.perf_counter()
+
+    def rate() -> str:
+        return f"{(partial.count - before) / (time.perf_counter() - began):,.0f}"
+
+    columns = (TextColumn("second moments"), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    console = Console(stderr=True, highlight=False)
+    with Progress(*columns, console=console, disable=not progress, transient=True) as bar:
+        task = bar.add_task("", total=len(texts), completed=partial.texts)
+        for start in range(partial.texts, len(texts), _TEXTS_AT_ONCE):
+            room = None if max_tokens is None else max_tokens - partial.count
+            if room == 0:
+                break
+            some = texts[start : start + _TEXTS_AT_ONCE]
+            rows = _rows(model, some, room)
+            for batch in model.batches(rows, batch_size, keep=1):
+                tokens = model.pad([rows[index] for index in batch])
+                keys = model.activations(tokens, list(names.values()))
+                real = tokens.mask.bool()
+                for layer, name in names.items():
+                    total = partial.sums[layer]
+                    k = keys[name][real].to(device=total.device, dtype=torch.float64)
+                    total += k.T @ k
+            partial.count += sum(len(row.ids) for row in rows)
+            partial.texts = start + len(some)
+            partial.save()
+            bar.update(task, completed=partial.texts, description=f"{rate()} tokens a second")
+    sums, count = partial.sums, partial.count
+    if progress and count > before:
+        layers = ", ".join(map(str, names))
+        console.print(f"second moments of layers {layers}: {count:,} tokens, {rate()} a second")
+    for layer, total in sums.items():
+        if not total.isfinite().all():
+            raise ValueError(f"keys of layer {layer} of {model.name} are not finite; check its weights or use float32")
+    return {
+        layer: SecondMoment(layer=layer, matrix=(total / count).cpu(), count=count) for layer, total in sums.items()
+    }
+
+
+def _rows(model: Model, texts: Sequence[str], room: int | None) -> list[TokenRow]:
+    """The texts' tokens, in pieces that fit into the context and the memory, together at most `room` tokens."""
+    rows: list[TokenRow] = []
+    for row in model.pieces(texts, keep=1):
+        if room is not None:
+            # The model is causal: cutting a text's end leaves the keys before it as they are.
+            row = replace(row, ids=row.ids[:room], offsets=row.offsets[:room])
+            room -= len(row.ids)
+        if row.ids:
+            rows.append(row)
+    return rows
+
+
+def _cache_paths(
+    model: Model, layers: Sequence[int], texts: Sequence[str], max_tokens: int | None, cache: Path
+) -> dict[int, Path]:
+    digest = hashlib.sha256()
+    for text in texts:
+        encoded = text.encode()
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    # The ids too, since two tokenizers may share weights and texts.
+    digest.update(json.dumps([row.ids for row in _rows(model, texts[:16], None)]).encode())
+    key = {"format": _FORMAT, "model": model.fingerprint(), "texts": digest.hexdigest(), "tokens": max_tokens}
+    paths = {}
+    for layer in layers:
+        name = hashlib.sha256(json.dumps(key | {"layer": layer}, sort_keys=True).encode()).hexdigest()
+        paths[layer] = Path(cache) / f"second_moment-{layer}-{name[:32]}.safetensors"
+    return paths
+
+
+def _partial_path(paths: Sequence[Path]) -> Path | None:
+    """Where the sums of a pass that ends in these cache files are kept while it lasts."""
+    if not paths:
+        return None
+    name = hashlib.sha256("\n".join(path.name for path in paths).encode()).hexdigest()
+    return paths[0].parent / f"second_moment-partial-{name[:32]}.safetensors"
+
+
+def _read(path: Path, layer: int, d_mlp: int) -> SecondMoment | None:
+    """What a cache file holds; None if there is none or, with a warning, if it is not what was written."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(str(path), "pt") as file:
+            metadata, matrix = file.metadata() or {}, file.get_tensor("matrix")
+        if metadata.get("sha256") != _digest(matrix):
+            raise ValueError("its content does not have the checksum it was written with")
+        if metadata["layer"] != str(layer) or matrix.shape != (d_mlp, d_mlp):
+            raise ValueError(f"it holds {tuple(matrix.shape)} of layer {metadata['layer']}")
+        return SecondMoment(layer=layer, matrix=matrix, count=int(metadata["count"]))
+    except Exception as error:  # whatever is wrong with a cache file, it can be computed again
+        warnings.warn(f"cached second moment '{path}' is damaged ({error}); computing it again", stacklevel=3)
+        return None
+
+
+def _write(path: Path, moment: SecondMoment) -> None:
+    metadata = {"layer": str(moment.layer), "count": str(moment.count), "sha256": _digest(moment.matrix)}
+    write_whole(path, save({"matrix": moment.matrix.contiguous()}, metadata=metadata))
+
+
+def _digest(matrix: Tensor) -> str:
+    return hashlib.sha256(str(matrix.dtype).encode() + matrix.contiguous().numpy().tobytes()).hexdigest()

@@ -1,0 +1,1 @@
+"""What the workbench needs of a machine, and nothing of models: files, JSON, processes, memory, versions, failures."""

@@ -1,0 +1,196 @@
+"""(model, edit, record) -> scores.
+
+A model is asked for tokens, logits and generations only, so that an edit need not be one of weights.
+"""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from workbench.edits.edit import Edit
+from workbench.measuring.metrics import kl_divergence, target_probability
+from workbench.measuring.scores import FLUENCY_TOKENS, FLUENCY_TOP_K, KINDS, Evaluation, PromptScores, RecordScores
+from workbench.measuring.summaries import Summary, summarise
+from workbench.models.generation import generate
+from workbench.models.model import Model
+from workbench.models.scoring import TargetScore, score_targets
+from workbench.records.facts import Record
+
+__all__ = ["Evaluation", "PromptScores", "RecordScores", "Summary", "evaluate", "score_state", "summarise"]
+
+_SLACK = 2  # tokens generated beyond the longest target, which may come out in other pieces
+
+
+def evaluate(
+    model: Model,
+    edit: Edit | None,
+    record: Record,
+    *,
+    pre: RecordScores | None = None,
+    generate: bool = True,
+    fluency_tokens: int | None = FLUENCY_TOKENS,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> Evaluation:
+    """Score a record with the model as it is, then with the edit, applied for as long as that takes.
+
+    Args:
+        edit: None evaluates the model as it is: after is before.
+        pre: What `score_state` gave with the same options, to try several edits on one record.
+        generate, fluency_tokens, seed, batch_size: See `score_state`.
+    """
+    began = time.perf_counter()
+
+    def score() -> RecordScores:
+        return score_state(
+            model, record, generate=generate, fluency_tokens=fluency_tokens, seed=seed, batch_size=batch_size
+        )
+
+    pre = pre or score()
+    post, norms = pre, {}
+    if edit is not None:
+        norms = edit.relative_norms(model)
+        with edit.applied(model):
+            post = score()
+    return Evaluation(
+        case_id=record.case_id,
+        pre=replace(pre, neighborhood_log_probs=None),
+        post=replace(post, neighborhood_log_probs=None),
+        kl=_kl(pre, post),
+        relative_norms=norms,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def score_state(
+    model: Model,
+    record: Record,
+    *,
+    generate: bool = True,
+    fluency_tokens: int | None = FLUENCY_TOKENS,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> RecordScores:
+    """Score one record with the model as it is: one pass over all prompts with all their targets, one greedy
+    generation from all prompts, one sampled generation for the fluency.
+
+    Args:
+        generate: Whether to continue the prompts greedily.
+        fluency_tokens: Length of sampled texts, prompts included, cut at the context; None or 0: no fluency.
+        seed: Of the sampling. A record's draws depend on it and on the case id alone: not on the order of
+            records, and they are the same before and after an edit.
+    """
+    asked = _questions(record)
+    pairs = list(dict.fromkeys((one.prompt, target) for one in asked for target in one.targets))
+    found = score_targets(model, pairs, separator=record.request.separator, batch_size=batch_size)
+    scored = dict(zip(pairs, found, strict=True))
+    continuations = _continue(model, scored, batch_size) if generate else {}
+
+    def prompt_scores(one: _Question) -> PromptScores:
+        new, true = ([scored[one.prompt, target] for target in targets] for targets in (one.new, one.true))
+        return PromptScores(
+            prompt=one.prompt,
+            targets_new=one.new,
+            targets_true=one.true,
+            p_new=max((target_probability(score.log_probs) for score in new), default=math.nan),
+            p_true=max((target_probability(score.log_probs) for score in true), default=math.nan),
+            top_new=any(score.top for score in new),
+            top_true=any(score.top for score in true),
+            generated=continuations.get(one.prompt),
+        )
+
+    nearby = [scored[one.prompt, one.new[0]].next_log_probs for one in asked if one.kind == "neighborhood"]
+    return RecordScores(
+        prompts={kind: tuple(prompt_scores(one) for one in asked if one.kind == kind) for kind in KINDS},
+        texts=_sample_texts(model, record, fluency_tokens, seed, batch_size) if fluency_tokens else (),
+        neighborhood_log_probs=torch.stack(nearby) if nearby else None,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Question:
+    """A prompt and its right answers after and before the edit."""
+
+    kind: str
+    prompt: str
+    new: tuple[str, ...]
+    true: tuple[str, ...]
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return self.new + self.true
+
+
+def _questions(record: Record) -> list[_Question]:
+    """All prompts of a record, by kind in the order of `KINDS`."""
+    request = record.request
+    new, true = (request.target_new,), () if request.target_true is None else (request.target_true,)
+    plain = {
+        "rewrite": (request.prompt,),
+        "paraphrase": record.paraphrase_prompts,
+        "neighborhood": record.neighborhood_prompts,
+    }
+    asked = [
+        _Question(kind=kind, prompt=prompt, new=new, true=true) for kind, prompts in plain.items() for prompt in prompts
+    ]
+    probes = {"portability": record.portability_prompts, "reversion": record.reversion_prompts}
+    return asked + [
+        _Question(kind=kind, prompt=probe.prompt, new=probe.targets_new, true=probe.targets_true)
+        for kind, some in probes.items()
+        for probe in some
+    ]
+
+
+def _continue(model: Model, scored: Mapping[tuple[str, str], TargetScore], batch_size: int) -> dict[str, str]:
+    """Each prompt's greedy continuation, longer than the longest target; in one go if the context allows."""
+    wanted = max(len(score.log_probs) for score in scored.values()) + _SLACK
+    tokens = {prompt: score.prompt_tokens for (prompt, _), score in scored.items()}
+    by_length: dict[int, list[str]] = {}
+    for prompt in tokens:
+        by_length.setdefault(min(wanted, model.n_ctx - tokens[prompt]), []).append(prompt)
+    continuations: dict[str, str] = {}
+    for length, prompts in by_length.items():
+        generated = generate(model, prompts, max_new_tokens=length, batch_size=batch_size)
+        continuations |= dict(zip(prompts, generated, strict=True))
+    return continuations
+
+
+# Locality and fluency ----------------------------------------------------------------------------------
+
+
+def _kl(pre: RecordScores, post: RecordScores) -> float:
+    if not pre.prompts["neighborhood"]:
+        return math.nan
+    if pre.neighborhood_log_probs is None or post.neighborhood_log_probs is None:
+        raise ValueError("scores from a file lack the next-token distributions: give pre=None or a fresh score_state")
+    return kl_divergence(pre.neighborhood_log_probs, post.neighborhood_log_probs).mean().item()
+
+
+def _sample_texts(model: Model, record: Record, length: int, seed: int, batch_size: int) -> tuple[str, ...]:
+    """The generation prompts with sampled continuations, `length` tokens together for the longest prompt."""
+    prompts = record.generation_prompts
+    if not prompts:
+        return ()
+    longest = int((model.tokenize(prompts).mask.sum(dim=1)).max())
+    new = min(length, model.n_ctx) - longest
+    if new < 1:
+        raise ValueError(
+            f"generation prompts of {longest} tokens leave nothing to sample of {min(length, model.n_ctx)}: "
+            "raise fluency_tokens or shorten the prompts"
+        )
+    state = np.random.SeedSequence([seed, record.case_id]).generate_state(1).item()
+    generator = torch.Generator(device=model.device).manual_seed(state)
+    sampled = generate(
+        model,
+        prompts,
+        max_new_tokens=new,
+        temperature=1.0,
+        top_k=FLUENCY_TOP_K,
+        generator=generator,
+        batch_size=batch_size,
+    )
+    return tuple(prompt + text for prompt, text in zip(prompts, sampled, strict=True))

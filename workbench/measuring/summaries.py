@@ -1,0 +1,91 @@
+"""From the evaluations of many records to means with bootstrap intervals."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from workbench.machine.intervals import Estimate, bootstrap_means, from_samples, record_means
+from workbench.measuring.metrics import harmonic_mean
+from workbench.measuring.scores import Evaluation
+
+_PARTS = ("ES", "PS", "NS")  # of S
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Means over records before and after the edits of one editor."""
+
+    n: int
+    """Number of records."""
+    level: float
+    """Level of the intervals: bootstrap percentiles over records."""
+    resamples: int
+    """Number of bootstrap resamples."""
+    pre: Mapping[str, Estimate]
+    """By metric: `S` and those of `RecordScores.metrics`."""
+    post: Mapping[str, Estimate]
+    """By metric: `S` and those of `Evaluation.metrics`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        states = {
+            state: {metric: estimate.to_dict() for metric, estimate in estimates.items()}
+            for state, estimates in (("pre", self.pre), ("post", self.post))
+        }
+        return {"n": self.n, "level": self.level, "resamples": self.resamples, **states}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Summary":
+        """The inverse of `to_dict`."""
+        pre, post = (
+            {metric: Estimate.from_dict(estimate) for metric, estimate in values[state].items()}
+            for state in ("pre", "post")
+        )
+        return cls(n=values["n"], level=values["level"], resamples=values["resamples"], pre=pre, post=post)
+
+
+def summarise(
+    evaluations: Sequence[Evaluation], *, seed: int = 0, resamples: int = 1000, level: float = 0.95
+) -> Summary:
+    """Mean of each metric over the records that have it, with bootstrap percentile intervals over records.
+
+    S is the harmonic mean of the means ES, PS and NS, as published; inside each resample it is computed anew.
+    Its n is the smallest of theirs. All metrics, before and after, come from the same resamples.
+
+    Raises ValueError for no evaluations and for a record evaluated twice.
+    """
+    if not evaluations:
+        raise ValueError("no evaluations to summarise: the record set is empty")
+    case, times = Counter(evaluation.case_id for evaluation in evaluations).most_common(1)[0]
+    if times > 1:
+        raise ValueError(f"record {case} was evaluated {times} times: summarise one editor at a time")
+    before, after = zip(*(evaluation.metrics() for evaluation in evaluations), strict=True)
+    # Two generators in the same state, so that before and after are resampled alike.
+    pre = _estimates(before, resamples, level, np.random.default_rng(seed))
+    post = _estimates(after, resamples, level, np.random.default_rng(seed))
+    return Summary(n=len(evaluations), level=level, resamples=resamples, pre=pre, post=post)
+
+
+def _estimates(
+    rows: Sequence[Mapping[str, float]], resamples: int, level: float, generator: np.random.Generator
+) -> dict[str, Estimate]:
+    metrics = list(dict.fromkeys(metric for row in rows for metric in row))
+    values = np.array([[row.get(metric, math.nan) for metric in metrics] for row in rows], dtype=float)
+    counts = (~np.isnan(values)).sum(axis=0)
+    means = record_means(values)
+    samples = bootstrap_means(values, resamples=resamples, generator=generator)
+
+    parts = [metrics.index(part) for part in _PARTS]
+    means = np.concatenate([[harmonic_mean(means[parts])], means])
+    samples = np.concatenate([harmonic_mean(samples[:, parts])[:, None], samples], axis=1)
+    counts = np.concatenate([[counts[parts].min()], counts])
+
+    estimates = {}
+    for index, metric in enumerate(["S", *metrics]):
+        n = int(counts[index])
+        estimates[metric] = from_samples(means[index], samples[:, index], n, level=level)
+    return estimates

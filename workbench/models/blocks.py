@@ -1,0 +1,204 @@
+"""A model's blocks, part by part, on chosen positions only.
+
+`Model.logits` runs whole prompts. Where everything before a layer and before a position is known already, as in
+causal tracing and in the optimisation of an edit's value, most of that is repeated work. `Blocks` runs the rest:
+norms, projections and MLPs act on any positions, attention takes the keys and values of earlier positions as
+given. It calls the modules of the hooked model, so that edits of its weights are seen and gradients flow.
+
+Every family's arithmetic is found by what its modules have (`parts`), and is compared with the model's own states once
+(`blocks_check`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from workbench.models.contribution import Contribution
+from workbench.models.kernels import SHORT, attend_short, linear
+from workbench.models.model import Model
+from workbench.models.parts import Parts
+from workbench.models.rotary import rotations
+
+LONGEST_WINDOW = 1024
+"""A window beyond this is not relied on, since the model's own attention over it would be too large to compare."""
+
+
+class BlocksError(ValueError):
+    """A model whose blocks cannot be run part by part; the message says what to use instead."""
+
+
+def unknown(model: Model, why: str) -> BlocksError:
+    """What to raise where they cannot."""
+    return BlocksError(
+        f"the blocks of {model.name} ({type(model.bridge.original_model).__name__}) cannot be run part by part: {why}; "
+        "use the plain engine"
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Projections:
+    """Queries, keys and values of some positions, rotated where the model rotates them."""
+
+    q: Float[Tensor, "... head d_head"]
+    """Queries."""
+    k: Float[Tensor, "... kv_head d_head"]
+    """Keys; fewer heads than queries where heads share them."""
+    v: Float[Tensor, "... kv_head d_head"]
+    """Values."""
+
+    def at(self, index: Any) -> "Projections":
+        """Those of some tokens, by an index or a mask."""
+        return Projections(q=self.q[index], k=self.k[index], v=self.v[index])
+
+    def replaced(self, tokens: Int[Tensor, " some"], by: "Projections") -> "Projections":
+        """With those of some tokens replaced, a new object; tokens are the first dimension."""
+        pairs = ((self.q, by.q), (self.k, by.k), (self.v, by.v))
+        q, k, v = (mine.index_copy(0, tokens, others) for mine, others in pairs)
+        return Projections(q=q, k=k, v=v)
+
+
+class Blocks:
+    """The parts of a model's blocks, of every family whose modules `Parts` and `rotations` know.
+
+    `blocks_check.blocks_of` makes them, and sees to it that they are the model's.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.n_layers: int = model.n_layers
+        self.short: int = SHORT if model.device.type == "cpu" else 0
+        """Keys up to which attention is two matrix products, as is faster on a CPU; the fused kernel for more."""
+        bridge: Any = model.bridge
+        hf: Any = bridge.original_model
+        self._blocks = [Parts(bridge.blocks[at], config=hf.config, layer=at) for at in range(model.n_layers)]
+        self._rotations, self._longest = rotations(model)
+        self._norm: Callable = bridge.ln_final.original_component
+        self._embed: Callable = bridge.embed.original_component
+        self._positions: Any = bridge.pos_embed.original_component if hasattr(bridge, "pos_embed") else None
+        self._head: Any = hf.get_output_embeddings()
+        while hasattr(self._head, "original_component"):
+            self._head = self._head.original_component
+        self.parallel: bool = bool(getattr(bridge.cfg, "parallel_attn_mlp", False))
+        config = hf.config  # multipliers of Granite and Cohere, the cap of Gemma 2
+        self._embed_scale: float = getattr(config, "embedding_multiplier", 1.0)
+        scale, divisor = (getattr(config, name, 1.0) for name in ("logit_scale", "logits_scaling"))
+        self._logit_scale: float = (scale or 1.0) / divisor
+        self._logit_cap: float | None = getattr(config, "final_logit_softcapping", None)
+        windows = [parts.window for parts in self._blocks if parts.window is not None]
+        self._longest = min([self._longest, *(window for window in windows if window > LONGEST_WINDOW)])
+
+    def window(self, layer: int) -> int | None:
+        """How many keys a query of this layer sees at most, itself included; None for all before it."""
+        return self._blocks[layer].window
+
+    # ---- ends
+
+    def embed_tokens(self, ids: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
+        """Token embeddings, where noise is added; BlocksError for prompts longer than the blocks reach."""
+        if ids.shape[1] > self._longest:
+            raise unknown(
+                self.model, f"a prompt has {ids.shape[1]} tokens, and they are known to hold up to {self._longest}"
+            )
+        embeddings = self._embed(ids)
+        return embeddings if self._embed_scale == 1 else embeddings * self._embed_scale
+
+    def resid_pre(self, embeddings: Float[Tensor, "... pos d_model"], start: int = 0) -> Tensor:
+        """The residual stream that enters layer 0, for positions from `start` on."""
+        if self._positions is None:
+            return embeddings
+        at = torch.arange(start, start + embeddings.shape[-2], device=embeddings.device)
+        return embeddings + F.embedding(at + getattr(self._positions, "offset", 0), self._positions.weight)
+
+    def unembed(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... vocab"]:
+        """Logits of a residual stream that leaves the last layer."""
+        logits = linear(self._head, self._norm(resid))
+        logits = logits if self._logit_scale == 1 else logits * self._logit_scale
+        return logits if self._logit_cap is None else self._logit_cap * (logits / self._logit_cap).tanh()
+
+    # ---- parts of a block
+
+    def project(
+        self, layer: int, resid: Float[Tensor, "... d_model"], positions: Int[Tensor, " n"] | Int[Tensor, "m n"]
+    ) -> Projections:
+        """Queries, keys and values from the residual stream that enters a layer, of tokens at `positions`."""
+        parts, rotate = self._blocks[layer], self._rotations[layer]
+        q, k, v = parts.heads(parts.ln1(resid))
+        return Projections(q=rotate(q, positions), k=rotate(k, positions), v=v)
+
+    def attend(
+        self,
+        layer: int,
+        q: Float[Tensor, "batch query head d_head"],
+        k: Float[Tensor, "batch key kv_head d_head"],
+        v: Float[Tensor, "batch key kv_head d_head"],
+        mask: Tensor | None = None,
+    ) -> Float[Tensor, "batch query d_attn"]:
+        """What the heads read, before the output projection: the last query stands at the last key unless a boolean
+        `mask` [.. query key] says which keys each sees, the layer's window left aside."""
+        parts = self._blocks[layer]
+        if mask is None:
+            if parts.window is not None:  # the first query sees the farthest back
+                k, v = (x[:, -(parts.window + q.shape[1] - 1) :] for x in (k, v))
+            mask = self._causal(q.shape[1], k.shape[1], parts.window, q.device)
+        if parts.softcap is not None or k.shape[1] <= self.short:
+            return attend_short(q, k, v, mask, parts.scale, parts.softcap)
+        heads = F.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, scale=parts.scale,
+            enable_gqa=k.shape[2] != q.shape[2],
+        )  # fmt: skip
+        return rearrange(heads, "batch head query d -> batch query (head d)")
+
+    @staticmethod
+    def _causal(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor | None:
+        """Which of the last keys each of the last queries sees; None for all."""
+        if queries == 1:
+            return None
+        last = keys - queries
+        seen = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(last)
+        return seen if window is None else seen.triu(last - window + 1)
+
+    def attn_out(self, layer: int, heads: Float[Tensor, "... d_attn"]) -> Float[Tensor, "... d_model"]:
+        """What attention adds to the residual stream."""
+        return self._blocks[layer].attn_contribution(linear(self._blocks[layer].o, heads))
+
+    def mlp_key(
+        self, layer: int, resid: Float[Tensor, "... d_model"], attn_out: Float[Tensor, "... d_model"]
+    ) -> Float[Tensor, "... d_mlp"]:
+        """What W_out multiplies, from the residual stream that enters the layer and the attention's output."""
+        parts = self._blocks[layer]
+        x = parts.ln2(resid if self.parallel else resid + attn_out)
+        return parts.key(x)
+
+    def mlp_write(
+        self, layer: int, resid: Float[Tensor, "... d_model"], attn_out: Float[Tensor, "... d_model"]
+    ) -> Float[Tensor, "... d_model"]:
+        """Output of W_out."""
+        return linear(self._blocks[layer].out, self.mlp_key(layer, resid, attn_out))
+
+    def mlp_contribution(self, layer: int) -> Contribution:
+        """How the output of W_out becomes what the MLP adds to the residual stream."""
+        return self._blocks[layer].mlp_contribution
+
+    def mlp_out(
+        self, layer: int, resid: Float[Tensor, "... d_model"], attn_out: Float[Tensor, "... d_model"]
+    ) -> Float[Tensor, "... d_model"]:
+        """What the MLP adds to the residual stream."""
+        return self.mlp_contribution(layer)(self.mlp_write(layer, resid, attn_out))
+
+    # ---- everything, for the check and as an example
+
+    def logits(self, ids: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos vocab"]:
+        """Logits of unpadded prompts."""
+        resid = self.resid_pre(self.embed_tokens(ids))
+        positions = torch.arange(ids.shape[1], device=ids.device)
+        for layer in range(self.n_layers):
+            p = self.project(layer, resid, positions)
+            attn = self.attn_out(layer, self.attend(layer, p.q, p.k, p.v))
+            resid = resid + attn + self.mlp_out(layer, resid, attn)
+        return self.unembed(resid)

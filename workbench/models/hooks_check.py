@@ -1,0 +1,74 @@
+"""Whether a model's hooks mean what editors take them for, seen on ordinary text."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from workbench.models.model import Model
+from workbench.models.tokens import Tokens
+
+_TEXT = (
+    "The old harbour of Lisbon was rebuilt after the earthquake of 1755, and its broad new squares soon filled with "
+    "merchants from Brazil, Genoa and London. Most of them traded in sugar, gold or cloth; a few sold books. "
+)
+_LENGTH = 16
+"""Tokens of it that hooks are read on."""
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3}
+"""Largest difference of a state from what it should be, relative to its size; wider for half precision."""
+
+
+def ordinary_tokens(model: Model, length: int, *, rows: int = 1) -> Tokens:
+    """Ordinary text of so many tokens, in several equal rows."""
+    encode: Any = model.tokenizer
+    text = _TEXT
+    while len(encode(text)["input_ids"]) < length + 2:  # one or two may be special
+        text += _TEXT
+    ids = torch.tensor([encode(text)["input_ids"][:length]] * rows, device=model.device)
+    first = torch.zeros(rows, dtype=torch.long, device=model.device)
+    return Tokens(ids=ids, mask=torch.ones_like(ids), offsets=(), starts=first, lasts=first + length - 1)
+
+
+@torch.no_grad()
+def hook_faults(model: Model) -> dict[str, str]:
+    """By site, what is wrong with it, in words; only sites that have a fault.
+
+    `mlp_write`: in every layer it should be mlp_key @ W_out + b_out, which edits of W_out rely on. `resid_post`: it
+    should be resid_pre + attn_out + mlp_out, with mlp_out what `mlp_contribution` makes of mlp_write, which editors
+    rely on that spread a change of it over layers.
+    """
+    sites = ("mlp_key", "mlp_write", "mlp_out", "attn_out", "resid_pre", "resid_post")
+    names = {(site, layer): model.hook_name(site, layer) for layer in range(model.n_layers) for site in sites}
+    try:
+        found = model.activations(ordinary_tokens(model, min(_LENGTH, model.n_ctx)), list(names.values()))
+    except RuntimeError as error:
+        if "never fired" not in str(error):
+            raise
+        return dict.fromkeys(("mlp_write", "resid_post"), str(error))
+    faults: dict[str, str] = {}
+    for layer in range(model.n_layers):
+        key, write, mlp, attn, before, after = (found[names[site, layer]] for site in sites)
+        try:
+            bias = model.weight(layer, "b_out")[0]
+        except ValueError:
+            bias = write.new_zeros(())
+        added = model.mlp_contribution(layer)(write)
+        for site, seen, expected, rule in (
+            ("mlp_write", write, key @ model.weight(layer) + bias, "mlp_key @ W_out + b_out"),
+            ("resid_post", after, before + attn + added, "resid_pre + attn_out + what the MLP adds"),
+            ("resid_post", mlp, added, "what the MLP adds"),
+        ):
+            error = _error(seen, expected)
+            if error > _TOLERANCE.get(model.dtype, 0.1):
+                name = "mlp_out" if seen is mlp else site
+                told = f"in layer {layer} of {model.name} {name} is not {rule} ({error:.2g} of its size away)"
+                faults.setdefault(site, told)
+    return faults
+
+
+def _error(found: Float[Tensor, "batch pos d"], expected: Float[Tensor, "batch pos d"]) -> float:
+    """Relative error over all positions; 0 where states are not finite, which is told where they are used."""
+    found, expected = found.double(), expected.double()
+    error = ((found - expected).norm() / expected.norm().clamp(min=1e-30)).item()
+    return error if error == error else 0.0

@@ -1,0 +1,86 @@
+"""Probabilities of given targets after prompts, many of them from few rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from workbench.models.model import Model
+from workbench.models.tokens import TokenRow
+from workbench.records.joining import join
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetScore:
+    """A target after a prompt."""
+
+    log_probs: Float[Tensor, " target"]
+    """Log p of each token of the target, float32 on the CPU."""
+    top: bool
+    """Whether every token is the top choice."""
+    next_log_probs: Float[Tensor, " vocab"]
+    """Log p of every token right after the prompt."""
+    prompt_tokens: int
+    """Number of tokens before the target."""
+
+
+def score_targets(
+    model: Model, pairs: Sequence[tuple[str, str]], *, separator: str | None = None, batch_size: int = 64
+) -> list[TargetScore]:
+    """Score (prompt, target) pairs by one pass; equal to `Model.target_log_probs` and `Model.greedy_matches`.
+
+    The texts are `join(prompt, target, separator)`.
+
+    Attention is causal, so a row serves every pair whose tokens but the last it begins with: the targets
+    of one token after a prompt cost one row together.
+    """
+    encoded = model.encode([join(prompt, target, separator) for prompt, target in pairs])
+    texts = [row.ids for row in encoded]
+    firsts = [_first_target_token(row, prompt) for row, (prompt, _) in zip(encoded, pairs, strict=True)]
+
+    served: dict[int, list[int]] = {}  # by row: the pairs it serves
+    home: dict[tuple[int, ...], int] = {}  # by the tokens a row begins with: that row
+    for pair in sorted(range(len(pairs)), key=lambda index: -len(texts[index])):
+        row = home.get(texts[pair][:-1], pair)
+        served.setdefault(row, []).append(pair)
+        if row == pair:
+            home.update({texts[row][:end]: row for end in range(1, len(texts[row]) + 1)})
+
+    scores: dict[int, TargetScore] = {}
+    # Rows end together, so only the last positions need to be unembedded.
+    keeps = {row: max(len(texts[row]) - firsts[pair] + 1 for pair in pairs) for row, pairs in served.items()}
+    needed = list(served)
+    for batch in model.batches([encoded[row] for row in needed], batch_size, keep=[keeps[row] for row in needed]):
+        rows = [needed[index] for index in batch]
+        tokens = model.pad([encoded[row] for row in rows], padding_side="left")
+        with torch.no_grad():
+            logits = model.logits(tokens, keep_last=max(keeps[row] for row in rows))
+        for place, row in enumerate(rows):
+            for pair in served[row]:
+                first, end = firsts[pair], len(texts[pair])
+                shift = logits.shape[1] - len(texts[row]) - 1  # the logits before a token predict it
+                log_probs = logits[place, first + shift : end + shift].float().log_softmax(dim=-1)
+                if log_probs.isnan().any():
+                    raise ValueError(f"{model.name} gives NaN after {pairs[pair][0]!r}: look at its weights and dtype")
+                target = torch.tensor(texts[pair][first:], device=logits.device)
+                chosen = log_probs.gather(1, rearrange(target, "target -> target 1"))
+                scores[pair] = TargetScore(
+                    log_probs=rearrange(chosen, "target 1 -> target").cpu(),
+                    top=torch.equal(log_probs.argmax(dim=-1), target),
+                    next_log_probs=log_probs[0].cpu().clone(),  # not a view, which would keep the whole batch
+                    prompt_tokens=first,
+                )
+    return [scores[pair] for pair in range(len(pairs))]
+
+
+def _first_target_token(row: TokenRow, prompt: str) -> int:
+    """The first token that ends beyond the prompt's characters."""
+    ends = [end for _, end in row.offsets]
+    first = next((index for index, end in enumerate(ends) if end > len(prompt)), len(ends))
+    if first in (0, len(ends)):
+        what = "prompt" if first == 0 else "target"
+        raise ValueError(f"the {what} has no token of its own: lengthen it, in the text after {prompt!r}")
+    return first

@@ -1,0 +1,127 @@
+"""Figures and tables as files, and read back to be shown."""
+
+import io
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from workbench.machine.files import write_whole
+from workbench.machine.jsonl import dumps, load_json
+from workbench.tables.table import Table, to_csv, to_latex, to_markdown
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedFigure:
+    """A figure that a run has saved."""
+
+    path: Path
+    """The PNG."""
+    caption: str
+    """What it shows, in a sentence or two; may be empty."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedTable:
+    """A table as it is shown."""
+
+    caption: str
+    """What it shows and how it was measured."""
+    columns: tuple[str, ...]
+    """Heads."""
+    rows: tuple[tuple[str, ...], ...]
+    """Cells as text."""
+
+    @classmethod
+    def of(cls, table: Table | pd.DataFrame, caption: str = "") -> "SavedTable":
+        """What is shown of a table, which has its own caption, or of a frame without its index."""
+        shown = table.frame() if isinstance(table, Table) else table.map(_shown)
+        return cls(
+            caption=table.caption if isinstance(table, Table) else caption,
+            columns=tuple(map(str, shown.columns)),
+            rows=tuple(tuple(map(str, row)) for row in shown.to_numpy().tolist()),
+        )
+
+
+def save_figure(figure: Figure, path: str | Path) -> Path:
+    """Write `<path>.png` (150 dpi) and `<path>.pdf`, the same bytes for the same figure; the PNG's path."""
+    path = Path(path)
+    # TrueType, so that the text of a PDF stays text; no dates, so that equal figures are equal files.
+    with matplotlib.rc_context({"pdf.fonttype": 42, "savefig.bbox": None}):
+        for suffix, metadata in ((".pdf", {"CreationDate": None}), (".png", {"Software": None})):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=suffix[1:], dpi=150, metadata=metadata)
+            write_whole(path.parent / (path.name + suffix), buffer.getvalue())
+    return path.parent / f"{path.name}.png"
+
+
+def save_table(table: Table | pd.DataFrame, path: str | Path, *, caption: str = "") -> Path:
+    """Write `<path>.csv` (numbers), `.md` and `.tex`, and `.json` (what is shown); the CSV's path.
+
+    A `Table` has its own caption. The index of a frame is left out: names of rows belong in a column.
+    """
+    path = Path(path)
+    shown, label = SavedTable.of(table, caption), f"tab:{path.name}"
+    if isinstance(table, Table):
+        csv, markdown, latex = to_csv(table), to_markdown(table), to_latex(table, label=label)
+    else:
+        csv = table.to_csv(index=False, lineterminator="\n")
+        markdown = _markdown(shown)
+        cells = pd.DataFrame(list(shown.rows), columns=list(shown.columns))
+        latex = cells.to_latex(index=False, escape=True, caption=_latex(caption) or None, label=label)
+    for suffix, text in (("json", dumps(asdict(shown))), ("md", markdown), ("tex", latex), ("csv", csv)):
+        write_whole(path.parent / f"{path.name}.{suffix}", text.encode())
+    return path.parent / f"{path.name}.csv"
+
+
+def figures_in(folder: Path) -> dict[str, SavedFigure]:
+    """The figures of a folder by name, in natural order; their captions lie beside them as text."""
+
+    def caption(path: Path) -> str:
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+
+    paths = sorted(folder.glob("*.png"), key=_natural)
+    return {path.stem: SavedFigure(path=path, caption=caption(path.with_suffix(".txt"))) for path in paths}
+
+
+def tables_in(folder: Path) -> dict[str, SavedTable]:
+    """The tables of a folder by name, in natural order."""
+    contents = {path.stem: load_json(path) for path in sorted(folder.glob("*.json"), key=_natural)}
+    return {
+        name: SavedTable(
+            caption=content["caption"],
+            columns=tuple(content["columns"]),
+            rows=tuple(tuple(row) for row in content["rows"]),
+        )
+        for name, content in contents.items()
+    }
+
+
+def _natural(path: Path) -> tuple[str, int, str]:
+    """`trace_2` before `trace_10`."""
+    letters = path.stem.rstrip("0123456789")
+    return letters, int(path.stem[len(letters) :] or -1), path.stem
+
+
+def _shown(cell: Any) -> str:
+    if isinstance(cell, float | np.floating):
+        return "-" if np.isnan(cell) else f"{cell:.3g}"
+    return str(cell)
+
+
+def _markdown(table: SavedTable) -> str:
+    def line(cells: tuple[str, ...]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+    head = [line(table.columns), line(("---",) * len(table.columns))]
+    return "\n".join([table.caption, "", *head, *map(line, table.rows), ""])
+
+
+def _latex(text: str) -> str:
+    """Pandas escapes cells but not captions."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return text.translate(str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | special))

@@ -1,0 +1,201 @@
+"""A run's folder: settings, provenance, records one by one, figures and tables; readable at any moment."""
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from workbench.runs.artifacts import SavedFigure, SavedTable, figures_in, save_figure, save_table, tables_in
+from workbench.machine.failures import FAILURES, reason, sentence
+from workbench.machine.files import write_whole
+from workbench.machine.jsonl import append_line, dumps, load_json, read_lines
+from workbench.machine.environment import environment, now
+from workbench.tables.table import Table
+
+__all__ = ["Run", "SavedFigure", "SavedTable", "Status", "save_figure"]
+
+Status = Literal["running", "interrupted", "complete"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The folder of one run: made or reopened by `Run.create`, read by `Run.open`."""
+
+    folder: Path
+    settings: Mapping[str, Any]
+    """Everything the results depend on (model, records, seed, ...), as JSON values."""
+
+    @classmethod
+    def create(cls, folder: str | Path, settings: Mapping[str, Any]) -> "Run":
+        """Start a run in a new or empty folder, or resume the one there if its settings are the same.
+
+        ValueError names the setting that differs, or says that the folder holds something else.
+        """
+        folder, settings = Path(folder), json.loads(dumps(dict(settings)))  # as it will be read back
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"'{folder}' is a file, not a run folder: choose another --out")
+        if (folder / "settings.json").exists():
+            run = cls.open(folder)
+            _refuse_other_settings(folder, run.settings, settings)
+            run._note_restart()
+            return run
+        if folder.exists() and any(folder.iterdir()):
+            raise ValueError(f"'{folder}' holds files but no settings.json: choose another --out")
+        folder.mkdir(parents=True, exist_ok=True)
+        run = cls(folder=folder, settings=settings)
+        run.write_json("environment.json", environment())
+        run._set_status("running")
+        run.write_json("settings.json", settings)  # last: a folder with settings.json is a whole run folder
+        return run
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Run":
+        """The run in `folder`, to read it; FileNotFoundError if there is none."""
+        path = Path(folder) / "settings.json"
+        if not path.exists():
+            raise FileNotFoundError(f"'{folder}' is not a run folder: it has no settings.json")
+        return cls(folder=Path(folder), settings=load_json(path))
+
+    # State ------------------------------------------------------------------------------------------------
+
+    @property
+    def status(self) -> Status:
+        """'running' (also after a kill that left no time to say so), 'interrupted' or 'complete'."""
+        return self.read_json("status.json").get("state", "running")
+
+    @contextmanager
+    def running(self) -> Iterator["Run"]:
+        """Mark the run 'running' inside the block, then 'complete', or 'interrupted' if the block raises."""
+        self._set_status("running")
+        try:
+            yield self
+        except BaseException as error:
+            reason = "Ctrl-C" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
+            self._set_status("interrupted", reason)
+            raise
+        self._set_status("complete")
+
+    def check_model(self, fingerprint: str) -> None:
+        """Note the weights' fingerprint in environment.json; ValueError if the run was begun with others."""
+        noted = self.read_json("environment.json")
+        before = noted.setdefault("model_fingerprint", fingerprint)
+        if before != fingerprint:
+            raise ValueError(
+                f"'{self.folder}' was begun with model weights {before[:12]}, these are {fingerprint[:12]}: "
+                "choose another --out, or delete the folder to start again"
+            )
+        self.write_json("environment.json", noted)
+
+    def _set_status(self, state: Status, reason: str = "") -> None:
+        self.write_json("status.json", {"state": state, "reason": reason, "changed": now()})
+
+    def _note_restart(self) -> None:
+        noted, current = self.read_json("environment.json"), environment()
+        for package, at_start in noted.get("versions", {}).items():
+            if current["versions"].get(package) != at_start:
+                warnings.warn(
+                    f"'{self.folder}' was begun with {package} {at_start} and goes on with "
+                    f"{current['versions'].get(package)}: its records mix the two",
+                    stacklevel=3,
+                )
+        noted.setdefault("resumed", []).append(current["date"])
+        self.write_json("environment.json", noted)
+
+    # Records ----------------------------------------------------------------------------------------------
+
+    def append(self, name: str, row: Mapping[str, Any]) -> None:
+        """Add one record to `<name>.jsonl`; it is on the disk when this returns."""
+        append_line(self.folder / f"{name}.jsonl", row)
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """The records of `<name>.jsonl`, none if there is no such file; see `jsonl.read_lines`."""
+        return read_lines(self.folder / f"{name}.jsonl")
+
+    @contextmanager
+    def keeping(self, case_id: int, *, of: int, what: str = "record", method: str = "") -> Iterator[None]:
+        """Note a record (or other `what`) as failed in failures.jsonl if the block raises one of `FAILURES`, and go on.
+
+        `of` is how many there are, `method` where several are compared. Ctrl-C and a full disk still end the run.
+        """
+        try:
+            yield
+        except FAILURES as error:
+            self.fail(case_id, reason(error), of=of, what=what, method=method)
+
+    def fail(self, case_id: int, why: str, *, of: int, what: str = "record", method: str = "") -> None:
+        """Note a failure, see `keeping`."""
+        self.append("failures", {"case_id": case_id, "what": what, "method": method, "of": of, "reason": why})
+
+    def failed(self, *, what: str = "record", method: str = "") -> set[int]:
+        """What has failed, and is not tried again before `retry`."""
+        return {row["case_id"] for row in self.rows("failures") if (row["what"], row["method"]) == (what, method)}
+
+    def retry(self) -> None:
+        """Forget all failures, so that they are tried again."""
+        (self.folder / "failures.jsonl").unlink(missing_ok=True)
+
+    def done(self, name: str, key: str) -> set[Any]:
+        """The values of `key` among the records of `name`: what need not be done again."""
+        return {row[key] for row in self.rows(name)}
+
+    # Files ------------------------------------------------------------------------------------------------
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Write a file of the run whole or not at all."""
+        write_whole(self.folder / name, text.encode())
+        return self.folder / name
+
+    def write_json(self, name: str, value: Any) -> Path:
+        return self.write_text(name, dumps(value) + "\n")
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """The object in a JSON file of the run, empty if there is no such file."""
+        path = self.folder / name
+        return load_json(path) if path.exists() else {}
+
+    def note(self, **results: Any) -> None:
+        """Add to results.json, the run's few headline numbers (`workbench.report` reads them)."""
+        self.write_json("results.json", self.read_json("results.json") | results)
+
+    def save_figure(self, name: str, figure: Figure, *, caption: str = "") -> Path:
+        """Save `figures/<name>.png` and `.pdf` with a caption beside them; the PNG's path."""
+        self.write_text(f"figures/{name}.txt", caption)
+        return save_figure(figure, self.folder / "figures" / name)
+
+    def save_table(self, name: str, table: Table | pd.DataFrame, *, caption: str = "") -> Path:
+        """Save `tables/<name>` as CSV, Markdown and LaTeX, see `artifacts.save_table`; the CSV's path.
+
+        Its caption also says what has failed.
+        """
+        told = sentence(self.rows("failures"))
+        table = replace(table, caption=table.caption + told) if isinstance(table, Table) else table
+        caption += told
+        return save_table(table, self.folder / "tables" / name, caption=caption)
+
+    def figures(self) -> dict[str, SavedFigure]:
+        """The figures saved so far, by name."""
+        return figures_in(self.folder / "figures")
+
+    def tables(self) -> dict[str, SavedTable]:
+        """The tables saved so far, by name."""
+        return tables_in(self.folder / "tables")
+
+
+def _refuse_other_settings(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    missing = "(not set)"
+    differing = [
+        f"{key} was {old.get(key, missing)!r} and is now {new.get(key, missing)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, missing) != new.get(key, missing)
+    ]
+    if differing:
+        raise ValueError(
+            f"'{folder}' holds a run with other settings ({'; '.join(differing)}): "
+            "choose another --out, or delete the folder to start again"
+        )

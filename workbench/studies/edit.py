@@ -1,0 +1,121 @@
+"""Edit: one edit a record into a run folder, and what an edited model says."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from workbench.atlas.world import World, sample_texts
+from workbench.editors.setup import prepare as making
+from workbench.editors.setup.self_texts import self_texts
+from workbench.edits.edit import Edit
+from workbench.edits.ledger import check_restored
+from workbench.figures.lens import lens_figure
+from workbench.machine import paths
+from workbench.models.generation import generate
+from workbench.models.model import Model
+from workbench.records.facts import Record
+from workbench.records.texts import read_texts
+from workbench.runs.run import Run
+from workbench.studies.defaults import default_text
+from workbench.tracing.lens import average_lens, logit_lens
+from workbench.tracing.sweep import answer_token
+
+SHOWN_TOKENS = 12
+"""Tokens generated to show a single edit."""
+
+
+def statistics_texts(model: Model, name: str, *, seed: int) -> list[str]:
+    """Texts over which an MLP's keys are averaged: "atlas" for what the embedded model was trained on, "self" for what
+    the model itself says (`self_texts`), else see `read_texts`."""
+    if name == "self":
+        return self_texts(model, seed=seed, cache=paths.CACHE)
+    return sample_texts(World.load()) if name == "atlas" else read_texts(name)
+
+
+def make_editor(
+    model: Model,
+    method: str,
+    *,
+    layer: int,
+    text: str | None = None,
+    seed: int = 0,
+    preset_of: str | None = None,
+    **changes: Any,
+) -> Any:
+    """`editors.setup.prepare.make_editor` with second moments over what `text` stands for, kept in `.cache/`."""
+    text = text or default_text(model)
+    texts = statistics_texts(model, text, seed=seed) if making.needs_moments(method) else ()
+    return making.make_editor(
+        model, method, layer=layer, texts=texts, seed=seed, cache=paths.CACHE, preset_of=preset_of, **changes
+    )
+
+
+def edit_path(run: Run, record: Record) -> Path:
+    """Where `edit_records` keeps a record's edit."""
+    return run.folder / "edits" / f"{record.case_id}.safetensors"
+
+
+def edit_records(run: Run, model: Model, editor: Any, records: Sequence[Record]) -> Iterator[tuple[Record, Edit]]:
+    """Make and save one edit a record, or read the one that is there; the model is left as it is.
+
+    A record that cannot be edited is kept as failed (`Run.keeping`) and left out.
+    """
+    failed, untouched = run.failed(), model.fingerprint()
+    for record in records:
+        if record.case_id in failed:
+            continue
+        path, edit = edit_path(run, record), None
+        with run.keeping(record.case_id, of=len(records)):
+            edit = Edit.load(path) if path.exists() else editor(model, [record.request])
+        if edit is None:
+            check_restored(model, untouched, after=f"the edit of record {record.case_id}, which failed")
+            continue
+        if not path.exists():
+            edit.save(path)
+        yield record, edit
+
+
+def load_edits(run: Run, records: Sequence[Record]) -> Iterator[tuple[Record, Edit]]:
+    """The edits that `edit_records` saved, of the records that have not failed."""
+    failed = run.failed()
+    for record in records:
+        if record.case_id not in failed:
+            yield record, Edit.load(edit_path(run, record))
+
+
+def show_edit(console: Console, model: Model, record: Record, edit: Edit) -> None:
+    """Print what the model says to the request's prompt before and after the edit (greedy)."""
+    prompt = record.request.prompt
+    before = generate(model, [prompt], max_new_tokens=SHOWN_TOKENS)[0]
+    with edit.applied(model):
+        after = generate(model, [prompt], max_new_tokens=SHOWN_TOKENS)[0]
+    console.print(f"Prompt  {prompt}\nBefore {before}\nAfter  {after}", markup=False, highlight=False)
+
+
+def follow_answers(run: Run, model: Model, edits: Iterable[tuple[Record, Edit]]) -> None:
+    """The logit lens on every edited prompt before and after its edit: the first one, and the average, as figures.
+
+    Records without a true target are left out, and those whose answers begin with no token of their own.
+    """
+    befores, afters = [], []
+    for record, edit in edits:
+        request = record.request
+        if request.target_true is None:
+            continue
+        answers = [request.target_true, request.target_new]
+        if None not in (answer_token(model, request.prompt, answer, request.separator) for answer in answers):
+            befores.append(logit_lens(model, request, answers))
+            with edit.applied(model):
+                afters.append(logit_lens(model, request, answers))
+    if not befores:
+        return
+    what = {"prompt": f"Average over {len(befores)} prompts", "targets": ("old answer", "new answer")}
+    figures = {
+        "lens_average": (average_lens(befores, **what), average_lens(afters, **what)),
+        "lens_1": (befores[0], afters[0]),
+    }
+    for name, (before, after) in figures.items():
+        caption = "Mean probability and geometric mean rank." if name == "lens_average" else f"“{before.prompt}”."
+        run.save_figure(name, lens_figure(before, after), caption=f"Logit lens before and after the edit. {caption}")

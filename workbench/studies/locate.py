@@ -1,0 +1,280 @@
+"""Locate: trace facts into a run folder, and find the layer whose MLPs mediate them."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.progress import track
+
+from workbench.edits.edit import Edit
+from workbench.figures.plotting import ROLE_LABELS
+from workbench.figures.study import average_effect_figure, trace_heatmap
+from workbench.models.model import SITES, Model
+from workbench.records.facts import Fact, Record
+from workbench.runs.run import Run
+from workbench.studies.defaults import default_window, planted_layers
+from workbench.studies.edit import edit_path
+from workbench.tables.published import published_effects
+from workbench.tracing.averages import ROLES, AverageEffect, average_effects, mediating_layer
+from workbench.tracing.fact import ENGINES, trace_fact
+from workbench.tracing.noise import Noise, NoiseRule, subject_span
+from workbench.tracing.positions import POSITIONS, Positions, parse_positions
+from workbench.tracing.sweep import NOT_KNOWN, TracedFact, TraceSet, default_workers, fact_generator, trace_facts
+from workbench.tracing.trace import CausalTrace
+
+HEAT_MAPS = 3
+"""Single facts whose heat maps a run shows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Located:
+    """What tracing a set of facts shows."""
+
+    found: TraceSet
+    averages: tuple[AverageEffect, ...]
+    """By site, in the order of `SITES`."""
+    layer: int | None
+    """The layer whose MLPs mediate recall at the last subject token: handed to the editors. None where no fact was
+    traced there."""
+    facts: tuple[Fact, ...]
+    """All facts, also those beyond the limit; a trace's index counts these."""
+    noise: Noise
+    """What subjects were corrupted with, fitted once: `trace_edited` takes it from here."""
+    samples: int
+    """Noise samples a fact."""
+    seed: int
+    """Of the noise."""
+    form: Mapping[str, Any]
+    """What else `trace_fact` was given."""
+
+
+def check_tracing(positions: Positions, engine: str, *, layer_needed: bool = False) -> None:
+    """ValueError for positions or an engine that mean nothing; with `layer_needed` also for single positions."""
+    if engine not in ENGINES:
+        raise ValueError(f"--engine is one of {', '.join(ENGINES)}, got {engine!r}")
+    if not isinstance(parse_positions(positions), str) and layer_needed:
+        raise ValueError(
+            f"--positions {positions} need not hold the last subject tokens, which say the layer: give --layer, or "
+            f"--positions {', '.join(POSITIONS[:-1])} or {POSITIONS[-1]}"
+        )
+
+
+def locate(
+    run: Run,
+    model: Model,
+    facts: Sequence[Fact],
+    *,
+    limit: int,
+    seed: int,
+    window: int,
+    samples: int = 10,
+    noise: str = "s3",
+    workers: int | None = None,
+    **form: Any,
+) -> Located:
+    """Trace the first `limit` facts, find the mediating layer, and save traces, figures and tables.
+
+    `noise` is the short form of a rule (`NoiseRule.parse`), fitted to the subjects of all `facts`. Facts traced in
+    an earlier, interrupted run are read. `workers` are facts traced at once (`default_workers` unless given). `form`
+    goes on to `trace_fact`: positions, span, severed, metric, engine, ... A fact that cannot be traced is kept as
+    failed.
+    ValueError if the model knows none of the facts.
+    """
+
+    def path(index: int) -> Path:
+        return run.folder / "traces" / f"{index:05d}.safetensors"
+
+    known = {row["index"]: row["known"] for row in run.rows("traces")}
+    earlier = [
+        TracedFact(index=index, fact=facts[index], trace=CausalTrace.load(path(index)))
+        if ok
+        else TracedFact(index=index, fact=facts[index], trace=None, reason=NOT_KNOWN)
+        for index, ok in known.items()
+    ]
+    chosen, form = facts[:limit], {"window": window, **form}
+    fitted = _fitted(model, facts, noise)
+    failed = run.failed(what="fact")
+    results = trace_facts(
+        model,
+        chosen,
+        seed=seed,
+        noise_rule=fitted,
+        samples=samples,
+        done=known.keys() | failed,
+        workers=default_workers(model) if workers is None else workers,
+        keep_failures=True,
+        **form,
+    )
+    new, began = [], time.perf_counter()
+    for traced in track(results, "Tracing facts", len(chosen) - len(known.keys() | failed)):
+        if traced.failed:
+            run.fail(traced.index, traced.reason, of=len(chosen), what="fact")
+            continue
+        row = {"index": traced.index, "known": traced.trace is not None, "prompt": traced.fact.prompt}
+        row["seconds"], began = time.perf_counter() - began, time.perf_counter()
+        if traced.trace is not None:
+            traced.trace.save(path(traced.index))
+        run.append("traces", row)
+        new.append(traced)
+    found = TraceSet.collect([*earlier, *new])
+    if not found.traces:
+        raise ValueError(
+            f"{model.name} knows none of the {len(chosen)} facts traced (its top token is never the answer): "
+            "choose records that it knows, or raise --limit"
+        )
+    averages = tuple(average_effects(found.traces, site) for site in SITES)
+    seen = averages[0].counts["last_subject"]
+    located = Located(
+        found=found,
+        averages=averages,
+        layer=mediating_layer(found.traces) if seen else None,
+        facts=tuple(facts),
+        noise=fitted,
+        samples=samples,
+        seed=seed,
+        form=form,
+    )
+    _show_location(run, model, located)
+    run.note(seconds_tracing=sum(row.get("seconds", 0.0) for row in run.rows("traces")), samples=samples)
+    return located
+
+
+def trace_edited(run: Run, model: Model, records: Sequence[Record], located: Located) -> None:
+    """Trace the first few facts that were traced and edited again, on the edited model, exactly as they were traced."""
+    edits = {r.request.fact: edit_path(run, r) for r in reversed(records) if r.request.target_true is not None}
+    indices = [
+        index
+        for index, fact in enumerate(located.facts)
+        if fact in edits and edits[fact].exists() and (run.folder / "traces" / f"{index:05d}.safetensors").exists()
+    ]
+    for index in track(indices[:HEAT_MAPS], "Tracing edited facts", len(indices[:HEAT_MAPS])):
+        path, fact, noise = (
+            run.folder / "traces_after" / f"{index:05d}.safetensors",
+            located.facts[index],
+            located.noise,
+        )
+        if path.exists():
+            continue
+        first, end = subject_span(model, fact)
+        drawn = noise.draw(located.samples, end - first, generator=fact_generator(located.seed, index))
+        with run.keeping(index, of=len(located.facts), what="fact"), Edit.load(edits[fact]).applied(model):
+            trace_fact(model, fact, noise=drawn, replace=noise.replace, **located.form).save(path)
+
+
+def true_facts(records: Sequence[Record]) -> list[Fact]:
+    """The facts of those records that state what is true; ValueError if none does."""
+    facts = [record.request.fact for record in records if record.request.target_true is not None]
+    if not facts:
+        raise ValueError("none of the records has a true target, so there is no fact to trace")
+    return facts
+
+
+def find_layer(model: Model, facts: Sequence[Fact], *, limit: int = 20, seed: int = 0, engine: str = "auto") -> int:
+    """The mediating layer of the first `limit` facts, with nothing saved; ValueError if the model knows none.
+
+    Only the cells that say it are computed: those of the MLPs at the last subject token.
+    """
+    chosen, noise = facts[:limit], _fitted(model, facts, str(NoiseRule()))
+    traces = trace_facts(
+        model, chosen, seed=seed, noise_rule=noise, sites=("mlp_out",), positions="last_subject",
+        window=default_window(model), engine=engine, workers=default_workers(model),
+        keep_failures=True,
+    )  # fmt: skip
+    return mediating_layer(TraceSet.collect(track(traces, "Locating", len(chosen))).traces)
+
+
+def settled_layer(
+    run: Run,
+    model: Model,
+    records: Sequence[Record],
+    *,
+    layer: int | None,
+    seed: int,
+    engine: str = "auto",
+) -> int:
+    """The layer given, the one that an earlier, interrupted run has noted, or one located now; it is noted."""
+    if layer is None:
+        layer = run.read_json("results.json").get("layer")
+    if layer is None:
+        layer = find_layer(model, true_facts(records), seed=seed, engine=engine)
+    run.note(layer=layer)
+    return layer
+
+
+def _fitted(model: Model, facts: Sequence[Fact], noise: str) -> Noise:
+    """The noise rule fitted to all facts but those whose subject the tokenizer cannot take."""
+    rule = NoiseRule.parse(noise)
+    try:
+        return rule.fit(model, facts)
+    except ValueError:
+        sound = [fact for fact in facts if _tokenises(model, fact.subject)]
+        if not sound or len(sound) == len(facts):
+            raise
+        return rule.fit(model, sound)
+
+
+def _tokenises(model: Model, text: str) -> bool:
+    try:
+        model.tokenize([text])
+    except ValueError:
+        return False
+    return True
+
+
+def _show_location(run: Run, model: Model, located: Located) -> None:
+    planted = planted_layers(model)
+    traces, mlp = located.found.traces, located.averages[SITES.index("mlp_out")]
+    counted = f"{len(traces)} facts that {model.name} knows ({len(located.found.skipped)} skipped: not known)"
+    if any(mlp.counts.values()):  # tokens before the subject have no role
+        run.save_figure(
+            "average_effects",
+            average_effect_figure(located.averages, planted=planted),
+            caption=f"Average indirect effect of restoring one state (MLP and attention: windows of {mlp.window} "
+            f"layers) over {counted}; bands are 95 % intervals over facts. Average total effect {mlp.total:.3f}.",
+        )
+        run.save_table(
+            "average_effects",
+            _average_table(located.averages),
+            caption=f"Largest average indirect effect by site and token role, over {counted}; ± is half of a 95 % "
+            f"interval (Student's t). Average total effect {mlp.total:.3f} ± {mlp.total_half_width:.3f}.",
+        )
+    for number, trace in enumerate(traces[:HEAT_MAPS], start=1):
+        some = f" Traced at {len(trace.positions)} of {len(trace.tokens)} tokens."
+        run.save_figure(
+            f"trace_{number}",
+            trace_heatmap(trace),
+            caption=f"Causal trace of “{trace.fact.prompt}”. Subject tokens carry a star."
+            + some * (len(trace.positions) < len(trace.tokens)),
+        )
+    published, source = published_effects()
+    run.save_table("published_effects", published, caption=source)
+    run.note(
+        layer=located.layer,
+        window=mlp.window,
+        facts_traced=len(traces),
+        facts_skipped=len(located.found.skipped),
+        total_effect=mlp.total,
+        peak_effect=None if located.layer is None else float(mlp.row("last_subject").max()),
+        planted=list(planted) if planted else None,
+    )
+
+
+def _average_table(averages: Sequence[AverageEffect]) -> pd.DataFrame:
+    """The largest average effect by site and role."""
+    lines = [
+        {
+            "Site": average.site,
+            "Role": ROLE_LABELS[role],
+            "Facts": average.counts[role],
+            "Peak layer": int(average.row(role).argmax()),
+            "Average indirect effect": f"{average.row(role).max():.3f}"
+            f" ± {average.half_width[index][average.row(role).argmax()]:.3f}",
+        }
+        for average in averages
+        for index, role in enumerate(ROLES)
+        if average.counts[role]
+    ]
+    return pd.DataFrame(lines)

@@ -1,0 +1,73 @@
+"""Measure: score the edits of a run, into its evaluations, tables and figures."""
+
+from collections.abc import Iterable
+from dataclasses import asdict
+
+from rich.progress import track
+
+from workbench.edits.edit import Edit
+from workbench.edits.ledger import check_restored
+from workbench.figures.study import score_figure
+from workbench.measuring.evaluate import evaluate
+from workbench.measuring.scores import FLUENCY_TOKENS, Evaluation
+from workbench.measuring.summaries import Summary, summarise
+from workbench.models.model import Model
+from workbench.records.facts import Record
+from workbench.runs.run import Run
+from workbench.tables import scores as tables
+
+
+def score_edits(
+    run: Run,
+    model: Model,
+    edits: Iterable[tuple[Record, Edit]],
+    *,
+    total: int,
+    seed: int,
+    fluency: int | None = None,
+) -> list[Evaluation]:
+    """Score every record before and after its edit, one line of `evaluations.jsonl` each, then tables and figures.
+
+    `fluency` is how many of the records have texts sampled for it, which takes most of the time; None for all. A
+    record that cannot be scored is kept as failed. The weights are compared bit for bit after every record:
+    RuntimeError if they did not come back exactly. ValueError if no record is left.
+    """
+    untouched, failed = model.fingerprint(), run.failed()
+    finished = {row["case_id"]: row for row in run.rows("evaluations")}
+    method = ""
+    for number, (record, edit) in enumerate(track(edits, "Editing and scoring", total)):
+        method = edit.method
+        if record.case_id in finished or record.case_id in failed:
+            continue
+        evaluation = None
+        with run.keeping(record.case_id, of=total):
+            sampled = FLUENCY_TOKENS if fluency is None or number < fluency else None
+            evaluation = evaluate(model, edit, record, fluency_tokens=sampled, seed=seed)
+        check_restored(model, untouched, after=f"the edit of record {record.case_id}")
+        if evaluation is None:
+            continue
+        finished[record.case_id] = evaluation.to_dict() | {"method": method, "request": asdict(record.request)}
+        run.append("evaluations", finished[record.case_id])
+    evaluations = [Evaluation.from_dict(row) for row in finished.values()]
+    if not evaluations:
+        whys = {row["reason"] for row in run.rows("failures")}
+        raise ValueError(f"none of the {total} records could be edited and scored: {'; '.join(sorted(whys)[:3])}")
+    _show_scores(run, {method: summarise(evaluations, seed=seed)})
+    return evaluations
+
+
+def _show_scores(run: Run, summaries: dict[str, Summary]) -> None:
+    for label, table in {
+        "scores": tables.main_table(summaries),
+        "generation": tables.generation_table(summaries),
+        "accuracy": tables.accuracy_table(summaries),
+        "change": tables.change_table(summaries),
+    }.items():
+        run.save_table(label, table)
+    run.save_figure("scores", score_figure(summaries), caption="Scores before and after the edits.")
+    for method, summary in summaries.items():
+        run.note(
+            method=method,
+            records_edited=summary.n,
+            scores={metric: summary.post[metric].to_dict() for metric in ("S", "ES", "PS", "NS")},
+        )

@@ -1,0 +1,1 @@
+"""Estimates in rows and columns, as text, Markdown, LaTeX and CSV."""

@@ -1,0 +1,156 @@
+"""Summaries of editors -> tables: a row an editor, the unedited model first."""
+
+from collections.abc import Mapping
+
+from workbench.measuring.scores import FLUENCY_TOP_K, KINDS
+from workbench.measuring.summaries import Summary
+from workbench.tables.table import MISSING, Column, Row, Style, Table, to_csv, to_latex, to_markdown
+
+__all__ = [
+    "MISSING",
+    "UNEDITED",
+    "Column",
+    "Row",
+    "Style",
+    "Table",
+    "accuracy_table",
+    "change_table",
+    "generation_table",
+    "main_table",
+    "to_csv",
+    "to_latex",
+    "to_markdown",
+]
+
+UNEDITED = "Unedited"
+"""Name of the row of the model before the edits."""
+
+_TEACHER_FORCED = "teacher-forced"
+_GENERATED = "generated (greedy)"
+
+
+def main_table(summaries: Mapping[str, Summary]) -> Table:
+    """CounterFact's scores by editor, in the columns of Meng et al. 2022, table 4."""
+    scores = [
+        Column(label=name, metric=name, protocol=_TEACHER_FORCED) for name in ("S", "ES", "EM", "PS", "PM", "NS", "NM")
+    ]
+    fluency = Column(
+        label="Fluency",
+        metric="fluency",
+        protocol=f"generated (sampled, top {FLUENCY_TOP_K})",
+        unit="bits x 100",
+    )
+    what = (
+        "CounterFact scores (%), teacher-forced: success (ES, PS, NS) and magnitude (EM, PM, NM) on rewrite, "
+        "paraphrase and neighborhood prompts; S is the harmonic mean of the successes. Fluency: n-gram "
+        f"entropy (bits x 100) of generated text, sampled from the top {FLUENCY_TOP_K} tokens."
+    )
+    return _table(summaries, [*scores, fluency], what)
+
+
+def generation_table(summaries: Mapping[str, Summary]) -> Table:
+    """Share of greedy generations that begin with the expected target, by kind of prompt."""
+    columns = [
+        *_accuracy_columns("generated", _GENERATED),
+        Column(
+            label="Portability, if known",
+            metric="generated.portability.new_if_known",
+            protocol=_GENERATED,
+        ),
+        Column(label="Old answer: rewrite", metric="generated.rewrite.true", protocol=_GENERATED),
+        Column(label="Old answer: portability", metric="generated.portability.true", protocol=_GENERATED),
+        Column(label="Old answer: reversion", metric="generated.reversion.true", protocol=_GENERATED),
+    ]
+    what = (
+        "Generation accuracy (%), generated: the greedy continuation begins with the expected target (the "
+        "true one on neighborhood prompts, else the new one). 'Old answer': with the true one; in the "
+        "unedited row, what the model knows. 'If known': over the prompts whose old answer it gave unedited."
+    )
+    return _table(summaries, columns, what)
+
+
+def accuracy_table(summaries: Mapping[str, Summary]) -> Table:
+    """Share of prompts whose expected target is the model's top choice token by token."""
+    what = (
+        "Top-1 accuracy (%), teacher-forced: every token of the expected target (the true one on "
+        "neighborhood prompts, else the new one) is the model's top choice."
+    )
+    return _table(summaries, _accuracy_columns("top1", _TEACHER_FORCED), what)
+
+
+def change_table(summaries: Mapping[str, Summary]) -> Table:
+    """How much the edits change: KL on neighborhood prompts, and weights by layer."""
+    norms = {key for summary in summaries.values() for key in summary.post if key.startswith("relative_norm.")}
+    layers = sorted(int(key.removeprefix("relative_norm.")) for key in norms)
+    columns = [
+        Column(label="KL (nats)", metric="kl", protocol=_TEACHER_FORCED, unit="nats", scale=1.0, decimals=4),
+        *(
+            Column(
+                label=f"||dW||/||W|| (%), layer {layer}",
+                metric=f"relative_norm.{layer}",
+                protocol="weights",
+                decimals=2,
+            )
+            for layer in layers
+        ),
+    ]
+    what = (
+        "Size of the change: KL(before || after) of the next token on neighborhood prompts, teacher-forced; "
+        "Frobenius norm of the weight update over that of the weights."
+    )
+    return _table(summaries, columns, what, before=False)
+
+
+def _accuracy_columns(protocol: str, described: str) -> list[Column]:
+    return [
+        Column(
+            label=kind.capitalize(),
+            metric=f"{protocol}.{kind}.{'true' if kind == 'neighborhood' else 'new'}",
+            protocol=described,
+        )
+        for kind in KINDS
+    ]
+
+
+def _table(summaries: Mapping[str, Summary], columns: list[Column], what: str, *, before: bool = True) -> Table:
+    if not summaries:
+        raise ValueError("no summaries to tabulate: give at least one editor's")
+    kinds = {(summary.level, summary.resamples) for summary in summaries.values()}
+    if len(kinds) > 1:
+        raise ValueError(f"the summaries' (level, resamples) differ: {sorted(kinds)}; summarise them alike")
+    level, resamples = kinds.pop()
+    interval = f"{100 * level:g} % bootstrap percentile intervals over records ({resamples:,} resamples)"
+    rows = _rows(summaries, before)
+    records = _span({row.records for row in rows})
+    caption = f"{what} {records} records; {interval}.{_fewer(columns, rows)}"
+    return Table(caption=caption, columns=tuple(columns), rows=rows, interval=interval)
+
+
+def _rows(summaries: Mapping[str, Summary], before: bool) -> tuple[Row, ...]:
+    """A row an editor; above the first one the unedited model, and again above one that started from other
+    scores (other records or another model), so that no row is compared with a start that is not its own."""
+    rows: list[Row] = []
+    start = None
+    for name, summary in summaries.items():
+        this = (summary.n, {metric: (str(one.value), one.n) for metric, one in summary.pre.items()})
+        if before and this != start:
+            label = UNEDITED if start is None else f"{UNEDITED} (before {name})"
+            rows.append(Row(label=label, estimates=summary.pre, records=summary.n))
+            start = this
+        rows.append(Row(label=name, estimates=summary.post, records=summary.n))
+    return tuple(rows)
+
+
+def _fewer(columns: list[Column], rows: tuple[Row, ...]) -> str:
+    """A sentence on the columns that count fewer records than the table has."""
+    fewer = []
+    for column in columns:
+        counted = [row for row in rows if column.metric in row.estimates]
+        if any(row.estimates[column.metric].n < row.records for row in counted):
+            fewer.append(f"{column.label} {_span({row.estimates[column.metric].n for row in counted})}")
+    return f" Fewer records have: {'; '.join(fewer)}." if fewer else ""
+
+
+def _span(counts: set[int]) -> str:
+    low, high = min(counts), max(counts)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
