@@ -23,7 +23,7 @@ from rich.progress import track
 
 from workbench.editors.registry import EDITORS
 from workbench.editors.setup.presets import PRESETS
-from workbench.editors.shared.spread import SpreadEditor
+from workbench.editors.spread import SpreadEditor
 from workbench.edits.ledger import check_restored
 from workbench.measuring.evaluate import evaluate
 from workbench.measuring.scores import Evaluation

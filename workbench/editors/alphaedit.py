@@ -10,7 +10,7 @@ from torch import Tensor
 
 from workbench.editors.shared.keys import mean_keys
 from workbench.editors.shared.second_moments import SecondMoment
-from workbench.editors.shared.spread import SpreadEditor
+from workbench.editors.spread import SpreadEditor
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest
 

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.editors.shared.keys import regularised_solve
-from workbench.editors.shared.spread import SpreadEditor
+from workbench.editors.spread import SpreadEditor
 from workbench.models.model import Model
 
 

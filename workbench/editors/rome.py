@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.editors.search.fast_values import optimise_values
-from workbench.editors.search.values import OptimisedValue
-from workbench.editors.shared.keys import check_hooks, describe_moment, final_loss
+from workbench.editors.search.values import OptimisedValue, final_loss
+from workbench.editors.shared.keys import check_hooks, describe_moment
 from workbench.editors.shared.requests import check_requests
 from workbench.editors.shared.second_moments import SecondMoment, factorise
 from workbench.editors.shared.subject import at_subject, check_contexts, in_contexts

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from workbench.editors.shared.keys import mean_keys
-from workbench.editors.shared.spread import SpreadEditor
+from workbench.editors.spread import SpreadEditor
 from workbench.edits.edit import Edit
 from workbench.edits.sequence import sequence
 from workbench.machine.intervals import Estimate, wilson

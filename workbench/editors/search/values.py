@@ -193,3 +193,16 @@ def read_from(model: Model, layer: int, loss_layer: int | None) -> list[Hook]:
         return torch.cat([kept[0][:-1], resid[-1:]])
 
     return [(early, keep), (last, hand_over)]
+
+
+def final_loss(value: OptimisedValue) -> dict[str, float | int]:
+    """The terms of the last loss of a value's optimisation, how many were evaluated, and both norms."""
+    last = value.losses[-1]
+    return {
+        "evaluations": len(value.losses),
+        "nll": last.nll,
+        "kl": last.kl,
+        "weight_decay": last.weight_decay,
+        "initial_norm": value.initial.norm().item(),
+        "delta_norm": value.delta.norm().item(),
+    }

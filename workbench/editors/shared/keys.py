@@ -8,7 +8,6 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.editors.search.values import OptimisedValue
 from workbench.editors.shared.second_moments import SecondMoment
 from workbench.editors.shared.subject import in_contexts
 from workbench.models.hooks_check import hook_faults
@@ -118,16 +117,3 @@ def check_moment(moment: SecondMoment, model: Model) -> None:
             f"second moment is {' x '.join(map(str, moment.matrix.shape))}, but the keys of layer {moment.layer} of "
             f"{model.name} have {model.d_mlp} dimensions; is it another model's?"
         )
-
-
-def final_loss(value: OptimisedValue) -> dict[str, float | int]:
-    """The terms of the last loss of a value's optimisation, how many were evaluated, and both norms."""
-    last = value.losses[-1]
-    return {
-        "evaluations": len(value.losses),
-        "nll": last.nll,
-        "kl": last.kl,
-        "weight_decay": last.weight_decay,
-        "initial_norm": value.initial.norm().item(),
-        "delta_norm": value.delta.norm().item(),
-    }
