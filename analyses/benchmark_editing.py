@@ -30,7 +30,7 @@ from rich.progress import track
 
 from workbench.editors.registry import EDITORS
 from workbench.editors.setup.contexts import sample_contexts
-from workbench.editors.setup.presets import context_lengths, preset
+from workbench.editors.setup.presets import preset
 from workbench.editors.shared.second_moments import SecondMoment, second_moments
 from workbench.models.model import Model
 from workbench.records.counterfact import read_records
@@ -88,10 +88,10 @@ def settled_editor(model: Model, method: str, name: str, seed: int) -> Any:
     """The embedded model's own editor; for a shape the published one, its layers at the same depth and C = 1."""
     if name == "atlas":
         return make_editor(model, method, layer=model.n_layers // 3, text="atlas", seed=seed)
-    options: dict[str, Any] = preset(method, PRESET_OF) | {"loss_layer": None}
+    published = preset(method, PRESET_OF)
+    options: dict[str, Any] = {**published.fields, "loss_layer": None}
     generator = torch.Generator(device=model.device).manual_seed(seed)
-    lengths = context_lengths(method, PRESET_OF)
-    options["contexts"] = sample_contexts(model, lengths=lengths, generator=generator)
+    options["contexts"] = sample_contexts(model, lengths=published.context_lengths, generator=generator)
     one = torch.eye(model.d_mlp, dtype=torch.float64)
     if "layer" in options:
         options["layer"] = scaled(options["layer"], model)

@@ -27,8 +27,8 @@ from typing import Any
 
 from rich.progress import track
 
+from workbench.editors.make import check_editor
 from workbench.editors.registry import EDITORS
-from workbench.editors.setup.prepare import check_editor
 from workbench.edits.ledger import check_restored
 from workbench.edits.sequence import sequence
 from workbench.figures.editors import editor_figure

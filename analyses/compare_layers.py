@@ -13,15 +13,15 @@ a random layer (the mean over layers) and the best one, which is known in hindsi
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from rich.progress import track
 
-from workbench.editors.setup.prepare import check_editor, needs_moments
+from workbench.editors.editor import Editor
+from workbench.editors.make import check_editor
+from workbench.editors.registry import EDITORS
 from workbench.editors.shared.second_moments import second_moments
 from workbench.figures.compare import layer_choice_figure
 from workbench.figures.study import layer_comparison_figure
@@ -110,22 +110,19 @@ def edit_everywhere(
     rows = [row for row in run.rows("by_layer") if row["method"] == method]
     finished = {(row["layer"], row["case_id"]): Evaluation.from_dict(row) for row in rows}
     cells = [(layer, r) for layer in layers for r in records if (layer, r.case_id) not in finished]
-    if cells and needs_moments(method):  # all layers in one pass, for make_editor to find them in the cache
+    if cells and EDITORS[method].needs_moments:  # all layers in one pass, for make_editor to find them in the cache
         texts = statistics_texts(model, arguments.text, seed=arguments.seed)
         second_moments(model, layers, texts, cache=paths.CACHE, progress=True)
     before: dict[int, RecordScores] = {}
-    editor: Any = None
-    at, shared = None, {}
+    editor: Editor | None = None
+    at = None
     for layer, record in track(cells, f"{method} at every layer", len(cells)):
         if layer != at:
-            options = {"layer": layer, "text": arguments.text, "seed": arguments.seed, "preset_of": arguments.preset}
-            editor, at = make_editor(model, method, **options, **shared), layer
-            if hasattr(editor, "layers"):  # presets of fine-tuning may name another layer
-                editor = replace(editor, layers=(layer,))
-            else:
-                shared = {"contexts": editor.contexts}  # the same for every layer
+            options = {"text": arguments.text, "seed": arguments.seed, "preset_of": arguments.preset}
+            editor, at = make_editor(model, method, layer=layer, alone=True, **options), layer
         if record.case_id not in before:
             before[record.case_id] = score_state(model, record, generate=False, fluency_tokens=None)
+        assert editor is not None
         edit = editor(model, [record.request])
         pre = before[record.case_id]
         scored = evaluate(model, edit, record, pre=pre, generate=False, fluency_tokens=None)

@@ -14,6 +14,7 @@ import argparse
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -90,7 +91,7 @@ def editors(
             model, "rome", layer=layer, text=names[name], seed=arguments.seed, preset_of=arguments.preset,
             second_moment=moment,
         )  # fmt: skip
-        yield editor, name
+        yield cast(ROME, editor), name
 
 
 def edit_all(run: Run, model: Model, name: str, editor: ROME, records: Sequence[Record]) -> None:

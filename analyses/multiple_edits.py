@@ -22,7 +22,7 @@ from pathlib import Path
 import pandas as pd
 from rich.progress import track
 
-from workbench.editors.setup.prepare import check_editor
+from workbench.editors.make import check_editor
 from workbench.editors.shared.requests import check_requests
 from workbench.machine.intervals import Estimate
 from workbench.measuring.prefix_match import SCORES, answer, questions, scores, share

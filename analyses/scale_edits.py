@@ -27,9 +27,9 @@ from typing import Any
 from rich.progress import track
 
 from workbench.atlas.world import World
+from workbench.editors.make import check_editor
 from workbench.editors.registry import EDITORS
 from workbench.editors.rome import ROME
-from workbench.editors.setup.prepare import check_editor
 from workbench.edits.ledger import check_restored
 from workbench.edits.sequence import sequence
 from workbench.figures.editors import stack_figure

@@ -29,7 +29,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from workbench.editors.setup.prepare import check_editor
+from workbench.editors.make import check_editor
 from workbench.models.generation import generate
 from workbench.models.loading import load_model
 from workbench.models.model import Model
@@ -81,7 +81,7 @@ def main() -> None:
         post = continuations(model, single, arguments.tokens)
     request, console = single.request, Console(soft_wrap=True, highlight=False, markup=False)
     old = "" if request.target_true is None else f"{request.target_true} -> "
-    layers = sorted({update.layer for update in edit.updates})
+    layers = sorted({layer for layer, _ in edit.places})
     where = f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
     console.print(f"{request.prompt}: {old}{request.target_new}  ({edit.method}, {where})\n")
     console.print(shown(single, pre, post))

@@ -23,7 +23,6 @@ from rich.progress import track
 
 from workbench.editors.registry import EDITORS
 from workbench.editors.setup.presets import PRESETS
-from workbench.editors.spread import SpreadEditor
 from workbench.edits.ledger import check_restored
 from workbench.measuring.evaluate import evaluate
 from workbench.measuring.scores import Evaluation
@@ -88,7 +87,7 @@ def try_changes(
     limit, edits, seed = run.settings["limit"], run.settings["edits"], run.settings["seed"]
     finished = {row["case_id"] for row in run.rows("evaluations") if row["key"] == key}
     left = [record for record in records[:limit] if record.case_id not in finished]
-    batches = issubclass(EDITORS[method], SpreadEditor)
+    batches = EDITORS[method].batches
     stacked = not batches or any(row["key"] == key for row in run.rows("stacked"))
     if not left and stacked:
         return

@@ -2,11 +2,11 @@
 
 import torch
 
-from workbench.edits.edit import Edit, WeightUpdate
+from workbench.edits.weights import WeightEdit, WeightUpdate
 from workbench.models.model import Model
 
 
-def random_edit(model: Model, seed: int, *places: tuple[int, str], rank: int = 2) -> Edit:
+def random_edit(model: Model, seed: int, *places: tuple[int, str], rank: int = 2) -> WeightEdit:
     generator = torch.Generator().manual_seed(seed)
     updates = []
     for layer, matrix in places:
@@ -15,7 +15,7 @@ def random_edit(model: Model, seed: int, *places: tuple[int, str], rank: int = 2
         updates.append(
             WeightUpdate(layer=layer, matrix=matrix, left=left, right=torch.randn(rank, d_out, generator=generator))
         )
-    return Edit(updates=tuple(updates), method="random", requests=(), provenance={})
+    return WeightEdit(updates=tuple(updates), method="random", requests=(), provenance={})
 
 
 def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:

@@ -10,7 +10,7 @@ to be mixed with tensors of the CPU as those of a GPU do. Registering the backen
 from dataclasses import fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils import swap_tensors
@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
+from workbench.editors.make import make_editor
 from workbench.editors.registry import EDITORS
-from workbench.editors.setup.prepare import make_editor
 from workbench.editors.shared.second_moments import second_moments
 from workbench.measuring.evaluate import evaluate
 from workbench.models.generation import generate
@@ -164,9 +164,9 @@ def check_the_rest(here: Model, there: Model) -> None:
     torch.Generator = lambda device=None: torch.default_generator.clone_state()  # pyright: ignore[reportAttributeAccessIssue]
     with TemporaryDirectory() as cache:
         for method, editor in EDITORS.items():
-            names = {field.name for field in fields(editor)}
+            names = {field.name for field in fields(cast(Any, editor))}
             few = {name: value for name, value in (("layers", (2, 3)), ("steps", 3)) if name in names}
-            options: dict[str, Any] = {"layer": 2, "texts": text, "seed": 0, "preset_of": "atlas", **few}
+            options: dict[str, Any] = {"layer": 2, "texts": lambda: text, "seed": 0, "preset_of": "atlas", **few}
             edit = make_editor(there, method, cache=Path(cache), **options)(there, [REQUEST])
             evaluate(there, edit, RECORD, seed=0, fluency_tokens=12)
             edit.save(Path(cache) / "edit.safetensors")

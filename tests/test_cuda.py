@@ -2,15 +2,16 @@
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
+from workbench.editors.make import make_editor
 from workbench.editors.registry import EDITORS
-from workbench.editors.setup.prepare import make_editor
 from workbench.editors.shared.second_moments import second_moments
 from workbench.edits.edit import Edit
+from workbench.edits.weights import WeightEdit, WeightUpdate
 from workbench.machine import environment as provenance
 from workbench.machine.allocator import peak_memory
 from workbench.machine.precision import float32_products
@@ -104,20 +105,25 @@ def test_greedy_continuations_are_equal(pair: tuple[Model, Model]) -> None:
     assert sampled[0] == sampled[1]
 
 
+def updates(edit: Edit) -> tuple[WeightUpdate, ...]:
+    assert isinstance(edit, WeightEdit)
+    return edit.updates
+
+
 @pytest.mark.parametrize("method", EDITORS)
 def test_edits_are_equal(pair: tuple[Model, Model], method: str, text: Path, tmp_path: Path) -> None:
-    names = {field.name for field in fields(EDITORS[method])}
+    names = {field.name for field in fields(cast(Any, EDITORS[method]))}
     few = {"layers": (2, 3), "steps": 3, "contexts": ("{}",)}
     options: dict[str, Any] = {name: value for name, value in few.items() if name in names}
-    options |= {"texts": text.read_text(encoding="utf-8").splitlines(), "layer": 2, "seed": 0, "preset_of": "atlas"}
+    options |= {"texts": text.read_text(encoding="utf-8").splitlines, "layer": 2, "seed": 0, "preset_of": "atlas"}
     untouched = [model.fingerprint() for model in pair]
     cpu, gpu = (make_editor(m, method, cache=tmp_path / m.device.type, **options)(m, [REQUEST]) for m in pair)
-    for one, other in zip(cpu.updates, gpu.updates, strict=True):
+    for one, other in zip(updates(cpu), updates(gpu), strict=True):
         changes = [update.dense().cpu().double().flatten() for update in (one, other)]
         assert changes[0].norm() > 0
         assert torch.cosine_similarity(*changes, dim=0) > 1 - close(pair, exact=1e-3, half=0.1)
     gpu.save(tmp_path / "edit.safetensors")
-    loaded = Edit.load(tmp_path / "edit.safetensors")  # from the CPU onto the GPU
+    loaded = WeightEdit.load(tmp_path / "edit.safetensors")  # from the CPU onto the GPU
     scores = evaluate(pair[1], loaded, RECORD, seed=0, fluency_tokens=12)
     assert scores.case_id == 0
     assert [model.fingerprint() for model in pair] == untouched

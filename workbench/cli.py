@@ -176,7 +176,7 @@ def edit(
     with _session(precision):
         from rich.progress import track
 
-        from workbench.editors.setup.prepare import check_editor
+        from workbench.editors.make import check_editor
         from workbench.models.loading import load_model
         from workbench.records.counterfact import read_records
         from workbench.studies.defaults import default_records, default_text, records_path
@@ -317,7 +317,7 @@ def study(
     again with the same settings.
     """
     with _session(precision):
-        from workbench.editors.setup.prepare import check_editor
+        from workbench.editors.make import check_editor
         from workbench.models.loading import load_model
         from workbench.records.counterfact import read_records
         from workbench.studies.defaults import default_records, default_text, default_window, records_path

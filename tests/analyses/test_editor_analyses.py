@@ -14,7 +14,7 @@ import torch
 from conftest import load_hf
 
 from workbench.atlas.world import World
-from workbench.edits.edit import Edit, WeightUpdate
+from workbench.edits.weights import WeightEdit, WeightUpdate
 from workbench.figures.editors import Panel, editor_figure, stack_figure
 from workbench.machine.allocator import peak_memory
 from workbench.machine.intervals import Estimate, bootstrap_mean
@@ -232,18 +232,18 @@ def test_stacked_scores_are_the_single_ones(tiny_gpt2: Model, records: Path) -> 
 
 
 def test_change_by_layer_is_that_of_all_edits_together(tiny_gpt2: Model) -> None:
-    def edit(layer: int, size: float) -> Edit:
+    def edit(layer: int, size: float) -> WeightEdit:
         generator = torch.Generator().manual_seed(layer)
         left = size * torch.randn(tiny_gpt2.d_mlp, 1, generator=generator)
         right = torch.randn(1, tiny_gpt2.d_model, generator=generator)
         update = WeightUpdate(layer=layer, left=left, right=right)
-        return Edit(updates=(update,), method="test", requests=(), provenance={})
+        return WeightEdit(updates=(update,), method="test", requests=(), provenance={})
 
     one, twice, other = edit(1, 0.01), edit(1, 0.02), edit(3, 0.01)
     with one.applied(tiny_gpt2), twice.applied(tiny_gpt2), other.applied(tiny_gpt2):
-        found, alone = change_by_layer(tiny_gpt2), one.relative_norms(tiny_gpt2)[1]
+        found, alone = change_by_layer(tiny_gpt2), one.norms(tiny_gpt2)[1]
         assert found[1] == pytest.approx(3 * alone, rel=1e-3)
-        assert found[3] == pytest.approx(other.relative_norms(tiny_gpt2)[3], rel=1e-3)
+        assert found[3] == pytest.approx(other.norms(tiny_gpt2)[3], rel=1e-3)
     assert change_by_layer(tiny_gpt2) == {}
 
 

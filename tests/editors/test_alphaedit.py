@@ -13,7 +13,7 @@ from workbench.editors.memit import MEMIT
 from workbench.editors.setup.presets import PRESETS, preset
 from workbench.editors.shared.keys import mean_keys
 from workbench.editors.shared.second_moments import SecondMoment
-from workbench.edits.edit import Edit
+from workbench.edits.weights import WeightEdit
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest
 
@@ -80,7 +80,7 @@ def test_the_published_equation(tiny_gpt2: Model, editor: AlphaEdit, threshold: 
         later = editor(tiny_gpt2, REQUESTS[2:])
         for update in later.updates[:1]:
             keys = mean_keys(tiny_gpt2, update.layer, REQUESTS[2:], editor.contexts)
-            former = earlier.memory[f"keys.{update.layer}"].double()
+            former = earlier.carried[f"keys.{update.layer}"].double()
             p = projector(editor.second_moments[update.layer], threshold)
             inside = p @ (keys @ keys.T + former @ former.T) + 0.5 * torch.eye(256, dtype=torch.float64)
             expected = torch.linalg.solve(inside, p @ keys)
@@ -97,14 +97,14 @@ def test_without_a_threshold_it_is_memit_with_the_identity(tiny_gpt2: Model, edi
 
 def test_an_edit_remembers_its_keys_as_they_are_once_it_is_applied(tiny_gpt2: Model, editor: AlphaEdit):
     edit = editor(tiny_gpt2, REQUESTS[:2])
-    assert edit.memory.keys() == {"keys.1", "keys.2"}
+    assert edit.carried.keys() == {"keys.1", "keys.2"}
     with edit.applied(tiny_gpt2):
         for layer in LAYERS:
             expected = mean_keys(tiny_gpt2, layer, REQUESTS[:2], editor.contexts).float()
-            torch.testing.assert_close(edit.memory[f"keys.{layer}"], expected, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(edit.carried[f"keys.{layer}"], expected, rtol=1e-4, atol=1e-5)
     # The first layer's keys do not depend on the edit, the second's do.
     before = mean_keys(tiny_gpt2, 2, REQUESTS[:2], editor.contexts).float()
-    assert relative(edit.memory["keys.2"], before) > 1e-4
+    assert relative(edit.carried["keys.2"], before) > 1e-4
 
 
 def test_a_sequence_accumulates_keys(tiny_gpt2: Model, editor: AlphaEdit, tmp_path: Path):
@@ -112,25 +112,25 @@ def test_a_sequence_accumulates_keys(tiny_gpt2: Model, editor: AlphaEdit, tmp_pa
     single = replace(editor, layers=(1,), ridge=1e-4, null_threshold=1e9)
     first = single(tiny_gpt2, REQUESTS[:1])
     first.save(tmp_path / "first.safetensors")
-    key = first.memory["keys.1"].T
+    key = first.carried["keys.1"].T
     with first.applied(tiny_gpt2):
         aware = single(tiny_gpt2, REQUESTS[1:2])
         with aware.applied(tiny_gpt2):
             third = single(tiny_gpt2, REQUESTS[2:3])
-    with replace(first, memory={}).applied(tiny_gpt2):
+    with replace(first, carried={}).applied(tiny_gpt2):
         unaware = single(tiny_gpt2, REQUESTS[1:2])
-    with Edit.load(tmp_path / "first.safetensors").applied(tiny_gpt2):
+    with WeightEdit.load(tmp_path / "first.safetensors").applied(tiny_gpt2):
         reloaded = single(tiny_gpt2, REQUESTS[1:2])
 
-    def moved(edit: Edit, keys: torch.Tensor) -> float:
+    def moved(edit: WeightEdit, keys: torch.Tensor) -> float:
         return (keys @ edit.updates[0].dense()).norm().item()
 
     assert moved(aware, key) < 1e-2 * moved(unaware, key)
-    assert moved(third, key) < 1e-2 * moved(third, third.memory["keys.1"].T)
-    assert moved(third, aware.memory["keys.1"].T) < 1e-2 * moved(third, third.memory["keys.1"].T)
+    assert moved(third, key) < 1e-2 * moved(third, third.carried["keys.1"].T)
+    assert moved(third, aware.carried["keys.1"].T) < 1e-2 * moved(third, third.carried["keys.1"].T)
     assert torch.equal(reloaded.updates[0].dense(), aware.updates[0].dense())
     # Its own value is written all the same.
-    torch.testing.assert_close(aware.memory["keys.1"].T @ aware.updates[0].dense(), aware.updates[0].right, rtol=1e-2,
+    torch.testing.assert_close(aware.carried["keys.1"].T @ aware.updates[0].dense(), aware.updates[0].right, rtol=1e-2,
                                atol=1e-3)  # fmt: skip
     # Once it is taken back, it is forgotten.
     assert torch.equal(single(tiny_gpt2, REQUESTS[:1]).updates[0].dense(), first.updates[0].dense())
@@ -158,7 +158,7 @@ def test_bad_input(tiny_gpt2: Model, editor: AlphaEdit):
 
 def test_published_presets():
     for model, layers in [("gpt2-xl", (13, 17)), ("EleutherAI/gpt-j-6B", (3, 8)), ("llama-3-8b", (4, 8))]:
-        editor = AlphaEdit(second_moments={}, **preset("alphaedit", model))
+        editor = AlphaEdit(second_moments={}, **preset("alphaedit", model).fields)
         assert (editor.layers[0], editor.layers[-1]) == layers
         assert (editor.null_threshold, editor.ridge) == (0.02, 10)
     for entry in json.loads((PRESETS / "alphaedit.json").read_text(encoding="utf-8")).values():

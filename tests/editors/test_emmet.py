@@ -144,7 +144,7 @@ def test_r_rome_is_rome_with_means_throughout(tiny_gpt2: Model, moments: dict[in
 
 def test_published_presets():
     for model, layer, weight in [("gpt2-xl", 17, 1000), ("EleutherAI/gpt-j-6B", 5, 10_000), ("llama-2-7b", 5, 1)]:
-        editor = EMMET(second_moments={}, **preset("emmet", model))
+        editor = EMMET(second_moments={}, **preset("emmet", model).fields)
         assert (editor.layers, editor.moment_weight, editor.ridge) == ((layer,), weight, 0.1)
     for entry in json.loads((PRESETS / "emmet.json").read_text(encoding="utf-8")).values():
         options = {name: value for name, value in entry["fields"].items() if name not in ("layers", "around")}

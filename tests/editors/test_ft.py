@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from workbench.editors.ft import FT, FTL
 from workbench.editors.setup.presets import PRESETS, preset
 from workbench.editors.shared.requests import check_requests
-from workbench.edits.edit import Edit
+from workbench.edits.weights import WeightEdit
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest
 
@@ -55,7 +55,7 @@ def nll(model: Model, requests: list[EditRequest]) -> float:
     return -sum(log_probs.mean().item() for log_probs in found) / len(found)
 
 
-def losses(edit: Edit) -> list[float]:
+def losses(edit: WeightEdit) -> list[float]:
     return edit.provenance["optimisation"]["losses"]
 
 
@@ -197,7 +197,7 @@ def test_the_divergence_holds_the_subject_back(tiny_gpt2: Model, plain: FT):
         tokens = tiny_gpt2.tokenize(["People in Portugal"])
         return tiny_gpt2.logits(tokens)[0, -1].log_softmax(dim=-1)
 
-    def divergence(edit: Edit) -> float:
+    def divergence(edit: WeightEdit) -> float:
         before = essence()
         with edit.applied(tiny_gpt2):
             return torch.nn.functional.kl_div(before, essence(), log_target=True, reduction="sum").item()
@@ -235,7 +235,7 @@ def test_an_edit_builds_on_those_before_it(tiny_gpt2: Model, plain: FT):
 def test_it_survives_the_disk(tiny_gpt2: Model, plain: FT, tmp_path: Path):
     edit = plain(tiny_gpt2, REQUESTS[:2])
     edit.save(tmp_path / "edit.safetensors")
-    loaded = Edit.load(tmp_path / "edit.safetensors")
+    loaded = WeightEdit.load(tmp_path / "edit.safetensors")
     assert torch.equal(loaded.updates[0].dense(), edit.updates[0].dense())
     assert loaded.provenance == edit.provenance
     assert loaded.provenance["hyperparameters"]["objective"] == "target"
@@ -323,11 +323,11 @@ def test_a_model_without_biases(family: str, family_model: Model):
 
 
 def test_published_presets():
-    assert preset("ft", "openai-community/gpt2-xl")["layers"] == [1]
-    assert preset("ft", "EleutherAI/gpt-j-6B")["layers"] == [21]
+    assert preset("ft", "openai-community/gpt2-xl").fields["layers"] == [1]
+    assert preset("ft", "EleutherAI/gpt-j-6B").fields["layers"] == [21]
     constraints = {"gpt2-medium": 2e-3, "gpt2-large": 1e-3, "gpt2-xl": 5e-4, "EleutherAI/gpt-j-6B": 5e-5}
     for model, constraint in constraints.items():
-        editor = FTL(**preset("ft_l", model))
+        editor = FTL(**preset("ft_l", model).fields)
         assert editor.layers == (0,) and editor.norm_constraint == constraint
     for method, editor in {"ft": FT, "ft_l": FTL}.items():
         for entry in json.loads((PRESETS / f"{method}.json").read_text(encoding="utf-8")).values():

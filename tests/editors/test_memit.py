@@ -11,11 +11,11 @@ from known_scores import scored
 from safetensors.torch import load_file
 
 from workbench.editors.memit import MEMIT
-from workbench.editors.setup.presets import PRESETS, context_lengths, preset
+from workbench.editors.setup.presets import PRESETS, preset
 from workbench.editors.shared.keys import mean_keys, regularised_solve, subject_states
 from workbench.editors.shared.second_moments import SecondMoment, factorise
 from workbench.editors.shared.subject import at_subject, in_contexts
-from workbench.edits.edit import Edit
+from workbench.edits.weights import WeightEdit
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest
 
@@ -63,7 +63,7 @@ def editor(moments: dict[int, SecondMoment]) -> MEMIT:
 
 
 @pytest.fixture(scope="module")
-def published(tiny_gpt2: Model, editor: MEMIT) -> Edit:
+def published(tiny_gpt2: Model, editor: MEMIT) -> WeightEdit:
     """The golden edit; the model must come out of it as it went in."""
     before = tiny_gpt2.snapshot()
     edit = editor(tiny_gpt2, REQUESTS)
@@ -81,7 +81,7 @@ def same(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tensor]) ->
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
-def part(edit: Edit, first: int, end: int) -> Edit:
+def part(edit: WeightEdit, first: int, end: int) -> WeightEdit:
     return replace(edit, updates=edit.updates[first:end])
 
 
@@ -97,7 +97,7 @@ def identity(model: Model, layers: Sequence[int]) -> dict[int, SecondMoment]:
 # The published code
 
 
-def test_golden_updates(published: Edit, golden: dict[str, torch.Tensor]):
+def test_golden_updates(published: WeightEdit, golden: dict[str, torch.Tensor]):
     assert published.method == "MEMIT" and published.requests == tuple(REQUESTS)
     assert [(update.layer, update.matrix) for update in published.updates] == [(n, "W_out") for n in (1, 2, 3)]
     for update in published.updates:
@@ -106,7 +106,7 @@ def test_golden_updates(published: Edit, golden: dict[str, torch.Tensor]):
         assert (update.dense() - expected).norm() / expected.norm() < 1e-3
 
 
-def test_golden_targets(tiny_gpt2: Model, published: Edit, golden: dict[str, torch.Tensor]):
+def test_golden_targets(tiny_gpt2: Model, published: WeightEdit, golden: dict[str, torch.Tensor]):
     # At the last layer the whole of what is still missing is written.
     with part(published, 0, 2).applied(tiny_gpt2):
         z = states(tiny_gpt2, "resid_post", 3, REQUESTS) + published.updates[-1].right.double()
@@ -114,7 +114,7 @@ def test_golden_targets(tiny_gpt2: Model, published: Edit, golden: dict[str, tor
     assert ((z - expected).norm(dim=1) / expected.norm(dim=1)).max() < 1e-3
 
 
-def test_golden_likelihoods(tiny_gpt2: Model, published: Edit):
+def test_golden_likelihoods(tiny_gpt2: Model, published: WeightEdit):
     prompts = [request.prompt for request in REQUESTS]
     with published.applied(tiny_gpt2) as edited:
         new = scored(edited, prompts, [request.target_new for request in REQUESTS])
@@ -240,7 +240,7 @@ def test_provenance_survives_the_disk(tiny_gpt2: Model, plain: MEMIT, tmp_path: 
     assert len(hashes) == 3
     assert [entry["evaluations"] for entry in edit.provenance["optimisation"]] == [2, 2]
     edit.save(tmp_path / "edit.safetensors")
-    loaded = Edit.load(tmp_path / "edit.safetensors")
+    loaded = WeightEdit.load(tmp_path / "edit.safetensors")
     assert loaded.provenance == edit.provenance and loaded.requests == edit.requests
     assert torch.equal(loaded.updates[1].dense(), edit.updates[1].dense())
 
@@ -248,9 +248,9 @@ def test_provenance_survives_the_disk(tiny_gpt2: Model, plain: MEMIT, tmp_path: 
 def test_published_presets():
     layers = {"gpt2-xl": (13, 17, 20_000), "EleutherAI/gpt-j-6B": (3, 8, 15_000), "llama-2-7b": (4, 8, 15_000)}
     for model, (first, last, weight) in layers.items():
-        editor = MEMIT(second_moments={}, **preset("memit", model))
+        editor = MEMIT(second_moments={}, **preset("memit", model).fields)
         assert editor.layers == tuple(range(first, last + 1)) and editor.moment_weight == weight
-    assert context_lengths("memit", "gpt2-xl") == ((10, 5),)
+    assert preset("memit", "gpt2-xl").context_lengths == ((10, 5),)
     for entry in json.loads((PRESETS / "memit.json").read_text(encoding="utf-8")).values():
         options = {name: value for name, value in entry["fields"].items() if name not in ("layers", "around")}
         MEMIT(layers=(0,), second_moments={}, **options)

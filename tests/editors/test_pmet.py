@@ -257,7 +257,7 @@ def test_a_model_of_another_shape_is_edited_with_a_warning(
 
 
 def test_published_presets():
-    published = PMET(second_moments={}, **preset("pmet", "EleutherAI/gpt-j-6B"))
+    published = PMET(second_moments={}, **preset("pmet", "EleutherAI/gpt-j-6B").fields)
     assert published.layers == tuple(range(3, 9)) and published.moment_weight == 6000
     # The defaults are these.
     defaults = PMET(layers=published.layers, second_moments={}, loss_layer=27)

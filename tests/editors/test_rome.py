@@ -17,6 +17,7 @@ from workbench.editors.setup.presets import PRESETS, preset
 from workbench.editors.shared.second_moments import SecondMoment
 from workbench.editors.shared.subject import at_subject, in_contexts
 from workbench.edits.edit import Edit
+from workbench.edits.weights import WeightEdit
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest
 
@@ -275,7 +276,7 @@ def test_provenance_survives_the_disk(tiny_gpt2: Model, editor: ROME, golden: di
     assert settings["contexts"] == REFERENCE["rome_context_templates"]
     assert settings["key_denominator"] == "prompt"
     edit.save(tmp_path / "edit.safetensors")
-    loaded = Edit.load(tmp_path / "edit.safetensors")
+    loaded = WeightEdit.load(tmp_path / "edit.safetensors")
     assert loaded.provenance == edit.provenance and loaded.requests == edit.requests
 
 
@@ -354,12 +355,12 @@ def test_sampled_contexts(tiny_gpt2: Model):
 def test_published_presets():
     layers = {"gpt2-medium": 8, "gpt2-large": 12, "gpt2-xl": 17, "EleutherAI/gpt-j-6B": 5}
     for model, layer in layers.items():
-        fields = preset("rome", model)
+        fields = preset("rome", model).fields
         assert fields["layer"] == layer
         assert fields["clamp"] == (3 if model == "gpt2-medium" else 4)
         ROME(second_moment=None, **fields)
     assert preset("rome", "openai-community/gpt2-xl") == preset("ROME", "gpt2-xl")
-    assert preset("rome", "atlas")["layer"] is None
+    assert preset("rome", "atlas").fields["layer"] is None
     for entry in json.loads((PRESETS / "rome.json").read_text(encoding="utf-8")).values():
         ROME(second_moment=None, **(entry["fields"] | {"layer": 0}))
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from workbench.edits.edit import Edit, WeightUpdate, provenance
+from workbench.edits.edit import provenance
 from workbench.edits.ledger import check_restored, state_fingerprint, undone
+from workbench.edits.weights import WeightEdit, WeightUpdate
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest
 
@@ -21,7 +22,7 @@ REQUEST = EditRequest(
 )
 
 
-def random_edit(model: Model, seed: int, *, layers: tuple[int, ...] = (2,), rank: int = 1) -> Edit:
+def random_edit(model: Model, seed: int, *, layers: tuple[int, ...] = (2,), rank: int = 1) -> WeightEdit:
     generator = torch.Generator().manual_seed(seed)
     updates = tuple(
         WeightUpdate(
@@ -32,7 +33,7 @@ def random_edit(model: Model, seed: int, *, layers: tuple[int, ...] = (2,), rank
         for layer in layers
     )
     provenance = {"model": model.name, "hyperparameters": {"contexts": ("{}", "So {}"), "rate": 0.1}}
-    return Edit(updates=updates, method="random", requests=(REQUEST,), provenance=provenance)
+    return WeightEdit(updates=updates, method="random", requests=(REQUEST,), provenance=provenance)
 
 
 def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
@@ -46,7 +47,6 @@ def test_applied_adds_left_times_right_and_restores_the_exact_weights(tiny_gpt2:
     with edit.applied(tiny_gpt2) as edited:
         assert edited is tiny_gpt2
         torch.testing.assert_close(edited.weight(2), weight + edit.updates[0].dense())
-        torch.testing.assert_close(edit.updates[0].dense(), edit.updates[0].factored.AB)
     assert same(before, tiny_gpt2.snapshot())
     assert tiny_gpt2.edits == [] and tiny_gpt2.originals == {}
 
@@ -130,15 +130,15 @@ def test_relative_norms_are_those_of_the_dense_matrices(tiny_gpt2: Model):
     edit = random_edit(tiny_gpt2, 0, layers=(1, 2, 2), rank=2)
     sums = {1: edit.updates[0].dense(), 2: edit.updates[1].dense() + edit.updates[2].dense()}
     expected = {layer: (sums[layer].norm() / weights[layer].norm()).item() for layer in (1, 2)}
-    assert edit.relative_norms(tiny_gpt2) == pytest.approx(expected, rel=1e-5)
+    assert edit.norms(tiny_gpt2) == pytest.approx(expected, rel=1e-5)
     with edit.applied(tiny_gpt2):
-        assert edit.relative_norms(tiny_gpt2) == pytest.approx(expected, rel=1e-5)
+        assert edit.norms(tiny_gpt2) == pytest.approx(expected, rel=1e-5)
 
 
 def test_saving_and_loading_gives_the_same_edit(tiny_gpt2: Model, tmp_path):
     edit = random_edit(tiny_gpt2, 0, layers=(1, 3), rank=2)
     edit.save(tmp_path / "deep" / "edit.safetensors")
-    loaded = Edit.load(tmp_path / "deep" / "edit.safetensors")
+    loaded = WeightEdit.load(tmp_path / "deep" / "edit.safetensors")
     assert loaded.requests == edit.requests
     assert loaded.method == edit.method
     assert loaded.provenance == edit.provenance
@@ -158,7 +158,7 @@ def test_an_edit_of_another_model_is_refused_before_anything_changes(tiny_gpt2: 
     wide = WeightUpdate(layer=2, left=torch.ones(12, 1), right=torch.ones(1, tiny_gpt2.d_model))
     deep = WeightUpdate(layer=47, left=torch.ones(tiny_gpt2.d_mlp, 1), right=torch.ones(1, tiny_gpt2.d_model))
     for update, error, message in [(wide, ValueError, "12 x 64"), (deep, IndexError, "47")]:
-        edit = Edit(updates=(fits, update), method="ROME", requests=(), provenance={})
+        edit = WeightEdit(updates=(fits, update), method="ROME", requests=(), provenance={})
         with pytest.raises(error, match=message):
             edit.apply_(tiny_gpt2)
         with pytest.raises(error, match=message), edit.applied(tiny_gpt2):
@@ -190,18 +190,18 @@ def test_updates_that_make_no_sense(tiny_gpt2: Model):
     with pytest.raises(ValueError, match="not finite"):
         WeightUpdate(layer=0, left=torch.full((8, 1), float("nan")), right=torch.ones(1, 4))
     with pytest.raises(ValueError, match="JSON"):
-        Edit(updates=(), method="ROME", requests=(), provenance={"model": tiny_gpt2})
+        WeightEdit(updates=(), method="ROME", requests=(), provenance={"model": tiny_gpt2})
 
 
 def test_loading_what_is_not_an_edit(tmp_path):
     with pytest.raises(FileNotFoundError, match="no edit at"):
-        Edit.load(tmp_path / "nothing.safetensors")
+        WeightEdit.load(tmp_path / "nothing.safetensors")
     (tmp_path / "text.safetensors").write_text("hello")
     with pytest.raises(ValueError, match="not an edit"):
-        Edit.load(tmp_path / "text.safetensors")
+        WeightEdit.load(tmp_path / "text.safetensors")
     save_file({"x": torch.ones(1)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="not an edit"):
-        Edit.load(tmp_path / "other.safetensors")
+        WeightEdit.load(tmp_path / "other.safetensors")
     content = {
         "method": "ROME",
         "requests": [],
@@ -214,26 +214,26 @@ def test_loading_what_is_not_an_edit(tmp_path):
         metadata={"format": "workbench-edit-1", "edit": json.dumps(content)},
     )
     with pytest.raises(ValueError, match="not an edit"):
-        Edit.load(tmp_path / "missing.safetensors")
+        WeightEdit.load(tmp_path / "missing.safetensors")
 
 
 def test_memory_is_saved_with_the_edit(tiny_gpt2: Model, tmp_path):
     memory = {"keys.1": torch.randn(6, 3), "keys.2": torch.arange(4)}
-    edit = replace(random_edit(tiny_gpt2, 0), memory=memory)
+    edit = replace(random_edit(tiny_gpt2, 0), carried=memory)
     edit.save(tmp_path / "edit.safetensors")
-    loaded = Edit.load(tmp_path / "edit.safetensors")
-    assert same(dict(loaded.memory), memory)
+    loaded = WeightEdit.load(tmp_path / "edit.safetensors")
+    assert same(dict(loaded.carried), memory)
     assert len(loaded.updates) == 1
     assert loaded.digest == edit.digest
-    assert random_edit(tiny_gpt2, 0).memory == {}
+    assert random_edit(tiny_gpt2, 0).carried == {}
 
 
 def test_one_tensor_may_be_in_an_edit_twice(tiny_gpt2: Model, tmp_path):
     edit = random_edit(tiny_gpt2, 0, layers=(1, 2))
     left = edit.updates[0].left
-    edit = replace(edit, updates=tuple(replace(each, left=left) for each in edit.updates), memory={"keys": left})
+    edit = replace(edit, updates=tuple(replace(each, left=left) for each in edit.updates), carried={"keys": left})
     edit.save(tmp_path / "edit.safetensors")
-    assert Edit.load(tmp_path / "edit.safetensors").digest == edit.digest
+    assert WeightEdit.load(tmp_path / "edit.safetensors").digest == edit.digest
 
 
 def test_the_digest_is_of_every_tensor_and_its_place(tiny_gpt2: Model):
@@ -243,7 +243,7 @@ def test_the_digest_is_of_every_tensor_and_its_place(tiny_gpt2: Model):
         random_edit(tiny_gpt2, 1),
         random_edit(tiny_gpt2, 0, layers=(3,)),
         replace(edit, updates=(replace(edit.updates[0], right=-edit.updates[0].right),)),
-        replace(edit, memory={"keys.2": torch.zeros(1)}),
+        replace(edit, carried={"keys.2": torch.zeros(1)}),
     ]
     assert len({edit.digest, *(other.digest for other in others)}) == 1 + len(others)
 
@@ -252,21 +252,21 @@ def test_an_edit_from_disk_is_for_the_weights_it_was_made_for(tiny_gpt2: Model, 
     path, before = tmp_path / "edit.safetensors", tiny_gpt2.snapshot()
     edit = replace(random_edit(tiny_gpt2, 0), provenance=provenance(tiny_gpt2, {}))
     edit.save(path)
-    assert Edit.load(path, model=tiny_gpt2).digest == edit.digest
+    assert WeightEdit.load(path, model=tiny_gpt2).digest == edit.digest
     made = tiny_gpt2.fingerprint()
     try:
         tiny_gpt2.weight(0)[0, 0] += 1e-3
         other = tiny_gpt2.fingerprint()
         with pytest.raises(ValueError, match=f"'Portugal'.*{made[:12]}.*{other[:12]}.*force"):
-            Edit.load(path, model=tiny_gpt2)
+            WeightEdit.load(path, model=tiny_gpt2)
         with pytest.warns(UserWarning, match=f"{made[:12]}.*{other[:12]}"):
-            assert Edit.load(path, model=tiny_gpt2, force=True).digest == edit.digest
-        assert Edit.load(path).digest == edit.digest  # to look at it, no model is needed
+            assert WeightEdit.load(path, model=tiny_gpt2, force=True).digest == edit.digest
+        assert WeightEdit.load(path).digest == edit.digest  # to look at it, no model is needed
     finally:
         tiny_gpt2.restore_(before)
     replace(edit, provenance={}).save(path)
     with pytest.raises(ValueError, match="fingerprint unknown"):
-        Edit.load(path, model=tiny_gpt2)
+        WeightEdit.load(path, model=tiny_gpt2)
 
 
 def test_an_edit_made_on_top_of_others_is_for_these(tiny_gpt2: Model, tmp_path):
@@ -276,11 +276,11 @@ def test_an_edit_made_on_top_of_others_is_for_these(tiny_gpt2: Model, tmp_path):
     first.save(tmp_path / "first.safetensors")
     top.save(tmp_path / "top.safetensors")
     with pytest.raises(ValueError, match="on top of"):
-        Edit.load(tmp_path / "top.safetensors", model=tiny_gpt2)
+        WeightEdit.load(tmp_path / "top.safetensors", model=tiny_gpt2)
     with second.applied(tiny_gpt2), pytest.raises(ValueError, match="with 1 edits applied"):
-        Edit.load(tmp_path / "top.safetensors", model=tiny_gpt2)
-    with Edit.load(tmp_path / "first.safetensors").applied(tiny_gpt2):
-        Edit.load(tmp_path / "top.safetensors", model=tiny_gpt2)
+        WeightEdit.load(tmp_path / "top.safetensors", model=tiny_gpt2)
+    with WeightEdit.load(tmp_path / "first.safetensors").applied(tiny_gpt2):
+        WeightEdit.load(tmp_path / "top.safetensors", model=tiny_gpt2)
 
 
 def test_the_state_is_the_weights_without_edits_and_the_edits_in_order(tiny_gpt2: Model):
@@ -328,7 +328,7 @@ def test_weights_that_did_not_come_back_are_noticed(tiny_gpt2: Model):
     try:
         with torch.no_grad():
             tiny_gpt2.weight(2)[0, 0] += 1e-3
-        with pytest.raises(RuntimeError, match=r"^a change: the weights of .* load the model again$"):
+        with pytest.raises(RuntimeError, match=r"^a change: .* has not the weights and edits from before it; load the model again$"):
             check_restored(tiny_gpt2, weights, after="a change")
     finally:
         tiny_gpt2.restore_(kept)

@@ -11,8 +11,8 @@ from known_edits import random_edit
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from workbench.edits.edit import Edit, WeightUpdate
 from workbench.edits.export import save_checkpoint, save_lora
+from workbench.edits.weights import WeightEdit, WeightUpdate
 from workbench.models.loading import load_model
 from workbench.models.model import Model
 
@@ -104,11 +104,11 @@ def test_what_is_no_adapter(tiny_gpt2: Model, tmp_path: Path):
     with pytest.raises(ValueError, match="no update to write"):
         save_lora(tiny_gpt2, [], tmp_path / "adapter")
     wide = WeightUpdate(layer=1, left=torch.ones(12, 1), right=torch.ones(1, tiny_gpt2.d_model))
-    edit = Edit(updates=(wide,), method="random", requests=(), provenance={})
+    edit = WeightEdit(updates=(wide,), method="random", requests=(), provenance={})
     with pytest.raises(ValueError, match=r"12 x 64, but that matrix .* is 256 x 64; was the edit made for another"):
         save_lora(tiny_gpt2, [edit], tmp_path / "adapter")
     with pytest.raises(IndexError, match="layer 47"):
-        deep = Edit(
+        deep = WeightEdit(
             updates=(WeightUpdate(layer=47, left=wide.left, right=wide.right),), method="", requests=(), provenance={}
         )
         save_lora(tiny_gpt2, [deep], tmp_path / "adapter")
@@ -120,7 +120,7 @@ def test_a_matrix_that_is_not_a_modules_own_is_refused(tiny_gpt2: Model, tmp_pat
     half = tiny_gpt2.weight(1)[:, :32]
     narrow = WeightUpdate(layer=1, left=edit.updates[0].left, right=edit.updates[0].right[:, :32])
     monkeypatch.setattr(Model, "weight", lambda self, layer, matrix="W_out": half)
-    part = Edit(updates=(narrow,), method="random", requests=(), provenance={})
+    part = WeightEdit(updates=(narrow,), method="random", requests=(), provenance={})
     with pytest.raises(ValueError, match=r"W_out of layer 1 .* is not the weight of a module.*export a checkpoint"):
         save_lora(tiny_gpt2, [part], tmp_path / "adapter")
 

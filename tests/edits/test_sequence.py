@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from workbench.editors.alphaedit import AlphaEdit
 from workbench.editors.rome import ROME
 from workbench.editors.shared.second_moments import SecondMoment
-from workbench.edits.edit import Edit, WeightUpdate, provenance
+from workbench.edits.edit import Edit, provenance
 from workbench.edits.sequence import Steps, applied_files, sequence
+from workbench.edits.weights import WeightEdit, WeightUpdate
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest
 
@@ -35,21 +36,21 @@ class Toy:
     scale: float = 0.1
     moment: torch.Tensor | None = None
 
-    def __call__(self, model: Model, requests: Sequence[EditRequest]) -> Edit:
+    def __call__(self, model: Model, requests: Sequence[EditRequest]) -> WeightEdit:
         if len(requests) > self.room:
             raise MemoryError(f"{len(requests)} requests")
         self.calls.append(tuple(request.subject for request in requests))
         made = provenance(model, {"scale": self.scale})
         keys = torch.stack([torch.linspace(-1, 1, model.d_mlp).mul(len(r.subject)).sin() for r in requests], dim=1)
-        remembered = sum((edit.memory["keys"].sum(dim=1) for edit in model.edits if edit.memory), torch.zeros(1))
+        remembered = sum((edit.carried["keys"].sum(dim=1) for edit in model.edits if edit.carried), torch.zeros(1))
         updates = tuple(
             WeightUpdate(
                 layer=layer, left=keys, right=self.scale * (keys + remembered[:, None]).T @ model.weight(layer)
             )
             for layer in self.layers
         )
-        return Edit(
-            updates=updates, method="toy", requests=tuple(requests), provenance=made, memory={"keys": keys.clone()}
+        return WeightEdit(
+            updates=updates, method="toy", requests=tuple(requests), provenance=made, carried={"keys": keys.clone()}
         )
 
 
@@ -290,7 +291,7 @@ def test_a_chunk_too_large_for_memory_is_split(tiny_gpt2: Model, tmp_path: Path,
 @pytest.mark.filterwarnings("ignore:4 requests do not fit")
 def test_what_cannot_be_split_is_raised(tiny_gpt2: Model, monkeypatch):
     def fails_with(error: Exception) -> Steps:
-        def fail(*_: object) -> Edit:
+        def fail(*_: object) -> WeightEdit:
             Toy.calls.append(())
             raise error
 

@@ -11,7 +11,8 @@ from known_scores import scored
 from safetensors.torch import load_file
 from torch import Tensor
 
-from workbench.edits.edit import Edit, WeightUpdate
+from workbench.edits.edit import Edit
+from workbench.edits.weights import WeightEdit, WeightUpdate
 from workbench.measuring.evaluate import evaluate, score_state
 from workbench.measuring.metrics import kl_divergence
 from workbench.measuring.scores import KINDS, Evaluation, RecordScores
@@ -42,12 +43,12 @@ RECORD = Record(
 
 
 @pytest.fixture(scope="module")
-def published_edit() -> Edit:
+def published_edit() -> WeightEdit:
     """The published code's ROME edit for RECORD's request, in layer 2."""
     tensors = load_file(GOLDEN / "rome.safetensors")
     left, right = tensors["rome.2.left"].reshape(-1, 1), tensors["rome.2.right"].reshape(1, -1)
     update = WeightUpdate(layer=2, left=left, right=right)
-    return Edit(updates=(update,), method="rome", requests=(RECORD.request,), provenance={})
+    return WeightEdit(updates=(update,), method="rome", requests=(RECORD.request,), provenance={})
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,7 @@ def test_an_edit_shows_in_the_scores_and_is_gone_afterwards(
     assert post.p_new > pre.p_new
     assert evaluation.case_id == 7
     assert evaluation.kl > 0
-    assert evaluation.relative_norms == published_edit.relative_norms(tiny_gpt2)
+    assert evaluation.relative_norms == published_edit.norms(tiny_gpt2)
     assert evaluation.seconds > 0
     fresh = score_state(tiny_gpt2, RECORD, fluency_tokens=24)
     assert fresh.to_dict() == evaluation.pre.to_dict()

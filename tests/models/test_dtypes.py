@@ -9,7 +9,8 @@ from command import run
 from known_edits import random_edit
 from safetensors.torch import load_file
 
-from workbench.edits.edit import Edit, provenance
+from workbench.edits.edit import provenance
+from workbench.edits.weights import WeightEdit
 from workbench.models.loading import load_model
 from workbench.models.model import Model
 
@@ -31,7 +32,7 @@ def stored(folder: Path) -> set[str]:
 
 def made(model: Model, path: Path) -> Path:
     edit = random_edit(model, 0, (1, "W_out"))
-    Edit(updates=edit.updates, method="random", requests=(), provenance=provenance(model, {})).save(path)
+    WeightEdit(updates=edit.updates, method="random", requests=(), provenance=provenance(model, {})).save(path)
     return path
 
 
@@ -51,12 +52,12 @@ def test_a_checkpoint_is_exported_in_its_own_dtype(half: Path, tmp_path: Path) -
 def test_an_edit_of_another_dtype_is_refused_or_converted(half: Path, tmp_path: Path) -> None:
     (name,) = stored(half)
     edit = made(load_model(str(half), device="cpu"), tmp_path / "edit.safetensors")
-    assert json.loads(json.dumps(Edit.load(edit).provenance))["dtype"] == "float32"
+    assert json.loads(json.dumps(WeightEdit.load(edit).provenance))["dtype"] == "float32"
     own = load_model(str(half), device="cpu", dtype=None)
     with pytest.raises(ValueError, match=rf"was made in float32, but .* is loaded in {name}: .* use force to convert"):
-        Edit.load(edit, model=own)
+        WeightEdit.load(edit, model=own)
     with pytest.warns(UserWarning, match=rf"float32.*{name}: it is converted"):
-        assert Edit.load(edit, model=own, force=True).updates
+        assert WeightEdit.load(edit, model=own, force=True).updates
     refused = run("export", edit, "--model", half, "--out", tmp_path / "out")
     assert refused.exit_code == 1 and "was made in float32" in refused.output and name in refused.output
     assert run("export", edit, "--model", half, "--out", tmp_path / "out", "--force").exit_code == 0

@@ -11,7 +11,7 @@ from conftest import load_hf
 
 from workbench.models.generation import generate
 from workbench.models.loading import load_model
-from workbench.models.model import Model
+from workbench.models.model import ForwardPass, Model
 
 
 @torch.no_grad()
@@ -43,7 +43,8 @@ def test_cached_steps_give_the_uncached_logits(family_model: Model, texts: list[
     expected, length = family_model.logits(tokens), tokens.ids.shape[1]
     first, cache = length - int(tokens.mask.sum(dim=1).min()) + 1, None
     for start, end in ((0, first), *((place, place + 1) for place in range(first, length))):
-        logits, cache = family_model.step(tokens.ids[:, start:end], tokens.mask[:, :end], cache)
+        which = ForwardPass(mask=tokens.mask[:, :end], offset=start, prompt_ends=tokens.prompt_ends)
+        logits, cache = family_model.step(tokens.ids[:, start:end], which, cache)
         torch.testing.assert_close(logits[:, -1], expected[:, end - 1], atol=1e-5, rtol=0)
 
 

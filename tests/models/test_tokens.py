@@ -135,10 +135,10 @@ def test_sampled_contexts_begin_with_one_bos(family_model: Model, monkeypatch: p
     begun: list[list[int]] = []
     step = Model.step
 
-    def watched(self, ids, mask, cache):
+    def watched(self, ids, which, cache):
         if cache is None:
             begun.extend(ids.tolist())
-        return step(self, ids, mask, cache)
+        return step(self, ids, which, cache)
 
     monkeypatch.setattr(Model, "step", watched)
     sample_contexts(family_model, lengths=((4, 3),), generator=torch.Generator().manual_seed(0))

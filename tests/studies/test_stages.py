@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from workbench.edits.edit import Edit, provenance
+from workbench.edits.weights import WeightEdit
 from workbench.models.model import Model
 from workbench.records.counterfact import read_records
 from workbench.runs.run import Run
@@ -15,7 +16,7 @@ from workbench.tracing.trace import CausalTrace
 
 def nothing(model: Model, requests: list) -> Edit:
     """An edit that changes nothing, so that a trace after it is the trace before it."""
-    return Edit(updates=(), method="none", requests=tuple(requests), provenance=provenance(model, {}))
+    return WeightEdit(updates=(), method="none", requests=tuple(requests), provenance=provenance(model, {}))
 
 
 def test_a_trace_after_an_edit_has_the_noise_of_the_one_before(tiny_gpt2: Model, records: Path, tmp_path: Path) -> None:

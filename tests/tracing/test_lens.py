@@ -5,7 +5,7 @@ import pytest
 import torch
 from drawn import inside
 
-from workbench.edits.edit import Edit, WeightUpdate
+from workbench.edits.weights import WeightEdit, WeightUpdate
 from workbench.figures.lens import lens_figure
 from workbench.records.facts import EditRequest, Fact
 from workbench.tracing.lens import PLACES, average_lens, logit_lens
@@ -16,11 +16,11 @@ REQUEST = EditRequest(
 TARGETS = ("Berlin", "Moscow")
 
 
-def random_edit(model, *, layer: int) -> Edit:
+def random_edit(model, *, layer: int) -> WeightEdit:
     generator = torch.Generator().manual_seed(0)
     left, right = (torch.randn(*shape, generator=generator) for shape in ((model.d_mlp, 1), (1, model.d_model)))
     update = WeightUpdate(layer=layer, left=left, right=right)
-    return Edit(updates=(update,), method="random", requests=(REQUEST,), provenance={"model": model.name})
+    return WeightEdit(updates=(update,), method="random", requests=(REQUEST,), provenance={"model": model.name})
 
 
 def test_the_last_layer_reads_the_models_own_logits(family_model):

@@ -23,7 +23,7 @@ class AlphaEdit(SpreadEditor):
 
     with P the projector onto the eigenvectors of C whose eigenvalues lie below `null_threshold`, and K_p the keys
     of the AlphaEdit edits that are applied to the model now: what they wrote is kept too. Those keys are read from
-    the `memory` of these edits, and an edit's own are put there, as they are once it is applied.
+    what these edits carry on, and an edit's own are put there, as they are once it is applied.
 
     It is solved as P A (A^T P A + ridge I)^-1 with A = [K, K_p], a matrix of the size of the requests so far.
     Defaults are the published hyperparameters for GPT2-XL. C may be singular.
@@ -45,7 +45,7 @@ class AlphaEdit(SpreadEditor):
         self, model: Model, layer: int, prepared: Tensor, keys: Float[Tensor, "d_mlp request"]
     ) -> Float[Tensor, "d_mlp request"]:
         name = f"keys.{layer}"
-        earlier = [edit.memory[name] for edit in model.edits if edit.method == self.method and name in edit.memory]
+        earlier = [edit.carried[name] for edit in model.edits if edit.method == self.method and name in edit.carried]
         inside = prepared.T @ torch.cat([keys, *(former.cpu().double() for former in earlier)], dim=1)
         identity = torch.eye(inside.shape[1], dtype=inside.dtype)
         factor = torch.linalg.cholesky(inside.T @ inside + self.ridge * identity)
@@ -66,5 +66,5 @@ class AlphaEdit(SpreadEditor):
             )
         return vectors[:, below]
 
-    def _memory(self, model: Model, requests: Sequence[EditRequest]) -> dict[str, Tensor]:
+    def _carried(self, model: Model, requests: Sequence[EditRequest]) -> dict[str, Tensor]:
         return {f"keys.{layer}": mean_keys(model, layer, requests, self.contexts).float() for layer in self.layers}

@@ -1,16 +1,18 @@
 """Fine-tuning of MLP output matrices on the requests: FT, FT-M and FT-L (Zhu et al. 2020, arXiv:2012.00363)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from workbench.editors.editor import Editor, Setting
 from workbench.editors.shared.keys import check_hooks
 from workbench.editors.shared.requests import check_requests
-from workbench.edits.edit import Edit, WeightUpdate, provenance
+from workbench.edits.edit import provenance
+from workbench.edits.weights import WeightEdit, WeightUpdate
 from workbench.models.model import Hook, Model
 from workbench.models.tokens import Tokens
 from workbench.records.facts import EditRequest, fill, subject_characters, token_span
@@ -24,7 +26,7 @@ _ByPlace = dict[tuple[int, str], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class FT:
+class FT(Editor):
     """Adam on the W_out of some layers, for the new targets' negative log-likelihood, with an early stop.
 
     `objective` says where a target's tokens are scored:
@@ -37,6 +39,8 @@ class FT:
     With `norm_constraint` each element of the change stays within +-norm_constraint: FT-L, see `FTL`. The published
     code also tunes b_out: `bias=True`. Defaults are the published hyperparameters for GPT2-XL.
     """
+
+    method: ClassVar[str] = "FT"
 
     layers: Sequence[int]
     """The layers tuned, together; (3,) for one."""
@@ -74,7 +78,12 @@ class FT:
         if self.kl_template.count("{}") != 1:
             raise ValueError(f"kl_template needs exactly one {{}}, got {self.kl_template!r}")
 
-    def __call__(self, model: Model, requests: Sequence[EditRequest]) -> Edit:
+    @classmethod
+    def prepare(cls, setting: Setting, fields: Mapping[str, Any]) -> "FT":
+        """At the preset's layers or those around the located one."""
+        return cls(**{"layers": setting.layers(), **fields})
+
+    def __call__(self, model: Model, requests: Sequence[EditRequest]) -> WeightEdit:
         """The edit that makes all the requests true together, computed on the weights as they are.
 
         The model is left bit for bit as it was: the change is added to the MLPs' outputs by hooks. Exact
@@ -92,9 +101,9 @@ class FT:
             for place, weight in weights.items()
         }
         losses = self._optimise(model, requests, weights, changes)
-        return Edit(
+        return WeightEdit(
             updates=tuple(_update(layer, matrix, change) for (layer, matrix), change in changes.items()),
-            method="FT" if self.norm_constraint is None else "FT-L",
+            method=FT.method if self.norm_constraint is None else FTL.method,
             requests=requests,
             provenance=provenance(
                 model,
@@ -179,7 +188,9 @@ class FT:
     def _batch(self, model: Model, requests: tuple[EditRequest, ...]) -> "_Batch":
         texts = [join(request.prompt, request.target_new, request.separator) for request in requests]
         subjects = [request.subject for request in requests] if self.kl_weight else []
-        tokens = model.tokenize([*texts, *(fill(self.kl_template, each) for each in subjects)], padding_side="left")
+        essences = [fill(self.kl_template, each) for each in subjects]
+        tokens = model.tokenize([*texts, *essences], padding_side="left")
+        tokens = tokens.with_prompts([*(len(request.prompt) for request in requests), *map(len, essences)])
         starts = tokens.starts.tolist()
         rows, positions, targets, shares = [], [], [], []
         for row, (request, text) in enumerate(zip(requests, texts, strict=True)):
@@ -216,6 +227,8 @@ class FTL(FT):
     The published code clamps after each step of Adam; its default for GPT2-XL is given here, those for others are
     in the presets.
     """
+
+    method: ClassVar[str] = "FT-L"
 
     norm_constraint: float = 5e-4
     """Largest absolute change of an element."""

@@ -1,6 +1,6 @@
 """ROME: rank-one model editing (Meng et al. 2022, section 3), with r-ROME's corrected key as an option."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -10,20 +10,22 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from workbench.editors.editor import Editor, Setting
 from workbench.editors.search.fast_values import optimise_values
 from workbench.editors.search.values import OptimisedValue, final_loss
 from workbench.editors.shared.keys import check_hooks, describe_moment
 from workbench.editors.shared.requests import check_requests
 from workbench.editors.shared.second_moments import SecondMoment, factorise
 from workbench.editors.shared.subject import at_subject, check_contexts, in_contexts
-from workbench.edits.edit import Edit, WeightUpdate, provenance
+from workbench.edits.edit import provenance
 from workbench.edits.ledger import undone
+from workbench.edits.weights import WeightEdit, WeightUpdate
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ROME:
+class ROME(Editor):
     """Writes one key-value pair a request into one layer's W_out (equation 2):
 
         dW = u (v* - W k)^T / <k, u>,    u = C^-1 k / ||C^-1 k||
@@ -39,7 +41,7 @@ class ROME:
     """
 
     method: ClassVar[str] = "ROME"
-    """Name of the method in an Edit."""
+    needs_moments: ClassVar[bool] = True
 
     layer: int
     """The layer edited; usually the one that tracing located."""
@@ -75,7 +77,22 @@ class ROME:
         if isinstance(self.second_moment, SecondMoment) and self.second_moment.layer != self.layer:
             raise ValueError(f"second moment is of layer {self.second_moment.layer}, but layer {self.layer} is edited")
 
-    def __call__(self, model: Model, requests: Sequence[EditRequest]) -> Edit:
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The one layer that is edited."""
+        return (self.layer,)
+
+    @classmethod
+    def prepare(cls, setting: Setting, fields: Mapping[str, Any]) -> "ROME":
+        """At the located layer, with contexts and the second moment of the layer's keys."""
+        given = {**fields, "layer": setting.layer}
+        if "contexts" not in given:
+            given["contexts"] = setting.contexts()
+        if "second_moment" not in given:
+            given["second_moment"] = setting.moments([setting.layer])[setting.layer]
+        return cls(**given)
+
+    def __call__(self, model: Model, requests: Sequence[EditRequest]) -> WeightEdit:
         """The edit that makes each request true, computed on the weights that those before it leave behind.
 
         The model is left bit for bit as it was. IndexError for a layer out of range; ValueError if there is
@@ -91,16 +108,16 @@ class ROME:
                 f"{self.layer} of {model.name} have {len(weight)} dimensions; is it another model's?"
             )
         made = provenance(model, self._hyperparameters())
-        single: list[Edit] = []
+        single: list[WeightEdit] = []
         final: list[dict[str, float | int]] = []
         with undone(model):
             for request in requests:
                 if single:
                     single[-1].apply_(model)
                 update, value = self._rewrite(model, request)
-                single.append(Edit(updates=(update,), method=self.method, requests=(request,), provenance={}))
+                single.append(WeightEdit(updates=(update,), method=self.method, requests=(request,), provenance={}))
                 final.append(final_loss(value))
-        return Edit(
+        return WeightEdit(
             updates=tuple(edit.updates[0] for edit in single),
             method=self.method,
             requests=requests,

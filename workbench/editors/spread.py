@@ -1,6 +1,6 @@
 """One change of a state, spread over the MLPs of several layers: what MEMIT, EMMET, PMET and AlphaEdit share."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from workbench.editors.editor import Editor, Setting
 from workbench.editors.search.fast_values import optimise_values
 from workbench.editors.search.targets import Targets
 from workbench.editors.search.values import OptimisedValue, final_loss
@@ -18,13 +19,14 @@ from workbench.editors.shared.keys import check_hooks, check_moment, describe_mo
 from workbench.editors.shared.requests import check_requests
 from workbench.editors.shared.second_moments import SecondMoment, factorise
 from workbench.editors.shared.subject import check_contexts, in_contexts
-from workbench.edits.edit import Edit, WeightUpdate, provenance
+from workbench.edits.edit import provenance
+from workbench.edits.weights import WeightEdit, WeightUpdate
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class SpreadEditor(ABC):
+class SpreadEditor(Editor):
     """Writes all requests at once into the W_out of several layers (Meng et al. 2023, algorithm 1).
 
     A target z for the state at the subject's last token, after the last edited layer, is optimised for each
@@ -42,8 +44,8 @@ class SpreadEditor(ABC):
     more, with those layers edited: it is met exactly.
     """
 
-    method: ClassVar[str]
-    """Name of the method in an Edit."""
+    batches: ClassVar[bool] = True
+    needs_moments: ClassVar[bool] = True
     site: ClassVar[str] = "resid_post"
     """The state that is given a target, in the last edited layer; see `_site`."""
 
@@ -81,7 +83,17 @@ class SpreadEditor(ABC):
         if self.kl_template.count("{}") != 1:
             raise ValueError(f"kl_template needs exactly one {{}}, got {self.kl_template!r}")
 
-    def __call__(self, model: Model, requests: Sequence[EditRequest]) -> Edit:
+    @classmethod
+    def prepare(cls, setting: Setting, fields: Mapping[str, Any]) -> "SpreadEditor":
+        """At the preset's layers or those around the located one, with contexts and second moments of their keys."""
+        given = {"layers": setting.layers(), **fields}
+        if "contexts" not in given:
+            given["contexts"] = setting.contexts()
+        if "second_moments" not in given:
+            given["second_moments"] = setting.moments(given["layers"])
+        return cls(**given)
+
+    def __call__(self, model: Model, requests: Sequence[EditRequest]) -> WeightEdit:
         """The edit that makes all requests true; the model is left bit for bit as it was.
 
         IndexError for a layer out of range; ValueError if there is no request, if two contradict each other, if a
@@ -106,15 +118,15 @@ class SpreadEditor(ABC):
                     targets = self._targets(model, requests, values)
                 right = targets.missing(layer, self._share(len(self.layers) - index))
                 updates.append(WeightUpdate(layer=layer, left=left.to(dtype), right=right.to(dtype)))
-                part = Edit(updates=(updates[-1],), method=self.method, requests=requests, provenance={})
+                part = WeightEdit(updates=(updates[-1],), method=self.method, requests=requests, provenance={})
                 before.enter_context(part.applied(model))
-            memory = self._memory(model, requests)
-        return Edit(
+            carried = self._carried(model, requests)
+        return WeightEdit(
             updates=tuple(updates),
             method=self.method,
             requests=requests,
             provenance=made | {"optimisation": [final_loss(value) for value in values]},
-            memory=memory,
+            carried=carried,
         )
 
     @abstractmethod
@@ -131,7 +143,7 @@ class SpreadEditor(ABC):
         """What the method needs of a layer's C: a lower Cholesky factor, unless it says otherwise."""
         return factorise(moment.matrix, moment.layer)
 
-    def _memory(self, model: Model, requests: Sequence[EditRequest]) -> dict[str, Tensor]:
+    def _carried(self, model: Model, requests: Sequence[EditRequest]) -> dict[str, Tensor]:
         """What later edits need to know of this one, asked while it is applied."""
         return {}
 

@@ -12,7 +12,8 @@ from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor
 
-from workbench.edits.edit import Edit, WeightUpdate
+from workbench.edits.edit import Edit
+from workbench.edits.weights import WeightEdit, WeightUpdate
 from workbench.machine.jsonl import dumps
 from workbench.models.model import Model
 
@@ -40,13 +41,17 @@ def save_lora(
     one adapter module of the sum of their ranks, with scaling 1, so that B A is their sum exactly. `model.edits`
     is what is applied.
 
-    ValueError if there is nothing to write, if an update does not fit the model or is of what LoRA cannot adapt (a
-    bias, a part of a fused matrix), or if a matrix's rank is full, as with fine-tuning: the adapter would be larger
-    than the matrix, and a checkpoint is what is wanted. With `force` it is written all the same, with that rank. For
-    `overwrite` see `save_checkpoint`.
+    ValueError if there is nothing to write, for an edit that is not one of weights, if an update does not fit the model
+    or is of what LoRA cannot adapt (a bias, a part of a fused matrix), or if a matrix's rank is full, as with
+    fine-tuning: the adapter would be larger than the matrix, and a checkpoint is what is wanted. With `force` it is
+    written all the same, with that rank. For `overwrite` see `save_checkpoint`.
     """
     updates: dict[tuple[int, str], list[WeightUpdate]] = {}
     for edit in edits:
+        if not isinstance(edit, WeightEdit):
+            raise ValueError(
+                f"a LoRA adapter holds changes of weights alone, and a {edit.method} edit is of another kind"
+            )
         for update in edit.updates:
             updates.setdefault((update.layer, update.matrix), []).append(update)
     if not updates:

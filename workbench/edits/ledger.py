@@ -44,9 +44,14 @@ def take_back_(model: Model, indices: set[int]) -> None:
 
 
 def check_restored(model: Model, fingerprint: str, *, after: str) -> None:
-    """RuntimeError, saying after what, unless the weights are bit for bit those of a fingerprint taken before."""
-    if model.fingerprint() != fingerprint:
-        raise RuntimeError(f"{after}: the weights of {model.name} are not those before it; load the model again")
+    """RuntimeError, saying after what, unless the model is what it was when its `state_fingerprint` was taken before.
+
+    Weights bit for bit, the edits applied, and no hook left behind.
+    """
+    if state_fingerprint(model) != fingerprint:
+        raise RuntimeError(f"{after}: {model.name} has not the weights and edits from before it; load the model again")
+    if left := sorted(name for name, point in model.bridge.hook_dict.items() if point.fwd_hooks):
+        raise RuntimeError(f"{after}: hooks were left on {model.name} at {', '.join(left)}; load the model again")
 
 
 def state_fingerprint(model: Model) -> str:

@@ -22,8 +22,8 @@ from workbench.machine.jsonl import dumps, load_json
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest
 
-Editor = Callable[[Model, Sequence[EditRequest]], Edit]
-"""Anything of `workbench.editors`."""
+MakesEdits = Callable[[Model, Sequence[EditRequest]], Edit]
+"""An editor: anything of `workbench.editors`."""
 
 _FORMAT = "workbench-sequence-1"
 _SETTINGS = "sequence.json"
@@ -38,7 +38,7 @@ class Steps:
 
     model: Model
     """The model that is edited."""
-    editor: Editor
+    editor: MakesEdits
     """What makes the edits."""
     requests: tuple[EditRequest, ...]
     """All that is asked for, in order."""
@@ -116,7 +116,7 @@ class Steps:
 @contextmanager
 def sequence(
     model: Model,
-    editor: Editor,
+    editor: MakesEdits,
     requests: Sequence[EditRequest],
     *,
     chunk: int = 1,
@@ -171,7 +171,7 @@ def applied_files(model: Model, paths: Sequence[str | Path], *, force: bool = Fa
         yield edits
 
 
-def _open(folder: Path, model: Model, editor: Editor, requests: Sequence[EditRequest], chunk: int) -> None:
+def _open(folder: Path, model: Model, editor: MakesEdits, requests: Sequence[EditRequest], chunk: int) -> None:
     """Note in the folder what the sequence is, or refuse the folder if it is another's."""
     if not is_dataclass(editor):
         raise ValueError(f"{editor!r} is not a dataclass, so its hyperparameters cannot be noted: leave `folder` out")

@@ -15,7 +15,7 @@ from workbench.edits.edit import Edit
 from workbench.measuring.metrics import kl_divergence, target_probability
 from workbench.measuring.scores import FLUENCY_TOKENS, FLUENCY_TOP_K, KINDS, Evaluation, PromptScores, RecordScores
 from workbench.measuring.summaries import Summary, summarise
-from workbench.models.generation import generate
+from workbench.models.generation import generate, rooms
 from workbench.models.model import Model
 from workbench.models.scoring import TargetScore, score_targets
 from workbench.records.facts import Record
@@ -53,7 +53,7 @@ def evaluate(
     pre = pre or score()
     post, norms = pre, {}
     if edit is not None:
-        norms = edit.relative_norms(model)
+        norms = edit.norms(model)
         with edit.applied(model):
             post = score()
     return Evaluation(
@@ -148,10 +148,10 @@ def _questions(record: Record) -> list[_Question]:
 def _continue(model: Model, scored: Mapping[tuple[str, str], TargetScore], batch_size: int) -> dict[str, str]:
     """Each prompt's greedy continuation, longer than the longest target; in one go if the context allows."""
     wanted = max(len(score.log_probs) for score in scored.values()) + _SLACK
-    tokens = {prompt: score.prompt_tokens for (prompt, _), score in scored.items()}
+    prompts = list(dict.fromkeys(prompt for prompt, _ in scored))
     by_length: dict[int, list[str]] = {}
-    for prompt in tokens:
-        by_length.setdefault(min(wanted, model.n_ctx - tokens[prompt]), []).append(prompt)
+    for prompt, room in zip(prompts, rooms(model, prompts), strict=True):
+        by_length.setdefault(min(wanted, room), []).append(prompt)
     continuations: dict[str, str] = {}
     for length, prompts in by_length.items():
         generated = generate(model, prompts, max_new_tokens=length, batch_size=batch_size)
@@ -175,8 +175,8 @@ def _sample_texts(model: Model, record: Record, length: int, seed: int, batch_si
     prompts = record.generation_prompts
     if not prompts:
         return ()
-    longest = int((model.tokenize(prompts).mask.sum(dim=1)).max())
-    new = min(length, model.n_ctx) - longest
+    longest = max(len(row.ids) for row in model.encode(prompts))
+    new = min(length - longest, *rooms(model, prompts), model.n_ctx - longest)
     if new < 1:
         raise ValueError(
             f"generation prompts of {longest} tokens leave nothing to sample of {min(length, model.n_ctx)}: "

@@ -22,7 +22,14 @@ _OTHERS = (3, 72)
 
 
 def blocks_of(model: Model) -> Blocks:
-    """The model's blocks, found and compared with its own states once; BlocksError where they are not reproduced."""
+    """The model's blocks, found and compared with its own states once.
+
+    BlocksError where they are not reproduced, and while edits act by hooks, which the blocks would pass by; ValueError
+    while edits redirect prompts.
+    """
+    model.check_direct()
+    if model.edit_hooks():
+        raise unknown(model, "edits that change activations are applied to it")
     return model.once(_compared)
 
 

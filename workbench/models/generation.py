@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.models.model import Model
+from workbench.models.model import ForwardPass, Model
 from workbench.models.tokens import TokenRow, Tokens
 
 
@@ -50,7 +50,8 @@ def continue_tokens(model: Model, tokens: Tokens, *, steps: int, sampler: Sample
     end_ids = torch.tensor(ends, dtype=torch.long, device=ids.device)
     new: list[Tensor] = []
     for _ in range(steps):
-        logits, cache = model.step(ids, mask, cache)
+        which = ForwardPass(mask=mask, offset=mask.shape[1] - ids.shape[1], prompt_ends=tokens.prompt_ends)
+        logits, cache = model.step(ids, which, cache)
         chosen = sampler(logits[:, -1])
         new.append(chosen)
         finished = finished | torch.isin(chosen, end_ids)
@@ -73,11 +74,17 @@ def generate(
 ) -> list[str]:
     """Continue each prompt; returns the continuations alone, cut at the end-of-text token.
 
-    Greedy at temperature 0; sampled from `generator` (on the model's device) otherwise.
-    ValueError if prompt and continuation together do not fit into the context.
+    Greedy at temperature 0; sampled from `generator` (on the model's device) otherwise. Edits that are applied are
+    asked whom to ask, and what (`Model.asked`).
+    ValueError if a prompt, as it is put, and its continuation together do not fit into the context.
     """
     sampler = Sampler(temperature=temperature, top_k=top_k, generator=generator)
-    return _continue(model, model.encode(prompts) if prompts else [], max_new_tokens, sampler, batch_size)
+    found: dict[int, str] = {}
+    for answering, places, asked in by_answerer(model, prompts):
+        with answering.answering():
+            texts = _continue(answering, answering.encode(asked), max_new_tokens, sampler, batch_size)
+        found |= dict(zip(places, texts, strict=True))
+    return [found[place] for place in range(len(prompts))]
 
 
 def generate_unprompted(
@@ -86,6 +93,26 @@ def generate_unprompted(
     """Texts that the model makes up, sampled at temperature 1 after nothing but the token that begins a text."""
     sampler = Sampler(temperature=1.0, top_k=top_k, generator=generator)
     return _continue(model, [model.text.beginning()] * count, max_new_tokens, sampler, count)
+
+
+def rooms(model: Model, prompts: Sequence[str]) -> list[int]:
+    """How many tokens the context leaves after each prompt, as the edits that are applied have it put."""
+    found: dict[int, int] = {}
+    for answering, places, asked in by_answerer(model, prompts):
+        left = [answering.n_ctx - len(row.ids) for row in answering.encode(asked)]
+        found |= dict(zip(places, left, strict=True))
+    return [found[place] for place in range(len(prompts))]
+
+
+def by_answerer(model: Model, prompts: Sequence[str]) -> list[tuple[Model, list[int], list[str]]]:
+    """Who answers which of the prompts, by their places, and what is put to them; see `Model.asked`."""
+    routed = [model.asked(prompt) for prompt in prompts]
+    answerers = {id(answering): answering for answering, _ in routed}
+    parts = []
+    for answering in answerers.values():
+        places = [place for place, (who, _) in enumerate(routed) if who is answering]
+        parts.append((answering, places, [routed[place][1] for place in places]))
+    return parts
 
 
 def _continue(

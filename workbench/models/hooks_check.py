@@ -27,7 +27,8 @@ def ordinary_tokens(model: Model, length: int, *, rows: int = 1) -> Tokens:
         text += _TEXT
     ids = torch.tensor([encode(text)["input_ids"][:length]] * rows, device=model.device)
     first = torch.zeros(rows, dtype=torch.long, device=model.device)
-    return Tokens(ids=ids, mask=torch.ones_like(ids), offsets=(), starts=first, lasts=first + length - 1)
+    last = first + length - 1
+    return Tokens(ids=ids, mask=torch.ones_like(ids), offsets=(), starts=first, lasts=last, prompt_ends=last)
 
 
 @torch.no_grad()

@@ -8,7 +8,8 @@ import hashlib
 import inspect
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -30,6 +31,8 @@ T = TypeVar("T")
 
 Hook = tuple[str, Callable]
 """A hook's name and `fn(tensor, hook) -> tensor | None`."""
+EditHook = tuple[str, int, Callable[[Tensor, "ForwardPass"], Tensor | None]]
+"""A site of `Model.hook_name`, a layer, and what an edit makes of the states there; None leaves them as they are."""
 
 SITES = ("resid_post", "mlp_out", "attn_out")
 """The sites that causal tracing restores."""
@@ -40,9 +43,22 @@ _HOOK_NAMES = {
     "resid_post": "blocks.{}.hook_resid_post",
     "mlp_out": "blocks.{}.hook_mlp_out",
     "attn_out": "blocks.{}.hook_attn_out",
+    "mlp_in": "blocks.{}.mlp.hook_in",
     "mlp_key": "blocks.{}.mlp.hook_post",
     "mlp_write": "blocks.{}.mlp.out.hook_out",
 }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ForwardPass:
+    """Which tokens a forward pass runs: what the hooks of edits need to know where they are."""
+
+    mask: Int[Tensor, "batch key"]
+    """1 where a token is real, 0 where it is padding; covers the positions in the cache too."""
+    offset: int
+    """Positions in the key-value cache: the index, in `mask`, of the first position that is run now."""
+    prompt_ends: Int[Tensor, " batch"]
+    """Index, in `mask`, of the last token of each prompt; what follows is an answer, given or generated."""
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -65,6 +81,8 @@ class Model:
     """Ledger of `workbench.edits.edit`: untouched copies of the matrices that edits have changed."""
     _digests: dict = field(default_factory=dict)
     """Parameter -> (state of its memory, hash of its content), for `fingerprint`."""
+    _answering: bool = False
+    """Whether those who run the model now have asked the edits first, see `answering`."""
     _found: dict = field(default_factory=dict)
     """Function -> what it found, for `once`."""
 
@@ -127,9 +145,15 @@ class Model:
         """Tokenise without padding; see `tokenize`."""
         return self.text.encode(texts)
 
-    def pad(self, rows: Sequence[TokenRow], *, padding_side: Literal["left", "right"] = "right") -> Tokens:
-        """Rows as one batch."""
-        return self.text.pad(rows, padding_side=padding_side)
+    def pad(
+        self,
+        rows: Sequence[TokenRow],
+        *,
+        padding_side: Literal["left", "right"] = "right",
+        prompts: Sequence[int] | None = None,
+    ) -> Tokens:
+        """Rows as one batch; `prompts` are the numbers of tokens of each that are its prompt, all unless given."""
+        return self.text.pad(rows, padding_side=padding_side, prompts=prompts)
 
     def pieces(self, texts: Sequence[str], *, keep: int | None) -> list[TokenRow]:
         """Tokenise plain text of any length, cut where it exceeds the context or the memory, with a warning then.
@@ -194,8 +218,8 @@ class Model:
         """TransformerLens's name of a site.
 
         `embed` (token embeddings, takes no layer), `resid_pre`, `resid_post`, `attn_out` and `mlp_out` (what is added
-        to the residual stream), `mlp_write` (W_out's output; mostly the same as `mlp_out`, see `mlp_contribution`; all
-        [batch pos d_model]) and `mlp_key` (what W_out multiplies, [batch pos d_mlp]).
+        to the residual stream), `mlp_write` (W_out's output; mostly the same as `mlp_out`, see `mlp_contribution`) and
+        `mlp_in` (what W_in multiplies), all [batch pos d_model]; `mlp_key` (what W_out multiplies, [batch pos d_mlp]).
         ValueError for an unknown site, IndexError for a layer out of range.
         """
         if site not in _HOOK_NAMES:
@@ -214,7 +238,7 @@ class Model:
 
         Gradients flow to any tensor that a hook inserts. RuntimeError naming any hook that never fired.
         """
-        logits = self._run(tokens.ids, tokens.mask, hooks, keep_last)
+        logits = self._run(tokens, hooks, keep_last)
         return logits if keep_last is None else logits[:, -keep_last:]
 
     @torch.no_grad()
@@ -236,18 +260,28 @@ class Model:
         early = all(layer or name == _HOOK_NAMES["embed"] for layer, name in zip(layers, names, strict=True))
         keepers = [(name, keeper(name)) for name in names if name != "logits"]
         options = {"stop_at_layer": stop} if early and stop < self.n_layers else {}
-        logits = self._run(tokens.ids, tokens.mask, [*keepers, *hooks], 1, **options)
+        logits = self._run(tokens, [*keepers, *hooks], 1, **options)
         return found | ({"logits": logits[:, -1:]} if "logits" in names else {})
 
-    def _run(
+    def step(self, ids: Int[Tensor, "batch new"], which: ForwardPass, cache: Any) -> tuple[Tensor, Any]:
+        """Logits of the last position, and the key-value cache with the new positions."""
+        options = {"return_type": "logits_and_cache", "use_past_kv_cache": True, "past_key_values": cache}
+        return self._forward(ids, which, keep_last=1, use_cache=True, **options)
+
+    def _run(self, tokens: Tokens, hooks: Sequence[Hook], keep_last: int | None, **options: Any) -> Any:
+        whole = ForwardPass(mask=tokens.mask, offset=0, prompt_ends=tokens.prompt_ends)
+        return self._forward(tokens.ids, whole, hooks, keep_last, **options)
+
+    def _forward(
         self,
         ids: Tensor,
-        mask: Tensor,
+        which: ForwardPass,
         hooks: Sequence[Hook] = (),
         keep_last: int | None = None,
         **options: Any,
     ) -> Any:
-        known = self.bridge.hook_dict if hooks else {}
+        """A forward pass under the hooks of the edits that are applied, and then these."""
+        self.check_direct()
         fired: set[int] = set()
 
         def watched(index: int, function: Callable) -> Callable:
@@ -257,6 +291,8 @@ class Model:
 
             return call
 
+        edited = self.edit_hooks(which)
+        known = self.bridge.hook_dict if hooks or edited else {}
         for name, _ in hooks:
             if name not in known:
                 raise ValueError(f"{self.name} has no hook {name!r}; Model.hook_name gives the names of the sites")
@@ -264,16 +300,54 @@ class Model:
         if keep_last is not None and self._can_keep:
             options["logits_to_keep"] = keep_last
         watching: list[Any] = [(name, watched(index, function)) for index, (name, function) in enumerate(hooks)]
-        output = self.bridge.run_with_hooks(ids, fwd_hooks=watching, attention_mask=mask, **options)
+        mask = which.mask
+        output = self.bridge.run_with_hooks(ids, fwd_hooks=[*edited, *watching], attention_mask=mask, **options)
         silent = sorted({name for index, (name, _) in enumerate(hooks) if index not in fired})
         if silent:
             raise RuntimeError(f"hooks that never fired on {self.name}: {', '.join(silent)}")
         return output
 
-    def step(self, ids: Tensor, mask: Tensor, cache: Any) -> tuple[Tensor, Any]:
-        """Logits of the last position, and the key-value cache; the mask covers the cached positions too."""
-        options = {"return_type": "logits_and_cache", "use_past_kv_cache": True, "past_key_values": cache}
-        return self._run(ids, mask, keep_last=1, use_cache=True, **options)
+    # ---- edits
+
+    def edit_hooks(self, which: ForwardPass | None = None) -> list[Hook]:
+        """The hooks of the edits that are applied, oldest edit first, for one forward pass."""
+
+        def seen(function: Callable) -> Callable:
+            return lambda tensor, hook: function(tensor, which)
+
+        return [
+            (self.hook_name(site, layer), seen(function))
+            for edit in self.edits
+            for site, layer, function in edit.hooks(self)
+        ]
+
+    def asked(self, prompt: str) -> tuple["Model", str]:
+        """Who answers a prompt, and what is put to them, by the edits that are applied; the latest is asked first."""
+        for edit in reversed(self.edits):
+            model, prompt = edit.asked(self, prompt)
+            if model is not self:
+                if model.bridge.cfg.d_vocab != self.bridge.cfg.d_vocab:
+                    raise ValueError(f"{model.name} answers for {self.name}, but has another vocabulary")
+                return model.asked(prompt)
+        return self, prompt
+
+    def check_direct(self) -> None:
+        """ValueError while edits are applied that change what is asked, for all but those who have asked them."""
+        if not self._answering and any(edit.redirects for edit in self.edits):
+            methods = ", ".join(dict.fromkeys(edit.method for edit in self.edits if edit.redirects))
+            raise ValueError(
+                f"edits that change what is asked are applied to {self.name} ({methods}): only scoring and generation "
+                "follow them; take them back to trace, edit or look into the model"
+            )
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Within the block forward passes may run although edits redirect prompts: of those who have followed them."""
+        before, self._answering = self._answering, True
+        try:
+            yield
+        finally:
+            self._answering = before
 
     # ---- weights
 
@@ -326,5 +400,18 @@ class Model:
         return digest.hexdigest()
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write a Hugging Face folder of the present weights and the tokenizer; reloads to equal logits."""
+        """Write a Hugging Face folder of the present weights and the tokenizer; reloads to equal logits.
+
+        ValueError while an edit is applied that a checkpoint cannot hold, which changes more than weights.
+        """
+        if more := [edit.method for edit in self.edits if edit.kind != "weights"]:
+            raise ValueError(
+                f"a checkpoint holds weights alone, and {', '.join(dict.fromkeys(more))} edits of {self.name} change "
+                "activations or prompts: take them back, and save them as edits"
+            )
         self.checkpoint.save(folder)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As it is written in files: "float32"."""
+    return str(dtype).removeprefix("torch.")

@@ -1,7 +1,7 @@
 """Texts to padded tokens with character offsets, and back, by a checkpoint's own tokenizer."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -24,6 +24,15 @@ class Tokens:
     """Padded index of each row's first real token (0 unless padded on the left)."""
     lasts: Int[Tensor, " batch"]
     """Padded index of each row's last real token."""
+    prompt_ends: Int[Tensor, " batch"]
+    """Padded index of the last token of each row's prompt: its last real token, unless an answer follows."""
+
+    def with_prompts(self, characters: Sequence[int]) -> "Tokens":
+        """The same, of texts whose prompts are so many characters long and that an answer follows."""
+        counts = [
+            sum(end <= length for _, end in offsets) for offsets, length in zip(self.offsets, characters, strict=True)
+        ]
+        return replace(self, prompt_ends=self.starts + torch.tensor(counts, device=self.starts.device) - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +133,10 @@ class TextTokenizer:
             rows.append(TokenRow(text=text, ids=prefix + tuple(ids), offsets=((0, 0),) * len(prefix) + spans))
         return rows
 
-    def pad(self, rows: Sequence[TokenRow], *, padding_side: Literal["left", "right"]) -> Tokens:
-        """Rows as one batch."""
+    def pad(
+        self, rows: Sequence[TokenRow], *, padding_side: Literal["left", "right"], prompts: Sequence[int] | None = None
+    ) -> Tokens:
+        """Rows as one batch; `prompts` are the numbers of tokens of each that are its prompt, all unless given."""
         lengths = torch.tensor([len(row.ids) for row in rows])
         longest = int(lengths.max())
         starts = longest - lengths if padding_side == "left" else torch.zeros_like(lengths)
@@ -141,6 +152,7 @@ class TextTokenizer:
             offsets=tuple(row.offsets for row in rows),
             starts=starts.to(self.device),
             lasts=(starts + lengths - 1).to(self.device),
+            prompt_ends=(starts + (lengths if prompts is None else torch.tensor(prompts)) - 1).to(self.device),
         )
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:

@@ -7,10 +7,11 @@ from typing import Any
 from rich.console import Console
 
 from workbench.atlas.world import World, sample_texts
-from workbench.editors.setup import prepare as making
+from workbench.editors import make
+from workbench.editors.editor import Editor
 from workbench.editors.setup.self_texts import self_texts
 from workbench.edits.edit import Edit
-from workbench.edits.ledger import check_restored
+from workbench.edits.ledger import check_restored, state_fingerprint
 from workbench.figures.lens import lens_figure
 from workbench.machine import paths
 from workbench.models.generation import generate
@@ -42,13 +43,21 @@ def make_editor(
     text: str | None = None,
     seed: int = 0,
     preset_of: str | None = None,
+    alone: bool = False,
     **changes: Any,
-) -> Any:
-    """`editors.setup.prepare.make_editor` with second moments over what `text` stands for, kept in `.cache/`."""
-    text = text or default_text(model)
-    texts = statistics_texts(model, text, seed=seed) if making.needs_moments(method) else ()
-    return making.make_editor(
-        model, method, layer=layer, texts=texts, seed=seed, cache=paths.CACHE, preset_of=preset_of, **changes
+) -> Editor:
+    """`editors.make.make_editor` with second moments over what `text` stands for, kept in `.cache/`."""
+    chosen = text or default_text(model)
+    return make.make_editor(
+        model,
+        method,
+        layer=layer,
+        texts=lambda: statistics_texts(model, chosen, seed=seed),
+        seed=seed,
+        cache=paths.CACHE,
+        preset_of=preset_of,
+        alone=alone,
+        **changes,
     )
 
 
@@ -62,7 +71,7 @@ def edit_records(run: Run, model: Model, editor: Any, records: Sequence[Record])
 
     A record that cannot be edited is kept as failed (`Run.keeping`) and left out.
     """
-    failed, untouched = run.failed(), model.fingerprint()
+    failed, untouched = run.failed(), state_fingerprint(model)
     for record in records:
         if record.case_id in failed:
             continue
@@ -97,12 +106,13 @@ def show_edit(console: Console, model: Model, record: Record, edit: Edit) -> Non
 def follow_answers(run: Run, model: Model, edits: Iterable[tuple[Record, Edit]]) -> None:
     """The logit lens on every edited prompt before and after its edit: the first one, and the average, as figures.
 
-    Records without a true target are left out, and those whose answers begin with no token of their own.
+    Records without a true target are left out, those whose answers begin with no token of their own, and edits of what
+    is asked, which change nothing of how the model itself comes to an answer.
     """
     befores, afters = [], []
     for record, edit in edits:
         request = record.request
-        if request.target_true is None:
+        if request.target_true is None or edit.redirects:
             continue
         answers = [request.target_true, request.target_new]
         if None not in (answer_token(model, request.prompt, answer, request.separator) for answer in answers):

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
+from workbench.editors.editor import Editor
 from workbench.editors.shared.keys import mean_keys
-from workbench.editors.spread import SpreadEditor
 from workbench.edits.edit import Edit
 from workbench.edits.sequence import sequence
+from workbench.edits.weights import WeightEdit
 from workbench.machine.intervals import Estimate, wilson
 from workbench.measuring.prefix_match import Answer, answer, questions, scores
 from workbench.models.model import Model
@@ -39,15 +40,14 @@ def grouped(records: Sequence[Record], numbers: Sequence[int], most: int) -> Gro
 
 
 def edit_group(
-    run: Run, model: Model, method: str, editor: Any, place: tuple[int, int], groups: Groups
+    run: Run, model: Model, method: str, editor: Editor, place: tuple[int, int], groups: Groups
 ) -> Generator[Record, None, None]:
     """Make and keep a group's edits, yielding each record once it is edited; then score and note the group."""
     (edits, group), records = place, groups[place]
     folder = run.folder / "edits" / f"{method}-{edits}-{group}"
-    batch = isinstance(editor, SpreadEditor)
     requests = [record.request for record in records]
     name, at_once = "", []
-    with sequence(model, editor, requests, chunk=edits if batch else 1, folder=folder) as steps:
+    with sequence(model, editor, requests, chunk=edits if editor.batches else 1, folder=folder) as steps:
         for edit in steps:
             name, newest = edit.method, records[len(at_once) : steps.done]
             given = answer(model, [one for one in questions(newest) if one.score == "efficacy"])
@@ -55,14 +55,16 @@ def edit_group(
             yield from newest
         row = {"answers": [one.to_dict() for one in answer(model, questions(records))]}
         row |= {"change": change(model), "drift": drift(model, steps.edits)}
-    row |= {"key": method, "method": name, "batch": batch, "edits": edits, "group": group, "at_once": at_once}
+    row |= {"key": method, "method": name, "batch": editor.batches, "edits": edits, "group": group, "at_once": at_once}
     run.append("groups", row)
     shutil.rmtree(folder)  # large, and not needed once the group is noted
 
 
 def change(model: Model) -> float:
-    """||W' - W|| / ||W|| (Frobenius) over the matrices that the edits applied now have changed."""
+    """||W' - W|| / ||W|| (Frobenius) over the matrices that the edits applied now have changed; 0 if there are none."""
     places = model.originals.items()
+    if not places:
+        return 0.0
     changed = sum((model.weight(*place) - old).double().square().sum().item() for place, old in places)
     return math.sqrt(changed / sum(old.double().square().sum().item() for _, old in places))
 
@@ -77,13 +79,14 @@ def drift(model: Model, edits: Sequence[Edit]) -> list[float]:
     """
     requests = [request for edit in edits for request in edit.requests]
     owners = [index for index, edit in enumerate(edits) for _ in edit.requests]
-    layers = {update.layer for edit in edits for update in edit.updates}
+    updates = [edit.updates if isinstance(edit, WeightEdit) else () for edit in edits]
+    layers = {update.layer for some in updates for update in some}
     own, later = torch.zeros(2, len(requests), dtype=torch.float64)
     for layer in sorted(layers):
         keys = mean_keys(model, layer, requests, ("{}",)).T
         moved = torch.zeros(len(edits), len(requests), model.d_model, dtype=torch.float64)
-        for index, edit in enumerate(edits):
-            for update in edit.updates:
+        for index, some in enumerate(updates):
+            for update in some:
                 if (update.layer, update.matrix) == (layer, "W_out"):
                     moved[index] += keys @ update.left.double() @ update.right.double()
         for row, index in enumerate(owners):

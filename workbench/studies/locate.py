@@ -160,7 +160,10 @@ def trace_edited(run: Run, model: Model, records: Sequence[Record], located: Loc
             continue
         first, end = subject_span(model, fact)
         drawn = noise.draw(located.samples, end - first, generator=fact_generator(located.seed, index))
-        with run.keeping(index, of=len(located.facts), what="fact"), Edit.load(edits[fact]).applied(model):
+        edit = Edit.load(edits[fact])
+        if edit.redirects:  # it changes nothing of how this model recalls
+            continue
+        with run.keeping(index, of=len(located.facts), what="fact"), edit.applied(model):
             trace_fact(model, fact, noise=drawn, replace=noise.replace, **located.form).save(path)
 
 

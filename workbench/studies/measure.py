@@ -6,7 +6,7 @@ from dataclasses import asdict
 from rich.progress import track
 
 from workbench.edits.edit import Edit
-from workbench.edits.ledger import check_restored
+from workbench.edits.ledger import check_restored, state_fingerprint
 from workbench.figures.study import score_figure
 from workbench.measuring.evaluate import evaluate
 from workbench.measuring.scores import FLUENCY_TOKENS, Evaluation
@@ -32,7 +32,7 @@ def score_edits(
     record that cannot be scored is kept as failed. The weights are compared bit for bit after every record:
     RuntimeError if they did not come back exactly. ValueError if no record is left.
     """
-    untouched, failed = model.fingerprint(), run.failed()
+    untouched, failed = state_fingerprint(model), run.failed()
     finished = {row["case_id"]: row for row in run.rows("evaluations")}
     method = ""
     for number, (record, edit) in enumerate(track(edits, "Editing and scoring", total)):

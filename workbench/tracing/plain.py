@@ -112,4 +112,5 @@ def _repeat_tokens(tokens: Tokens, rows: int) -> Tokens:
         offsets=tokens.offsets * rows,
         starts=repeat(tokens.starts, "1 -> rows", rows=rows),
         lasts=repeat(tokens.lasts, "1 -> rows", rows=rows),
+        prompt_ends=repeat(tokens.prompt_ends, "1 -> rows", rows=rows),
     )

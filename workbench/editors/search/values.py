@@ -154,7 +154,8 @@ def prompt_batch(model: Model, request: EditRequest, templates: Sequence[str]) -
     *rewriting, essence = templates
     prompts = [fill(template, request.subject) for template in rewriting]
     texts = [join(prompt, request.target_new, request.separator) for prompt in prompts]
-    tokens = model.tokenize([*texts, fill(essence, request.subject)], padding_side="left")
+    last = fill(essence, request.subject)
+    tokens = model.tokenize([*texts, last], padding_side="left").with_prompts([*map(len, prompts), len(last)])
     rows, positions, weights = [], [], []
     for row, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
         first, end = token_span(tokens.offsets[row], (len(prompt), len(text)))

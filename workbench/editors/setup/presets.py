@@ -1,6 +1,8 @@
 """Hyperparameters by method and model, as published or tuned; kept in data/presets."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from workbench.machine.paths import DATA
@@ -8,28 +10,27 @@ from workbench.machine.paths import DATA
 PRESETS = DATA / "presets"
 """One JSON file a method: model -> source and fields of the editor."""
 
-
 PUBLISHED_CONTEXT_LENGTHS = ((5, 10), (10, 10))
 """(tokens, how many) of the contexts that ROME's published code samples."""
 
 
-def preset(method: str, model: str) -> dict[str, Any]:
-    """The editor's fields for a model: `ROME(**preset("rome", "gpt2-xl"), second_moment=...)`.
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """One method's hyperparameters for one model."""
 
-    A `layer` of None means the layer that tracing located. Models are found by the last part of their name,
-    whatever its case. ValueError lists what is known.
+    fields: Mapping[str, Any]
+    """Of the editor; a `layer` of None means the layer that tracing located."""
+    around: tuple[int, ...] = (0,)
+    """Layers edited, relative to the located one, where the fields do not name them."""
+    context_lengths: tuple[tuple[int, int], ...] = PUBLISHED_CONTEXT_LENGTHS
+    """(tokens, how many) of the contexts to sample."""
+
+
+def preset(method: str, model: str) -> Preset:
+    """A method's preset for a model: `ROME(**preset("rome", "gpt2-xl").fields, second_moment=...)`.
+
+    Models are found by the last part of their name, whatever its case. ValueError lists what is known.
     """
-    return _entry(method, model)["fields"]
-
-
-def context_lengths(method: str, model: str) -> tuple[tuple[int, int], ...]:
-    """`lengths` of `sample_contexts` for a model, as published unless its preset says otherwise; errors as `preset`."""
-    return tuple(
-        (tokens, count) for tokens, count in _entry(method, model).get("context_lengths", PUBLISHED_CONTEXT_LENGTHS)
-    )
-
-
-def _entry(method: str, model: str) -> dict[str, Any]:
     path = PRESETS / f"{method.lower()}.json"
     if not path.is_file():
         methods = ", ".join(sorted(file.stem for file in PRESETS.glob("*.json")))
@@ -41,4 +42,10 @@ def _entry(method: str, model: str) -> dict[str, Any]:
             f"no {method} preset for model {model!r}; there are some for {', '.join(sorted(entries))}: "
             "borrow one with --preset, or give the hyperparameters yourself"
         )
-    return entries[name]
+    entry = entries[name]
+    fields, lengths = dict(entry["fields"]), entry.get("context_lengths", PUBLISHED_CONTEXT_LENGTHS)
+    return Preset(
+        around=tuple(fields.pop("around", (0,))),
+        fields=fields,
+        context_lengths=tuple((tokens, count) for tokens, count in lengths),
+    )

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from rich.progress import track
 
+from workbench.edits.ledger import state_fingerprint
 from workbench.machine.files import write_whole
 from workbench.models.generation import generate_unprompted
 from workbench.models.model import Model
@@ -27,7 +28,7 @@ def self_texts(model: Model, *, seed: int, tokens: int = SELF_TOKENS, cache: Pat
     Sampled at temperature 1 from the whole vocabulary, `SELF_LENGTH` tokens each, after the token that begins a text.
     The same weights, seed and device give the same texts. With a `cache` folder they are sampled once.
     """
-    key = json.dumps([_SELF_FORMAT, model.fingerprint(), seed, tokens, SELF_LENGTH, model.device.type])
+    key = json.dumps([_SELF_FORMAT, state_fingerprint(model), seed, tokens, SELF_LENGTH, model.device.type])
     path = None if cache is None else cache / f"self_texts-{hashlib.sha256(key.encode()).hexdigest()[:32]}.jsonl"
     if path is not None and path.is_file():
         return read_texts(str(path))

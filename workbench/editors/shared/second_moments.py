@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from workbench.edits.ledger import state_fingerprint
 from workbench.machine.files import write_whole
 from workbench.models.model import Model
 from workbench.models.tokens import TokenRow
@@ -222,7 +223,7 @@ def _cache_paths(
         digest.update(len(encoded).to_bytes(8, "little") + encoded)
     # The ids too, since two tokenizers may share weights and texts.
     digest.update(json.dumps([row.ids for row in _rows(model, texts[:16], None)]).encode())
-    key = {"format": _FORMAT, "model": model.fingerprint(), "texts": digest.hexdigest(), "tokens": max_tokens}
+    key = {"format": _FORMAT, "model": state_fingerprint(model), "texts": digest.hexdigest(), "tokens": max_tokens}
     paths = {}
     for layer in layers:
         name = hashlib.sha256(json.dumps(key | {"layer": layer}, sort_keys=True).encode()).hexdigest()

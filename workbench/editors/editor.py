@@ -1,0 +1,83 @@
+"""Editor: hyperparameters of a method, called with a model and requests, and what it is prepared with."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from workbench.editors.setup.contexts import sample_contexts
+from workbench.editors.setup.presets import Preset
+from workbench.editors.shared.second_moments import SecondMoment, second_moments
+from workbench.edits.edit import Edit
+from workbench.models.model import Model
+from workbench.records.facts import EditRequest
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Setting:
+    """What an editor can be prepared with; each thing is made when it is asked for."""
+
+    model: Model
+    layer: int
+    """The layer that tracing located."""
+    preset: Preset
+    """Published or tuned hyperparameters."""
+    alone: bool = False
+    """Edit `layer` alone, whatever layers the preset names."""
+    texts: Callable[[], Sequence[str]]
+    """Text that keys are averaged over."""
+    cache: Path
+    """Folder where second moments are kept."""
+    seed: int
+    """Of the contexts."""
+
+    def layers(self) -> tuple[int, ...]:
+        """The layers that the preset names, or those around the located one; IndexError for one that is not there."""
+        return (self.layer,) if self.alone else edited_layers(self.preset, self.layer, self.model)
+
+    def contexts(self) -> tuple[str, ...]:
+        """Contexts sampled from the model, of the preset's lengths."""
+        generator = torch.Generator(device=self.model.device).manual_seed(self.seed)
+        return sample_contexts(self.model, lengths=self.preset.context_lengths, generator=generator)
+
+    def moments(self, layers: Sequence[int]) -> Mapping[int, SecondMoment]:
+        """Second moments of the layers' keys, over the texts or from the cache."""
+        return second_moments(self.model, list(layers), self.texts(), cache=self.cache, progress=True)
+
+
+class Editor(ABC):
+    """A method with its hyperparameters, which are the fields of a frozen dataclass.
+
+    `editor(model, requests)` gives the edit that makes the requests true, and leaves the model as it was found. A
+    method joins the others by one line in `registry` and a file in data/presets.
+    """
+
+    method: ClassVar[str]
+    """Display name, which its edits bear."""
+    batches: ClassVar[bool] = False
+    """Whether it writes many requests as one; the others' requests are best written one after another."""
+    needs_moments: ClassVar[bool] = False
+    """Whether `prepare` asks for second moments of keys."""
+    layers: Sequence[int]
+    """The layers that it edits; none for a method that changes none."""
+
+    @classmethod
+    def prepare(cls, setting: Setting, fields: Mapping[str, Any]) -> "Editor":
+        """The editor with these fields and with what it needs beforehand: layers, contexts, second moments."""
+        del setting
+        return cls(**fields)
+
+    @abstractmethod
+    def __call__(self, model: Model, requests: Sequence[EditRequest]) -> Edit:
+        """The edit that makes the requests true."""
+
+
+def edited_layers(preset: Preset, layer: int, model: Model) -> tuple[int, ...]:
+    """The layers that a preset names, or those around a layer; IndexError where the model has no such layer."""
+    layers = preset.fields.get("layers") or [layer + place for place in preset.around]
+    for each in layers:
+        model.hook_name("mlp_key", each)
+    return tuple(layers)

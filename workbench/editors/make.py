@@ -1,0 +1,62 @@
+"""From the name of a method to an editor that is ready for a model."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from workbench.editors.editor import Editor, Setting, edited_layers
+from workbench.editors.registry import EDITORS
+from workbench.editors.setup.presets import Preset, preset
+from workbench.models.model import Model
+
+
+def check_editor(model: Model, method: str, *, layer: int | None, preset_of: str | None = None) -> None:
+    """Raise what `make_editor` would raise, before anything is computed; a layer of None is yet to be located."""
+    chosen = _preset(model, method, preset_of)
+    if layer is not None:
+        model.hook_name("mlp_key", layer)
+        edited_layers(chosen, layer, model)
+
+
+def make_editor(
+    model: Model,
+    method: str,
+    *,
+    layer: int,
+    texts: Callable[[], Sequence[str]],
+    seed: int,
+    cache: Path,
+    preset_of: str | None = None,
+    alone: bool = False,
+    **changes: Any,
+) -> Editor:
+    """An editor with its preset, and prepared with what it needs of the model, such as second moments of keys.
+
+    Methods of one layer edit `layer`. Those of several edit the layers their preset names, or, where it gives
+    "around" (places relative to the located layer), those around `layer`.
+
+    Args:
+        layer: the layer that tracing located.
+        texts: gives what the second moments are taken over; they are kept in the folder `cache`.
+        preset_of: the model whose preset is used, by default the model's own; a borrowed one reads the loss from
+            the last layer.
+        alone: edit `layer` alone, whatever the preset says.
+        changes: fields of the editor that differ from the preset.
+
+    Raises ValueError for an unknown method or no preset, IndexError for a layer out of range.
+    """
+    check_editor(model, method, layer=layer, preset_of=preset_of)
+    chosen = _preset(model, method, preset_of)
+    setting = Setting(model=model, layer=layer, preset=chosen, alone=alone, texts=texts, cache=cache, seed=seed)
+    fields = {name: value for name, value in chosen.fields.items() if name != "layers"}  # the setting knows them
+    return EDITORS[method].prepare(setting, {**fields, **changes})
+
+
+def _preset(model: Model, method: str, preset_of: str | None) -> Preset:
+    if method not in EDITORS:
+        raise ValueError(f"no editor {method!r}; there are {', '.join(EDITORS)}")
+    chosen = preset(method, preset_of or model.name)
+    if preset_of is None or "loss_layer" not in chosen.fields:
+        return chosen
+    return replace(chosen, fields={**chosen.fields, "loss_layer": None})
