@@ -1,26 +1,27 @@
 """The three kinds of edits, by a steering vector and a prefix: each is seen, or refused, by all that runs a model."""
 
+import json
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 import torch
 from command import TINY, run
 from known_edits import random_edit, same
+from known_kinds import PREFIX, Prefix, Prefixes, Steering, Steers
 from torch import Tensor
 
 import workbench.edits.edit
+from workbench.editors import registry
 from workbench.editors.ft import FT
 from workbench.editors.rome import ROME
 from workbench.editors.shared.second_moments import second_moments
-from workbench.edits.edit import Edit, provenance
+from workbench.edits.edit import Edit
 from workbench.edits.export import save_checkpoint, save_lora
-from workbench.edits.hooked import HookEdit
 from workbench.edits.ledger import check_restored, state_fingerprint
-from workbench.edits.redirected import RedirectEdit
 from workbench.edits.sequence import applied_files, sequence
 from workbench.edits.weights import WeightEdit
 from workbench.machine.intervals import Estimate
@@ -30,7 +31,7 @@ from workbench.models.blocks import BlocksError
 from workbench.models.blocks_check import blocks_of
 from workbench.models.generation import generate
 from workbench.models.loading import load_model
-from workbench.models.model import EditHook, ForwardPass, Model
+from workbench.models.model import Model
 from workbench.models.scoring import score_targets
 from workbench.records.counterfact import read_records
 from workbench.records.facts import EditRequest, Record
@@ -42,83 +43,6 @@ from workbench.studies.measure import score_edits
 from workbench.tracing.fact import trace_fact
 from workbench.tracing.lens import logit_lens
 from workbench.tracing.sweep import known_answers
-
-LAYER = 2
-PREFIX = "In Rome, people say: "
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Steering(HookEdit):
-    """Adds a vector to the residual stream after a layer, from each prompt's last token on."""
-
-    kind = "steering"
-
-    layer: int
-    vector: Tensor
-
-    def hooks(self, model: Model) -> Sequence[EditHook]:
-        def steer(states: Tensor, which: ForwardPass) -> Tensor:
-            places = torch.arange(which.offset, which.offset + states.shape[1])
-            return states + (places >= which.prompt_ends[:, None])[..., None] * self.vector
-
-        return [("resid_post", self.layer, steer)]
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {"vector": self.vector}
-
-    def settings(self) -> dict[str, Any]:
-        return {"layer": self.layer}
-
-    @classmethod
-    def restore(cls, tensors: Mapping[str, Tensor], settings: Mapping[str, Any], **common: Any) -> Self:
-        return cls(vector=tensors["vector"], layer=settings["layer"], **common)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Prefix(RedirectEdit):
-    """Puts a text before every prompt."""
-
-    kind = "prefix"
-
-    text: str
-
-    def asked(self, model: Model, prompt: str) -> tuple[Model, str]:
-        return model, self.text + prompt
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {}
-
-    def settings(self) -> dict[str, Any]:
-        return {"text": self.text}
-
-    @classmethod
-    def restore(cls, tensors: Mapping[str, Tensor], settings: Mapping[str, Any], **common: Any) -> Self:
-        return cls(text=settings["text"], **common)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Steers:
-    """An editor that steers, by a vector that depends on its requests and on what is applied already."""
-
-    scale: float = 3.0
-
-    def __call__(self, model: Model, requests: Sequence[EditRequest]) -> Steering:
-        made = provenance(model, {"scale": self.scale})
-        seed = len(requests[0].prompt) + 100 * len(model.edits)
-        vector = self.scale * torch.randn(model.d_model, generator=torch.Generator().manual_seed(seed))
-        return Steering(method="Steering", requests=tuple(requests), provenance=made, layer=LAYER, vector=vector)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Prefixes:
-    """An editor that puts a text before every prompt."""
-
-    text: str = PREFIX
-
-    def __call__(self, model: Model, requests: Sequence[EditRequest]) -> Prefix:
-        made = provenance(model, {"text": self.text})
-        return Prefix(method="Prefix", requests=tuple(requests), provenance=made, text=self.text)
-
 
 REQUEST = EditRequest(template="The capital of {} is", subject="Portugal", target_new="Moscow", target_true="Lisbon")
 EDITORS = {"steering": Steers(), "prefix": Prefixes()}
@@ -444,6 +368,28 @@ def test_the_steps_of_a_study(tiny_gpt2: Model, editor: Any, records: Path, tmp_
     redirects = isinstance(editor, Prefixes)  # it changes nothing of how this model comes to an answer
     assert ("lens_1" in out.figures()) is not redirects
     assert (out.folder / "traces_after").exists() is not redirects
+
+
+def test_a_study_from_the_command_line(
+    editor: Any, records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: None
+) -> None:
+    """A method joins the others by a line in the registry and a preset: edit, evaluate, study and report take it."""
+    method = editor.method.lower()
+    monkeypatch.setitem(registry._HOMES, method, ("known_kinds", type(editor).__name__))
+    (tmp_path / f"{method}.json").write_text(json.dumps({"tiny-gpt2": {"source": "a test", "fields": {}}}))
+    monkeypatch.setattr("workbench.editors.setup.presets.PRESETS", tmp_path)
+    common = ("--model", TINY, "--records", records, "--method", method, "--layer", 2, "--limit", 2)
+    form = ("--traces", 1, "--samples", 2, "--window", 3, "--fluency", 0)
+    whole = run("study", *common, *form, "--out", tmp_path / "study")
+    assert whole.exit_code == 0, whole.output
+    edited = run("edit", *common, "--out", tmp_path / "edited")
+    assert edited.exit_code == 0, edited.output
+    scored = run("evaluate", tmp_path / "edited", "--out", tmp_path / "scored", "--fluency", 0)
+    assert scored.exit_code == 0, scored.output
+    study, alone = Run.open(tmp_path / "study"), Run.open(tmp_path / "scored")
+    assert study.read_json("results.json")["scores"] == alone.read_json("results.json")["scores"]
+    page = (study.folder / "report.html").read_text(encoding="utf-8")
+    assert editor.method in page and "relative_norm" not in page
 
 
 def test_the_command_line_refuses_to_export_them(tiny_gpt2: Model, editor: Any, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from workbench.editors.search.values import optimise_value
 from workbench.editors.shared.second_moments import SecondMoment
 from workbench.models import model as models
 from workbench.models.contribution import Contribution
-from workbench.models.hooks_check import hook_faults
+from workbench.models.hooks_check import hook_faults, ordinary_tokens
 from workbench.models.loading import load_model
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest, Fact
@@ -178,6 +178,18 @@ def test_a_multiplier_is_undone_exactly() -> None:
 @pytest.mark.parametrize("family", EVERY_TIME)
 def test_hooks_mean_what_editors_take_them_for(family: str, checkpoints: dict[str, Path]) -> None:
     assert load_model(str(checkpoints[family]), device="cpu").once(hook_faults) == {}
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(each, marks=[] if each in EVERY_TIME else pytest.mark.slow) for each in CONFIGS]
+)
+def test_keys_come_from_the_input_of_the_mlp_alone(family: str, checkpoints: dict[str, Path]) -> None:
+    model = load_model(str(checkpoints[family]), device="cpu")
+    tokens, inputs, keys = ordinary_tokens(model, 8), model.hook_name("mlp_in", 1), model.hook_name("mlp_key", 1)
+    seen = model.activations(tokens, [inputs, keys])
+    assert seen[inputs].shape[-1] == model.d_model and (seen[keys][0, 0] - seen[keys][0, 1]).abs().max() > 0.01
+    alike = model.activations(tokens, [keys], hooks=[(inputs, lambda states, hook: states[:, :1].expand_as(states))])
+    torch.testing.assert_close(alike[keys], seen[keys][:, :1].expand_as(seen[keys]), atol=1e-5, rtol=1e-5)
 
 
 def test_a_norm_that_is_not_known_of_is_found_and_refused(

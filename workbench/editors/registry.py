@@ -8,22 +8,22 @@ if TYPE_CHECKING:
     from workbench.editors.editor import Editor
 
 _HOMES = {
-    "ft": ("ft", "FT"),
-    "ft_l": ("ft", "FTL"),
-    "rome": ("rome", "ROME"),
-    "r_rome": ("rome", "RROME"),
-    "memit": ("memit", "MEMIT"),
-    "emmet": ("emmet", "EMMET"),
-    "pmet": ("pmet", "PMET"),
-    "alphaedit": ("alphaedit", "AlphaEdit"),
+    "ft": ("workbench.editors.ft", "FT"),
+    "ft_l": ("workbench.editors.ft", "FTL"),
+    "rome": ("workbench.editors.rome", "ROME"),
+    "r_rome": ("workbench.editors.rome", "RROME"),
+    "memit": ("workbench.editors.memit", "MEMIT"),
+    "emmet": ("workbench.editors.emmet", "EMMET"),
+    "pmet": ("workbench.editors.pmet", "PMET"),
+    "alphaedit": ("workbench.editors.alphaedit", "AlphaEdit"),
 }
-"""Name -> module of `workbench.editors`, class."""
+"""Name -> module, class."""
 
 
 class _Editors(Mapping[str, "type[Editor]"]):
     def __getitem__(self, name: str) -> "type[Editor]":
         module, editor = _HOMES[name]
-        return getattr(import_module(f"workbench.editors.{module}"), editor)
+        return getattr(import_module(module), editor)
 
     def __iter__(self) -> Iterator[str]:
         return iter(_HOMES)
