@@ -11,7 +11,8 @@ from workbench.editors.editor import Editor
 from workbench.edits.edit import provenance
 from workbench.edits.hooked import HookEdit
 from workbench.edits.redirected import RedirectEdit
-from workbench.models.model import EditHook, ForwardPass, Model
+from workbench.models.hooks import EditHook, ForwardPass
+from workbench.models.model import Model
 from workbench.records.facts import EditRequest
 
 LAYER = 2

@@ -42,7 +42,7 @@ def long_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 def within(model: Model, work) -> object:
     """What `work` returns; it holds no more than the budget."""
-    model.memory = MEMORY
+    model.budget = MEMORY
     found, peak = peak_memory(work, model.device)
     assert peak <= MEMORY * 2**30 * SLACK, f"{peak / 2**20:.0f} MiB"
     return found
@@ -74,7 +74,7 @@ def test_one_enormous_line_stays_within_the_budget_and_is_said_once(long_model: 
 
 
 def test_a_context_is_where_texts_are_cut(tiny_gpt2: Model) -> None:
-    tiny_gpt2.memory = 2.0
+    tiny_gpt2.budget = 2.0
     with pytest.warns(UserWarning, match="more than 64 tokens .* its context, are cut"):
         rows = tiny_gpt2.pieces(["Paris " * 80, "Paris"], keep=1)
     assert max(len(row.ids) for row in rows) == 64
@@ -97,7 +97,7 @@ def test_many_prompts_stay_within_the_budget_and_score_the_same(long_model: Mode
         )
 
     low = within(long_model, found)
-    long_model.memory = 2.0
+    long_model.budget = 2.0
     high, peak = peak_memory(found, long_model.device)
     assert peak > MEMORY * 2**30 * SLACK, "all at once would not have fitted"
     for one, other in zip(low, high, strict=True):  # type: ignore[arg-type]
@@ -110,15 +110,15 @@ def test_many_prompts_stay_within_the_budget_and_score_the_same(long_model: Mode
 def test_fine_tuning_in_parts_is_fine_tuning_at_once(tiny_gpt2: Model) -> None:
     asked = [EditRequest(template="The capital of {} is", subject=s, target_new="Rome") for s in ("Japan", "Egypt")]
     editor = FT(layers=(2,), steps=3)
-    tiny_gpt2.memory = 2.0
+    tiny_gpt2.budget = 2.0
     assert len(editor._parts(tiny_gpt2, tuple(asked))) == 1
     whole = editor(tiny_gpt2, asked)
-    tiny_gpt2.memory = 1e-6
+    tiny_gpt2.budget = 1e-6
     try:
         assert len(editor._parts(tiny_gpt2, tuple(asked))) == 2
         parts = editor(tiny_gpt2, asked)
     finally:
-        tiny_gpt2.memory = 2.0
+        tiny_gpt2.budget = 2.0
     torch.testing.assert_close(whole.updates[0].dense(), parts.updates[0].dense(), atol=1e-6, rtol=1e-3)
 
 

@@ -10,8 +10,9 @@ import torch
 from conftest import load_hf
 
 from workbench.models.generation import generate
+from workbench.models.hooks import ForwardPass
 from workbench.models.loading import load_model
-from workbench.models.model import ForwardPass, Model
+from workbench.models.model import Model
 
 
 @torch.no_grad()

@@ -13,7 +13,8 @@ from workbench.editors.shared.keys import check_hooks
 from workbench.editors.shared.requests import check_requests
 from workbench.edits.edit import provenance
 from workbench.edits.weights import WeightEdit, WeightUpdate
-from workbench.models.model import Hook, Model
+from workbench.models.hooks import Hook
+from workbench.models.model import Model
 from workbench.models.tokens import Tokens
 from workbench.records.facts import EditRequest, fill, subject_characters, token_span
 from workbench.records.joining import join

@@ -22,7 +22,8 @@ from torch import Tensor, uint8
 
 from workbench.edits.ledger import state_fingerprint, take_back_
 from workbench.machine.files import write_whole
-from workbench.models.model import EditHook, Model, dtype_name
+from workbench.models.hooks import EditHook
+from workbench.models.model import Model, dtype_name
 from workbench.records.facts import EditRequest
 
 _FORMAT = "workbench-edit-2"

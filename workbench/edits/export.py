@@ -126,7 +126,7 @@ def _sum(
 
 def _source(model: Model) -> Path | None:
     """The folder that the model was loaded from; None for one from the hub."""
-    hf: Any = model.bridge.original_model
+    hf: Any = model.hf
     folder = Path(hf.name_or_path)
     return folder.resolve() if folder.is_dir() else None
 

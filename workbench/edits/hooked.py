@@ -4,7 +4,8 @@ from abc import abstractmethod
 from collections.abc import Sequence
 
 from workbench.edits.edit import Edit
-from workbench.models.model import EditHook, Model
+from workbench.models.hooks import EditHook
+from workbench.models.model import Model
 
 
 class HookEdit(Edit):

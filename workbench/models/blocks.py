@@ -36,7 +36,7 @@ class BlocksError(ValueError):
 def unknown(model: Model, why: str) -> BlocksError:
     """What to raise where they cannot."""
     return BlocksError(
-        f"the blocks of {model.name} ({type(model.bridge.original_model).__name__}) cannot be run part by part: {why}; "
+        f"the blocks of {model.name} ({type(model.hf).__name__}) cannot be run part by part: {why}; "
         "use the plain engine"
     )
 
@@ -75,7 +75,7 @@ class Blocks:
         self.short: int = SHORT if model.device.type == "cpu" else 0
         """Keys up to which attention is two matrix products, as is faster on a CPU; the fused kernel for more."""
         bridge: Any = model.bridge
-        hf: Any = bridge.original_model
+        hf: Any = model.hf
         self._blocks = [Parts(bridge.blocks[at], config=hf.config, layer=at) for at in range(model.n_layers)]
         self._rotations, self._longest = rotations(model)
         self._norm: Callable = bridge.ln_final.original_component

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.models.model import ForwardPass, Model
+from workbench.models.hooks import ForwardPass
+from workbench.models.model import Model
 from workbench.models.tokens import TokenRow, Tokens
 
 

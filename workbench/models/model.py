@@ -5,34 +5,24 @@ edit made through `Model.weight` is what `Model.save_pretrained` writes.
 """
 
 import hashlib
-import inspect
 import re
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
-from transformers import PreTrainedTokenizerBase
 
-from workbench.models.batching import BUDGET, Footprint, consecutive
-from workbench.models.checkpoints import Checkpoint
 from workbench.models.contribution import Contribution, of_mlp
-from workbench.models.tokens import TextTokenizer, TokenRow, Tokens
+from workbench.models.hooks import ForwardPass, Hook, Watch
+from workbench.models.reader import Reader
+from workbench.models.tokens import Tokens
 
 T = TypeVar("T")
-
-Hook = tuple[str, Callable]
-"""A hook's name and `fn(tensor, hook) -> tensor | None`."""
-EditHook = tuple[str, int, Callable[[Tensor, "ForwardPass"], Tensor | None]]
-"""A site of `Model.hook_name`, a layer, and what an edit makes of the states there; None leaves them as they are."""
 
 SITES = ("resid_post", "mlp_out", "attn_out")
 """The sites that causal tracing restores."""
@@ -49,32 +39,10 @@ _HOOK_NAMES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ForwardPass:
-    """Which tokens a forward pass runs: what the hooks of edits need to know where they are."""
-
-    mask: Int[Tensor, "batch key"]
-    """1 where a token is real, 0 where it is padding; covers the positions in the cache too."""
-    offset: int
-    """Positions in the key-value cache: the index, in `mask`, of the first position that is run now."""
-    prompt_ends: Int[Tensor, " batch"]
-    """Index, in `mask`, of the last token of each prompt; what follows is an answer, given or generated."""
-
-
 @dataclass(kw_only=True, eq=False, repr=False)
-class Model:
+class Model(Reader):
     """A language model with its own tokenizer, raw weights, hooks and snapshots; made by `load_model`."""
 
-    name: str
-    """The name or path it was loaded from."""
-    checkpoint: Checkpoint
-    """The loaded weights and tokenizer."""
-    device: torch.device
-    """Where the weights are."""
-    dtype: torch.dtype
-    """Type of the weights and of the logits."""
-    memory: float = BUDGET
-    """GiB that a forward pass may hold beside the weights; batches are made smaller to stay below."""
     edits: list = field(default_factory=list)
     """Ledger of `workbench.edits.edit`: the edits applied now, oldest first."""
     originals: dict = field(default_factory=dict)
@@ -86,42 +54,14 @@ class Model:
     _found: dict = field(default_factory=dict)
     """Function -> what it found, for `once`."""
 
-    def __post_init__(self) -> None:
-        self.n_layers: int = self.bridge.cfg.n_layers
-        self.d_model: int = self.bridge.cfg.d_model
-        self.n_ctx: int = self.bridge.cfg.n_ctx
-        self.d_mlp: int = self.weight(0).shape[0]
-        hf: Any = self.bridge.original_model
-        self.text = TextTokenizer(
-            self.tokenizer,
-            name=self.name,
-            n_ctx=self.n_ctx,
-            n_rows=len(hf.get_input_embeddings().weight),
-            device=self.device,
-        )
-        self._can_keep = "logits_to_keep" in inspect.signature(hf.forward).parameters
-        configured = getattr(getattr(hf, "generation_config", None), "eos_token_id", None)
-        ends = [*(configured if isinstance(configured, list) else [configured]), self.tokenizer.eos_token_id]
-        self.ends: list[int] = sorted({end for end in ends if isinstance(end, int)})
-
     def __repr__(self) -> str:
         return f"Model({self.name!r}, {self.n_layers} layers x {self.d_model}, {self.dtype}, {self.device})"
-
-    @property
-    def bridge(self) -> TransformerBridge:
-        """The TransformerLens model."""
-        return self.checkpoint.bridge
 
     def once(self, make: Callable[["Model"], T]) -> T:
         """What `make` finds out about this model, which is asked of it once: its blocks, what its hooks mean."""
         if make not in self._found:
             self._found[make] = make(self)
         return self._found[make]
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The checkpoint's own tokenizer."""
-        return self.checkpoint.tokenizer
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -131,86 +71,6 @@ class Model:
         what is saved but not the logits.
         """
         return self.checkpoint.parameters
-
-    # ---- tokens
-
-    def tokenize(self, texts: Sequence[str], *, padding_side: Literal["left", "right"] = "right") -> Tokens:
-        """Tokenise and pad, with what the tokenizer itself prepends (BOS on Llama, not on GPT-2), never EOS.
-
-        ValueError for no texts, an empty text, or a text longer than the context.
-        """
-        return self.pad(self.encode(texts), padding_side=padding_side)
-
-    def encode(self, texts: Sequence[str]) -> list[TokenRow]:
-        """Tokenise without padding; see `tokenize`."""
-        return self.text.encode(texts)
-
-    def pad(
-        self,
-        rows: Sequence[TokenRow],
-        *,
-        padding_side: Literal["left", "right"] = "right",
-        prompts: Sequence[int] | None = None,
-    ) -> Tokens:
-        """Rows as one batch; `prompts` are the numbers of tokens of each that are its prompt, all unless given."""
-        return self.text.pad(rows, padding_side=padding_side, prompts=prompts)
-
-    def pieces(self, texts: Sequence[str], *, keep: int | None) -> list[TokenRow]:
-        """Tokenise plain text of any length, cut where it exceeds the context or the memory, with a warning then.
-
-        `keep` says how many positions will be unembedded (None: all); each piece is begun like a text of its own.
-        """
-        longest = self.footprint.longest(self.n_ctx, keep=keep, budget=self.memory)
-        rows = self.text.pieces(texts, longest)
-        if len(rows) > len(texts):
-            what = "its context" if longest == self.n_ctx else f"what fits into {self.memory:g} GiB"
-            # Without counts, so that it is said once however many lots of texts there are.
-            warnings.warn(f"texts of more than {longest:,} tokens of {self.name}, {what}, are cut", stacklevel=3)
-        return rows
-
-    def batches(
-        self,
-        rows: Sequence[TokenRow],
-        batch_size: int,
-        *,
-        keep: int | Sequence[int] | None,
-        new: int = 0,
-        gradients: bool = False,
-    ) -> list[list[int]]:
-        """Indices of the rows in batches, like lengths together, each of at most `batch_size` rows and within `memory`.
-
-        `keep` positions at the end will be unembedded (None: all), of all rows or of each; `new` tokens generated;
-        `gradients` taken, and then the rows stay in their order.
-        """
-        keeps = [keep] * len(rows) if keep is None or isinstance(keep, int) else list(keep)
-        order = list(range(len(rows)))
-        if not gradients:
-            order.sort(key=lambda index: len(rows[index].text or rows[index].ids))
-        size = self.footprint.training_size if gradients else partial(self.footprint.size, cached=new > 0)
-        parts = consecutive(
-            [len(rows[index].ids) + new for index in order],
-            [keeps[index] for index in order],
-            at_most=batch_size,
-            fits=lambda count, pos, kept: size(count, pos, keep=kept) <= self.memory * 2**30,
-        )
-        return [[order[place] for place in part] for part in parts]
-
-    @cached_property
-    def footprint(self) -> Footprint:
-        """What a forward pass holds, by the shape of its batch."""
-        return Footprint(
-            n_layers=self.n_layers,
-            n_heads=self.bridge.cfg.n_heads,
-            d_model=self.d_model,
-            d_mlp=self.d_mlp,
-            d_vocab=self.bridge.cfg.d_vocab,
-            itemsize=self.dtype.itemsize,
-            unembeds_all=not self._can_keep,
-        )
-
-    def token_strings(self, ids: Int[Tensor, " pos"]) -> list[str]:
-        """Each token alone as text, its leading space kept."""
-        return self.text.strings(ids)
 
     # ---- hooks
 
@@ -282,28 +142,17 @@ class Model:
     ) -> Any:
         """A forward pass under the hooks of the edits that are applied, and then these."""
         self.check_direct()
-        fired: set[int] = set()
-
-        def watched(index: int, function: Callable) -> Callable:
-            def call(tensor: Tensor, hook: Any) -> Tensor | None:
-                fired.add(index)
-                return function(tensor, hook=hook)
-
-            return call
-
-        edited = self.edit_hooks(which)
-        known = self.bridge.hook_dict if hooks or edited else {}
+        known = self.bridge.hook_dict if hooks else {}
         for name, _ in hooks:
             if name not in known:
                 raise ValueError(f"{self.name} has no hook {name!r}; Model.hook_name gives the names of the sites")
         options.setdefault("use_cache", False)
-        if keep_last is not None and self._can_keep:
+        if keep_last is not None and self.keeps_logits:
             options["logits_to_keep"] = keep_last
-        watching: list[Any] = [(name, watched(index, function)) for index, (name, function) in enumerate(hooks)]
-        mask = which.mask
-        output = self.bridge.run_with_hooks(ids, fwd_hooks=[*edited, *watching], attention_mask=mask, **options)
-        silent = sorted({name for index, (name, _) in enumerate(hooks) if index not in fired})
-        if silent:
+        watch = Watch(hooks)
+        running: list[Any] = [*self.edit_hooks(which), *watch.hooks]
+        output = self.bridge.run_with_hooks(ids, fwd_hooks=running, attention_mask=which.mask, **options)
+        if silent := watch.silent():
             raise RuntimeError(f"hooks that never fired on {self.name}: {', '.join(silent)}")
         return output
 
@@ -326,7 +175,7 @@ class Model:
         for edit in reversed(self.edits):
             model, prompt = edit.asked(self, prompt)
             if model is not self:
-                if model.bridge.cfg.d_vocab != self.bridge.cfg.d_vocab:
+                if model.d_vocab != self.d_vocab:
                     raise ValueError(f"{model.name} answers for {self.name}, but has another vocabulary")
                 return model.asked(prompt)
         return self, prompt

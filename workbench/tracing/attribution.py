@@ -20,7 +20,8 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from workbench.machine.intervals import Estimate, student, wilson
-from workbench.models.model import SITES, Hook, Model
+from workbench.models.hooks import Hook
+from workbench.models.model import SITES, Model
 from workbench.models.tokens import Tokens
 from workbench.records.facts import Fact
 from workbench.tracing.corruption import Corruption

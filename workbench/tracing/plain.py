@@ -11,7 +11,8 @@ from einops import rearrange, reduce, repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.models.model import Hook, Model
+from workbench.models.hooks import Hook
+from workbench.models.model import Model
 from workbench.models.tokens import Tokens
 from workbench.tracing.cells import Cell
 from workbench.tracing.corruption import Corruption
@@ -25,7 +26,7 @@ class PlainRuns:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1 row, got {batch_size}")
         self.model, self.tokens, self.corruption = model, tokens, corruption
-        fitting = int(model.memory * 2**30 / model.footprint.size(1, tokens.ids.shape[1], keep=1))
+        fitting = int(model.budget * 2**30 / model.footprint.size(1, tokens.ids.shape[1], keep=1))
         self.cells_at_once = max(1, min(batch_size, fitting) // corruption.samples)
         with torch.no_grad():
             self.clean_logits: Float[Tensor, " vocab"] = model.logits(tokens, keep_last=1)[0, -1]

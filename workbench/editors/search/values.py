@@ -8,7 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.editors.shared.subject import subject_ends
-from workbench.models.model import Hook, Model
+from workbench.models.hooks import Hook
+from workbench.models.model import Model
 from workbench.models.tokens import Tokens
 from workbench.records.facts import EditRequest, fill, token_span
 from workbench.records.joining import join

@@ -53,7 +53,7 @@ def second_moments(
 ) -> dict[int, SecondMoment]:
     """Second moment of the keys of each layer over all tokens of `texts` (or the first `max_tokens`).
 
-    Every text is a sequence of its own, cut where it exceeds the context or `Model.memory`, with a warning; blank
+    Every text is a sequence of its own, cut where it exceeds the context or `Model.budget`, with a warning; blank
     texts are left out. With a `cache` folder, what is there for these weights, texts and `max_tokens` is read, and the
     rest is computed and written; a damaged cache file is computed anew, with a warning. Sums are saved there once a
     minute, so that a pass that was stopped goes on. `progress` shows a bar, and prints tokens a second.
