@@ -18,8 +18,6 @@ from workbench.machine.jsonl import append_line, dumps, load_json, read_lines
 from workbench.machine.environment import environment, now
 from workbench.tables.table import Table
 
-__all__ = ["Run", "SavedFigure", "SavedTable", "Status", "save_figure"]
-
 Status = Literal["running", "interrupted", "complete"]
 
 
