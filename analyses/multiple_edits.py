@@ -33,7 +33,7 @@ from workbench.report.write import write_report
 from workbench.runs.run import Run
 from workbench.studies.defaults import RECORDS, default_records, default_text
 from workbench.studies.edit import make_editor
-from workbench.studies.edit_groups import Groups, Summary, edit_group, grouped, summarise, unedited
+from workbench.studies.edit_groups import Groups, GroupScores, edit_group, grouped, summarise, unedited
 from workbench.studies.locate import settled_layer
 from workbench.tables.scores import UNEDITED
 from workbench.tables.table import Column, Row, Table, to_markdown
@@ -145,7 +145,7 @@ def show(run: Run, groups: Groups) -> list[Section]:
     ]
 
 
-def score_table(run: Run, groups: Groups, summary: Summary) -> Table:
+def score_table(run: Run, groups: Groups, summary: GroupScores) -> Table:
     """A row a method and number of edits; the unedited model above those that are scored on other records."""
     rows, start, generated = [], set(), "generated (greedy)"
     for (name, number), found in summary.items():
@@ -196,7 +196,7 @@ def headline(run: Run) -> str:
     return run.read_json("results.json").get("verdict", "Nothing is finished yet.")
 
 
-def verdict(summary: Summary) -> str:
+def verdict(summary: GroupScores) -> str:
     """Whether the numbers are what the course teaches, claim by claim."""
     numbers = sorted({number for _, number in summary})
     if len(numbers) < 2 or not {name for name, *_ in TAUGHT} <= {name for name, _ in summary}:
@@ -219,7 +219,7 @@ def verdict(summary: Summary) -> str:
     )
 
 
-def reasons(summary: Summary, before: Mapping[str, Estimate]) -> list[str]:
+def reasons(summary: GroupScores, before: Mapping[str, Estimate]) -> list[str]:
     """What became of each method's edits when the most were kept, a sentence or two each."""
     most, said = max(number for _, number in summary), []
     for (name, number), found in summary.items():
