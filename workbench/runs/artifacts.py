@@ -1,7 +1,7 @@
 """Figures and tables as files, and read back to be shown."""
 
 import io
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from workbench.machine.as_json import AsJson
 from workbench.machine.files import write_whole
 from workbench.machine.jsonl import dumps, load_json
 from workbench.tables.markup import latex, markdown
@@ -27,7 +28,7 @@ class SavedFigure:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SavedTable:
+class SavedTable(AsJson):
     """A table as it is shown."""
 
     caption: str
@@ -74,7 +75,7 @@ def save_table(table: Table | pd.DataFrame, path: str | Path, *, caption: str = 
         cells, align = pd.DataFrame(list(shown.rows), columns=list(shown.columns)), "l" * len(shown.columns)
         md = markdown(cells, caption=caption, align=align)
         tex = latex(cells, caption=caption, align=align, label=label)
-    for suffix, text in (("json", dumps(asdict(shown))), ("md", md), ("tex", tex), ("csv", csv)):
+    for suffix, text in (("json", dumps(shown.to_dict())), ("md", md), ("tex", tex), ("csv", csv)):
         write_whole(path.parent / f"{path.name}.{suffix}", text.encode())
     return path.parent / f"{path.name}.csv"
 
@@ -91,15 +92,8 @@ def figures_in(folder: Path) -> dict[str, SavedFigure]:
 
 def tables_in(folder: Path) -> dict[str, SavedTable]:
     """The tables of a folder by name, in natural order."""
-    contents = {path.stem: load_json(path) for path in sorted(folder.glob("*.json"), key=_natural)}
-    return {
-        name: SavedTable(
-            caption=content["caption"],
-            columns=tuple(content["columns"]),
-            rows=tuple(tuple(row) for row in content["rows"]),
-        )
-        for name, content in contents.items()
-    }
+    paths = sorted(folder.glob("*.json"), key=_natural)
+    return {path.stem: SavedTable.from_dict(load_json(path)) for path in paths}
 
 
 def _natural(path: Path) -> tuple[str, int, str]:
