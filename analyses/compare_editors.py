@@ -43,10 +43,10 @@ from workbench.records.facts import Record
 from workbench.report.elements import Paragraph, Section
 from workbench.report.write import write_report
 from workbench.runs.run import Run
+from workbench.studies.best_in_bold import save_table_with_best
 from workbench.studies.defaults import default_records, default_text, records_path
 from workbench.studies.edit import make_editor
 from workbench.studies.editor_report import BARS, BETTER, bars, comparison_table, single_summaries, stacked_summaries
-from workbench.studies.highlight import save_table_with_best
 from workbench.studies.locate import settled_layer
 from workbench.studies.stacked_edits import change_by_layer, distinct, evaluations, score_stack, untouched
 from workbench.tables.published import published_table

@@ -24,7 +24,7 @@ from workbench.editors.make import check_editor
 from workbench.editors.registry import EDITORS
 from workbench.editors.shared.second_moments import second_moments
 from workbench.figures.compare import layer_choice_figure
-from workbench.figures.study import layer_comparison_figure
+from workbench.figures.layers import layer_comparison_figure
 from workbench.machine import paths
 from workbench.measuring.evaluate import evaluate, score_state
 from workbench.measuring.layer_choice import comparable, compare_method, last_subject_effect

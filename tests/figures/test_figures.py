@@ -13,8 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
+from workbench.figures.effects import average_effect_figure, trace_heatmap
+from workbench.figures.layers import layer_comparison_figure
 from workbench.figures.plotting import AFTER, ROLE_LABELS, SCORE_STYLES, SITE_STYLES
-from workbench.figures.study import average_effect_figure, layer_comparison_figure, score_figure, trace_heatmap
+from workbench.figures.scores import score_figure
 from workbench.machine.intervals import Estimate
 from workbench.measuring.summaries import Summary
 from workbench.models.tokens import visible
