@@ -44,7 +44,7 @@ def from_json(kind: Any, value: Any) -> Any:
 
     TypeError for a dataclass without a field that it needs.
     """
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         hints = get_type_hints(kind)
         known = [field.name for field in fields(kind) if field.name in value]
         return kind(**{name: from_json(hints[name], value[name]) for name in known})
