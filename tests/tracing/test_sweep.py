@@ -1,10 +1,10 @@
 """Tracing many facts: what is skipped, stopping and resuming, each fact's noise, corruption by another subject."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import GOLDEN
 
 from workbench.records.facts import Fact
 from workbench.tracing.fact import trace_fact
@@ -12,7 +12,7 @@ from workbench.tracing.noise import NoiseRule, embedding_noise_std, gaussian_noi
 from workbench.tracing.replacement import NO_PARTNER, pair_facts, subject_embeddings, trace_pairs
 from workbench.tracing.sweep import NOT_KNOWN, TraceSet, answer_token, fact_generator, known_answer, trace_facts
 
-REFERENCE = json.loads((Path(__file__).parents[1] / "golden" / "rome.json").read_text())
+REFERENCE = json.loads((GOLDEN / "rome.json").read_text())
 UNKNOWN = Fact(subject="Portugal", template="The capital of {} is", object="Thai")
 
 
