@@ -1,4 +1,4 @@
-"""AlphaEdit: the projection, its closed form, and the keys that a sequence accumulates."""
+"""AlphaEdit solves its published equation, writes nothing for kept keys, and remembers the keys of a sequence."""
 
 import json
 from dataclasses import replace

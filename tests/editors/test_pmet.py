@@ -1,4 +1,4 @@
-"""PMET: the joint optimisation, what of it is written, and its square-root spread."""
+"""PMET writes only what the MLP does of its joint optimisation, spread by square roots; many requests go as one."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Request files of the course, whole and malformed, and the embedded model's own."""
+"""Request files of the course are read whole, malformed ones named; the committed ones do not disturb each other."""
 
 import json
 from dataclasses import replace
