@@ -35,7 +35,7 @@ from workbench.editors.shared.second_moments import SecondMoment, second_moments
 from workbench.models.model import Model
 from workbench.records.counterfact import read_records
 from workbench.records.facts import EditRequest
-from workbench.report.elements import Paragraph, Section, Table
+from workbench.report.elements import Paragraph, Section
 from workbench.report.write import write_report
 from workbench.runs.run import Run
 from workbench.studies.benchmarking import benchmark_model, device_name, seconds
@@ -217,8 +217,8 @@ def show(run: Run, device: str) -> list[Section]:
         console.print(f"bar: {one}", markup=False, soft_wrap=True)
     saved = run.tables()
     return [
-        Section(title="Values", blocks=[*(Paragraph(text=f"{one}.") for one in said), Table.of(saved["speed"])]),
-        Section(title="Second moments", blocks=[Table.of(saved["moments"])]),
+        Section(title="Values", elements=[*(Paragraph(text=f"{one}.") for one in said), saved["speed"]]),
+        Section(title="Second moments", elements=[saved["moments"]]),
     ]
 
 

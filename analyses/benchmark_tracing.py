@@ -27,7 +27,7 @@ from workbench.machine.precision import PRECISIONS, float32_products
 from workbench.models.model import SITES, Model
 from workbench.records.counterfact import read_records
 from workbench.records.facts import Fact
-from workbench.report.elements import Block, Paragraph, Section, Table
+from workbench.report.elements import Element, Paragraph, Section
 from workbench.report.write import write_report
 from workbench.runs.run import Run
 from workbench.studies.benchmarking import benchmark_model, device_name, floating_point_operations, matmul_rate, seconds
@@ -57,7 +57,7 @@ def main() -> None:
     settings = vars(arguments) | {"command": "benchmark_tracing"}
     run = Run.create(settings.pop("out"), settings)
     every = true_facts(read_records(records_path("atlas")))
-    blocks: list[Block] = [
+    elements: list[Element] = [
         Paragraph(
             text="Seconds a fact with the plain and with the fast engine, the floating-point operations that each "
             "needs, and the rate it reaches as a share of the machine's fastest square matrix product."
@@ -82,9 +82,9 @@ def main() -> None:
             )
             key = name.replace("-", "_")
             run.save_table(key, table, caption=caption)
-            blocks.append(Table.of(run.tables()[key]))
+            elements.append(run.tables()[key])
             Console().print(f"{table.to_string(index=False)}\n{caption}", markup=False, soft_wrap=True)
-    section = Section(title="Speed of tracing", blocks=blocks)
+    section = Section(title="Speed of tracing", elements=elements)
     print(f"report: {write_report(run, [section], title='Speed of causal tracing', headline='')}")
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 from rich.progress import track
 
-from workbench.report.elements import Paragraph, Section, Table
+from workbench.report.elements import Paragraph, Section
 from workbench.report.write import write_report
 from workbench.runs.run import Run
 from workbench.studies.family_checks import check_family
@@ -71,8 +71,8 @@ def show(run: Run, rows: Mapping[str, Mapping[str, Any]]) -> list[Section]:
         "difference of logits after saving and loading the edited model.",
     )
     return [
-        Section(title="What holds", blocks=[
-            Table.of(run.tables()["families"]),
+        Section(title="What holds", elements=[
+            run.tables()["families"],
             Paragraph(text=f"Traced by the plain engine alone, of itself and with a warning: {plain}."),
             Paragraph(text="Mixtures of experts, state-space models and encoder-decoders are refused when they are "
                       "loaded; of checkpoints that read images too, the text part is loaded."),

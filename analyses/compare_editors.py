@@ -40,13 +40,13 @@ from workbench.models.loading import load_model
 from workbench.models.model import Model
 from workbench.records.counterfact import read_records
 from workbench.records.facts import Record
-from workbench.report.elements import Figure, Paragraph, Section, Table
+from workbench.report.elements import Paragraph, Section
 from workbench.report.write import write_report
 from workbench.runs.run import Run
+from workbench.studies.best_in_bold import save_table_with_best
 from workbench.studies.defaults import default_records, default_text, records_path
 from workbench.studies.edit import make_editor
 from workbench.studies.editor_report import BARS, BETTER, bars, comparison_table, single_summaries, stacked_summaries
-from workbench.studies.highlight import save_table_with_best
 from workbench.studies.locate import settled_layer
 from workbench.studies.stacked_edits import change_by_layer, distinct, evaluations, score_stack, untouched
 from workbench.tables.published import published_table
@@ -214,13 +214,13 @@ def show(run: Run, model: Model) -> list[Section]:
     sections = [
         Section(
             title="One edit at a time",
-            blocks=[
+            elements=[
                 Paragraph(text=identical),
                 *(Paragraph(text=f"Bar: {bar}.") for bar in reached),
-                Table.of(run.tables()["scores"]),
-                Figure(path=run.figures()["scores"].path, caption=run.figures()["scores"].caption),
-                Table.of(run.tables()["accuracy"]),
-                Table.of(run.tables()["change"]),
+                run.tables()["scores"],
+                run.figures()["scores"],
+                run.tables()["accuracy"],
+                run.tables()["change"],
             ],
         )
     ]
@@ -233,8 +233,8 @@ def show(run: Run, model: Model) -> list[Section]:
         table = replace(table, caption=said, columns=table.columns[:-1])  # fluency is not sampled here
         run.save_table("stacked", table)
         print(to_markdown(table))
-        sections.append(Section(title="Many edits at once", blocks=[Table.of(run.tables()["stacked"])]))
-    sections.append(Section(title="As published", blocks=[Table.of(run.tables()[name]) for name in PUBLISHED]))
+        sections.append(Section(title="Many edits at once", elements=[run.tables()["stacked"]]))
+    sections.append(Section(title="As published", elements=[run.tables()[name] for name in PUBLISHED]))
     for bar in reached:
         print(f"bar: {bar}")
     print(identical)

@@ -24,7 +24,7 @@ from workbench.editors.make import check_editor
 from workbench.editors.registry import EDITORS
 from workbench.editors.shared.second_moments import second_moments
 from workbench.figures.compare import layer_choice_figure
-from workbench.figures.study import layer_comparison_figure
+from workbench.figures.layers import layer_comparison_figure
 from workbench.machine import paths
 from workbench.measuring.evaluate import evaluate, score_state
 from workbench.measuring.layer_choice import comparable, compare_method, last_subject_effect
@@ -34,7 +34,7 @@ from workbench.models.loading import load_model
 from workbench.models.model import Model
 from workbench.records.counterfact import read_records
 from workbench.records.facts import Record
-from workbench.report.elements import Figure, Paragraph, Section, Table
+from workbench.report.elements import Paragraph, Section
 from workbench.report.write import write_report
 from workbench.runs.run import Run
 from workbench.studies.defaults import default_records, default_text, default_window, records_path
@@ -153,7 +153,7 @@ def show(
     }
     run.note(methods={name: results(one) for name, one in found.items()}, located=chosen, facts_edited=len(cases))
     n, used = len(cases), f"{len(cases)} facts that {model.name} knows"
-    blocks: dict[str, list] = {}
+    elements: dict[str, list] = {}
     for method, of_method in evaluations.items():
         tidy, name, label = by_layer(located, layers, of_method, seed), METHODS[method], f"layers_{method}"
         caption = (
@@ -164,9 +164,9 @@ def show(
         figure = layer_comparison_figure(tidy, located=chosen, random_layer=random_layer)
         run.save_figure(label, figure, caption=caption)
         run.save_table(label, layer_table(tidy), caption=caption)
-        blocks[name] = [
-            Figure(path=run.figures()[label].path, caption=caption),
-            Table.of(run.tables()[label]),
+        elements[name] = [
+            run.figures()[label],
+            run.tables()[label],
         ]
     run.save_table(
         "locating",
@@ -191,14 +191,14 @@ def show(
     )
     figures, tables = run.figures(), run.tables()
     return [
-        Section(title="What locating bought", blocks=[
+        Section(title="What locating bought", elements=[
             *(Paragraph(text=bought(name, results(one), chosen)) for name, one in found.items()),
-            Table.of(tables["locating"]),
-            Figure(path=figures["facts"].path, caption=figures["facts"].caption),
-            Table.of(tables["explained"]),
+            tables["locating"],
+            figures["facts"],
+            tables["explained"],
         ]),
-        *(Section(title=f"{name} by layer", blocks=some) for name, some in blocks.items()),
-        Section(title="How to read it", blocks=[Paragraph(text=t) for t in caveats(n, len(located.found.traces))]),
+        *(Section(title=f"{name} by layer", elements=some) for name, some in elements.items()),
+        Section(title="How to read it", elements=[Paragraph(text=t) for t in caveats(n, len(located.found.traces))]),
     ]  # fmt: skip
 
 

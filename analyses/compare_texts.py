@@ -32,7 +32,7 @@ from workbench.models.loading import load_model
 from workbench.models.model import Model
 from workbench.records.counterfact import read_records
 from workbench.records.facts import Record
-from workbench.report.elements import Section, Table
+from workbench.report.elements import Section
 from workbench.report.write import write_report
 from workbench.runs.run import Run
 from workbench.studies.defaults import default_records, records_path
@@ -72,8 +72,8 @@ def main() -> None:
                 edit_all(run, model, name, editor, records[: arguments.limit])
             show(run)
     finally:
-        saved = [Table.of(table) for table in run.tables().values()]
-        page = [Section(title="Text by text", blocks=saved)] if saved else []
+        saved = list(run.tables().values())
+        page = [Section(title="Text by text", elements=saved)] if saved else []
         print(f"report: {write_report(run, page, title='Which text for second moments?', headline='')}")
 
 

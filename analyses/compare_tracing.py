@@ -28,7 +28,7 @@ from workbench.models.loading import load_model
 from workbench.models.model import SITES, Model
 from workbench.records.counterfact import read_facts
 from workbench.records.facts import Fact
-from workbench.report.elements import Figure, Paragraph, Section, Table
+from workbench.report.elements import Paragraph, Section
 from workbench.report.write import write_report
 from workbench.runs.run import Run
 from workbench.studies.defaults import default_records, default_window, planted_layers, records_path
@@ -101,7 +101,7 @@ def main() -> None:
                 show_methods(run, model, results, planted),
                 show_agreement(run, *pairs),
                 show_sensitivity(run, sensitivity, planted),
-                Section(title="How to read it", blocks=[Paragraph(text=text) for text in caveats(planted)]),
+                Section(title="How to read it", elements=[Paragraph(text=text) for text in caveats(planted)]),
             ]
     finally:
         headline = tracing_headline(run.read_json("results.json"))
@@ -216,8 +216,8 @@ def show_methods(run: Run, model: Model, results: Mapping[str, MethodResult], pl
             for name, one in results.items()
         },
     )
-    blocks = [Figure(path=run.figures()["peaks"].path, caption=shown), Table.of(run.tables()["methods"])]
-    return Section(title="Where each way of tracing points", blocks=blocks)
+    elements = [run.figures()["peaks"], run.tables()["methods"]]
+    return Section(title="Where each way of tracing points", elements=elements)
 
 
 def show_agreement(run: Run, exact: Traces, estimated: Traces) -> Section:
@@ -235,8 +235,8 @@ def show_agreement(run: Run, exact: Traces, estimated: Traces) -> Section:
     run.save_figure("agreement", attribution_figure(one, other), caption=shown)
     mlp = found["mlp_out"]
     run.note(agreement={"rank_correlation": mlp.spearman.to_dict(), "same_layer": mlp.same_layer.to_dict()})
-    blocks = [Figure(path=run.figures()["agreement"].path, caption=shown), Table.of(run.tables()["agreement"])]
-    return Section(title="Attribution patching against exact tracing", blocks=blocks)
+    elements = [run.figures()["agreement"], run.tables()["agreement"]]
+    return Section(title="Attribution patching against exact tracing", elements=elements)
 
 
 def show_sensitivity(run: Run, found: Mapping[tuple[float, int], Traces], planted: range | None) -> Section:
@@ -251,8 +251,8 @@ def show_sensitivity(run: Run, found: Mapping[tuple[float, int], Traces], plante
     table = method_table({named(*place): one for place, one in results.items()})
     said = f"Noise in standard deviations of the subjects' embeddings, by samples, {n} facts; columns as above."
     run.save_table("sensitivity", table.drop(columns="Seconds a fact"), caption=said)
-    blocks = [Figure(path=run.figures()["sensitivity"].path, caption=caption), Table.of(run.tables()["sensitivity"])]
-    return Section(title="Noise and samples", blocks=blocks)
+    elements = [run.figures()["sensitivity"], run.tables()["sensitivity"]]
+    return Section(title="Noise and samples", elements=elements)
 
 
 def named(level: float, samples: int) -> str:

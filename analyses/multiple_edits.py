@@ -28,16 +28,15 @@ from workbench.machine.intervals import Estimate
 from workbench.measuring.prefix_match import SCORES, answer, questions, scores, share
 from workbench.models.loading import load_model
 from workbench.records.course import read_requests
-from workbench.report.elements import Paragraph, Section, Table
+from workbench.report.elements import Paragraph, Section
 from workbench.report.write import write_report
 from workbench.runs.run import Run
 from workbench.studies.defaults import RECORDS, default_records, default_text
 from workbench.studies.edit import make_editor
-from workbench.studies.edit_groups import Groups, Summary, edit_group, grouped, summarise, unedited
+from workbench.studies.edit_groups import Groups, GroupScores, edit_group, grouped, summarise, unedited
 from workbench.studies.locate import settled_layer
 from workbench.tables.scores import UNEDITED
-from workbench.tables.table import Column, Row, to_markdown
-from workbench.tables.table import Table as ScoreTable
+from workbench.tables.table import Column, Row, Table, to_markdown
 from workbench.tracing.fact import ENGINES
 
 GOOD, FAILED = 0.8, 0.5
@@ -131,9 +130,9 @@ def show(run: Run, groups: Groups) -> list[Section]:
     return [
         Section(
             title="Scores",
-            blocks=[
+            elements=[
                 Paragraph(text=verdict(summary)),
-                Table.of(saved["scores"]),
+                saved["scores"],
                 *(Paragraph(text=text) for text in reasons(summary, scores(before))),
                 Paragraph(text=f"Unedited, the model gives the old answer to {known}."),
                 Paragraph(
@@ -142,11 +141,11 @@ def show(run: Run, groups: Groups) -> list[Section]:
                 ),
             ],
         ),
-        Section(title="Examples", blocks=[Table.of(saved["examples"])]),
+        Section(title="Examples", elements=[saved["examples"]]),
     ]
 
 
-def score_table(run: Run, groups: Groups, summary: Summary) -> ScoreTable:
+def score_table(run: Run, groups: Groups, summary: GroupScores) -> Table:
     """A row a method and number of edits; the unedited model above those that are scored on other records."""
     rows, start, generated = [], set(), "generated (greedy)"
     for (name, number), found in summary.items():
@@ -173,7 +172,7 @@ def score_table(run: Run, groups: Groups, summary: Summary) -> ScoreTable:
         "an edit wrote at its subject's key, in % of its size (median). ||dW||/||W||: change of the edited matrices, "
         f"in % of their norm. {interval}; that those edited together share a model is not in them."
     )
-    return ScoreTable(caption=caption, columns=tuple(columns), rows=tuple(rows), interval=interval)
+    return Table(caption=caption, columns=tuple(columns), rows=tuple(rows), interval=interval)
 
 
 def examples(run: Run, groups: Groups, number: int) -> pd.DataFrame:
@@ -197,7 +196,7 @@ def headline(run: Run) -> str:
     return run.read_json("results.json").get("verdict", "Nothing is finished yet.")
 
 
-def verdict(summary: Summary) -> str:
+def verdict(summary: GroupScores) -> str:
     """Whether the numbers are what the course teaches, claim by claim."""
     numbers = sorted({number for _, number in summary})
     if len(numbers) < 2 or not {name for name, *_ in TAUGHT} <= {name for name, _ in summary}:
@@ -220,7 +219,7 @@ def verdict(summary: Summary) -> str:
     )
 
 
-def reasons(summary: Summary, before: Mapping[str, Estimate]) -> list[str]:
+def reasons(summary: GroupScores, before: Mapping[str, Estimate]) -> list[str]:
     """What became of each method's edits when the most were kept, a sentence or two each."""
     most, said = max(number for _, number in summary), []
     for (name, number), found in summary.items():

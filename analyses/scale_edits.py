@@ -39,7 +39,7 @@ from workbench.models.model import Model
 from workbench.records.counterfact import read_records
 from workbench.records.facts import EditRequest, Record
 from workbench.records.texts import read_texts
-from workbench.report.elements import Figure, Paragraph, Section, Table
+from workbench.report.elements import Paragraph, Section
 from workbench.report.write import write_report
 from workbench.runs.run import Run
 from workbench.studies.defaults import RECORDS, default_records, default_text
@@ -204,11 +204,11 @@ def show(run: Run, plan: Plan, held_out: Sequence[str]) -> list[Section]:
     return [
         Section(
             title="The collapse curves",
-            blocks=[
+            elements=[
                 Paragraph(text=verdict(found)),
-                Figure(path=figures["collapse"].path, caption=figures["collapse"].caption),
-                Table.of(saved["scores"]),
-                Table.of(saved["norms"]),
+                figures["collapse"],
+                saved["scores"],
+                saved["norms"],
             ],
         )
     ]

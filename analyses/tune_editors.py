@@ -31,7 +31,7 @@ from workbench.models.loading import load_model
 from workbench.models.model import Model
 from workbench.records.counterfact import read_records
 from workbench.records.facts import Record
-from workbench.report.elements import Section, Table
+from workbench.report.elements import Section
 from workbench.report.write import write_report
 from workbench.runs.run import Run
 from workbench.studies.defaults import RECORDS, default_text
@@ -158,7 +158,7 @@ def show(run: Run) -> None:
 def sections(run: Run) -> list[Section]:
     """A section a method."""
     saved = run.tables()
-    return [Section(title=name, blocks=[Table.of(saved[name])]) for name in tried_methods(run) if name in saved]
+    return [Section(title=name, elements=[saved[name]]) for name in tried_methods(run) if name in saved]
 
 
 def write_preset(run: Run, method: str, model: str) -> None:

@@ -1,12 +1,11 @@
 """The commands as a user types them."""
 
-from pathlib import Path
-
+from conftest import GOLDEN
 from typer.testing import CliRunner, Result
 
 from workbench.cli import app
 
-TINY = Path(__file__).parent / "golden" / "tiny-gpt2"
+TINY = GOLDEN / "tiny-gpt2"
 
 
 def run(*arguments: object) -> Result:

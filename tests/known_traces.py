@@ -32,6 +32,14 @@ def make_trace(**changes: Any) -> CausalTrace:
     return CausalTrace(**(fields | changes))
 
 
+def trace_of(
+    effect: torch.Tensor, *, corrupted: float = 0.1, subject: tuple[int, int] = (1, 3), **changes: Any
+) -> CausalTrace:
+    """A trace in which restoring the MLPs has the effect given, [pos, layer]."""
+    known = {"tokens": tuple(f" t{pos}" for pos in range(len(effect))), "restored": {"mlp_out": corrupted + effect}}
+    return make_trace(corrupted=corrupted, subject=subject, **(known | changes))
+
+
 def make_after() -> CausalTrace:
     """After an edit: another answer, corrupted 0.05, and half of the effect."""
     restored = {site: 0.05 + (values - 0.1) / 2 for site, values in make_trace().restored.items()}

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from conftest import GOLDEN
 
 from workbench.editors.make import make_editor
 from workbench.editors.registry import EDITORS
@@ -29,7 +30,7 @@ from workbench.tracing.trace import CausalTrace
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")]
 DEVICE = "cuda"
-GOLDEN = str(Path(__file__).parent / "golden" / "tiny-gpt2")
+TINY = str(GOLDEN / "tiny-gpt2")
 REQUEST = EditRequest(template="The capital of {} is", subject="Portugal", target_new="Moscow", target_true="Lisbon")
 RECORD = Record(
     case_id=0,
@@ -43,7 +44,7 @@ RECORD = Record(
 @pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def pair(request: pytest.FixtureRequest) -> tuple[Model, Model]:
     """The golden model on the CPU and on the GPU."""
-    cpu, gpu = (load_model(GOLDEN, device=device, dtype=request.param) for device in ("cpu", DEVICE))
+    cpu, gpu = (load_model(TINY, device=device, dtype=request.param) for device in ("cpu", DEVICE))
     return cpu, gpu
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from workbench.machine.paths import ROOT
+
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

@@ -27,7 +27,7 @@ from workbench.records.counterfact import read_records
 from workbench.records.facts import EditRequest, Probe, Record
 from workbench.runs.run import Run
 from workbench.studies import editor_report
-from workbench.studies.highlight import best_cells, save_table_with_best
+from workbench.studies.best_in_bold import best_cells, save_table_with_best
 from workbench.studies.stacked_edits import (
     change_by_layer,
     distinct,

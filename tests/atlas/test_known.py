@@ -1,4 +1,4 @@
-"""What a model knows of the tables, and the records made of it; SmolLM2's own where it was fetched."""
+"""Facts count as known in the first words that bring them, and not where the model says the same of everyone."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""AlphaEdit: the projection, its closed form, and the keys that a sequence accumulates."""
+"""AlphaEdit solves its published equation, writes nothing for kept keys, and remembers the keys of a sequence."""
 
 import json
 from dataclasses import replace
@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import GOLDEN
+from known_edits import same
 from safetensors.torch import load_file
 
 from workbench.editors.alphaedit import AlphaEdit
@@ -17,7 +19,6 @@ from workbench.edits.weights import WeightEdit
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 LAYERS = (1, 2)
 REQUESTS = [
     EditRequest(template="The capital of {} is", subject="Portugal", target_new="Moscow", target_true="Lisbon"),
@@ -59,7 +60,7 @@ def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 def test_nothing_is_written_for_kept_keys(tiny_gpt2: Model, editor: AlphaEdit, threshold: float):
     before = tiny_gpt2.snapshot()
     edit = editor(tiny_gpt2, REQUESTS)
-    assert all(torch.equal(before[name], now) for name, now in tiny_gpt2.snapshot().items())
+    assert same(before, tiny_gpt2.snapshot())
     assert edit.method == "AlphaEdit" and [update.layer for update in edit.updates] == [1, 2]
     for update in edit.updates:
         p = projector(editor.second_moments[update.layer], threshold)

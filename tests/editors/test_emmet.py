@@ -3,10 +3,11 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import GOLDEN
+from known_edits import same
 from safetensors.torch import load_file
 
 from workbench.editors.emmet import EMMET
@@ -18,7 +19,6 @@ from workbench.editors.shared.second_moments import SecondMoment
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 REQUESTS = [
     EditRequest(template="The capital of {} is", subject="Portugal", target_new="Moscow", target_true="Lisbon"),
     EditRequest(template="{}'s capital city is", subject="Japan", target_new="Rome", target_true="Tokyo"),
@@ -52,7 +52,7 @@ def test_every_key_is_mapped_to_its_value(tiny_gpt2: Model, editor: EMMET):
     keys = mean_keys(tiny_gpt2, 2, REQUESTS, CONTEXTS)
     before = tiny_gpt2.snapshot()
     edit = editor(tiny_gpt2, REQUESTS)
-    assert all(torch.equal(before[name], now) for name, now in tiny_gpt2.snapshot().items())
+    assert same(before, tiny_gpt2.snapshot())
     (update,) = edit.updates
     assert edit.method == "EMMET" and update.left.shape == (256, 3)
     written = keys.T.float() @ update.dense()

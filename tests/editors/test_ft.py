@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import GOLDEN
+from known_edits import same
 from known_scores import all_top, scored
 from safetensors.torch import load_file
 
@@ -16,7 +18,6 @@ from workbench.edits.weights import WeightEdit
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 REFERENCE = json.loads((GOLDEN / "memit.json").read_text(encoding="utf-8"))
 REQUESTS = [
     EditRequest(
@@ -43,10 +44,6 @@ def golden() -> dict[str, torch.Tensor]:
 def plain() -> FT:
     """Quick, and with a clear effect."""
     return FT(layers=(1,), steps=4, learning_rate=2e-3)
-
-
-def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
 def nll(model: Model, requests: list[EditRequest]) -> float:

@@ -1,12 +1,14 @@
 """MEMIT: the published code's numbers, its closed form, the spread over layers, and what it does with bad input."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import GOLDEN
+from known_edits import same
 from known_scores import scored
 from safetensors.torch import load_file
 
@@ -19,7 +21,6 @@ from workbench.edits.weights import WeightEdit
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 REFERENCE = json.loads((GOLDEN / "memit.json").read_text(encoding="utf-8"))
 HPARAMS = REFERENCE["memit_hparams"]
 REQUESTS = [
@@ -75,10 +76,6 @@ def published(tiny_gpt2: Model, editor: MEMIT) -> WeightEdit:
 def plain(moments: dict[int, SecondMoment]) -> MEMIT:
     """Quick, and with a clear effect."""
     return MEMIT(layers=(1, 2, 3), second_moments=moments, steps=4, weight_decay=0.01, moment_weight=1.0)
-
-
-def same(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tensor]) -> bool:
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
 def part(edit: WeightEdit, first: int, end: int) -> WeightEdit:

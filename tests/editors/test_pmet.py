@@ -1,4 +1,4 @@
-"""PMET: the joint optimisation, what of it is written, and its square-root spread."""
+"""PMET writes only what the MLP does of its joint optimisation, spread by square roots; many requests go as one."""
 
 import json
 from collections.abc import Sequence
@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import GOLDEN
+from known_edits import same
 from known_scores import scored
 from safetensors.torch import load_file
 
@@ -24,7 +26,6 @@ from workbench.models.loading import load_model
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 REQUESTS = [
     EditRequest(template="The capital of {} is", subject="Portugal", target_new="Moscow", target_true="Lisbon"),
     EditRequest(template="In {}, most people speak", subject="Argentina", target_new="Polish", target_true="Spanish"),
@@ -62,7 +63,7 @@ def optimise(model: Model, request: EditRequest, **changes: Any) -> OptimisedVal
 def test_the_spread_goes_by_square_roots(tiny_gpt2: Model, editor: PMET):
     before = tiny_gpt2.snapshot()
     edit = editor(tiny_gpt2, REQUESTS)
-    assert all(torch.equal(before[name], now) for name, now in tiny_gpt2.snapshot().items())
+    assert same(before, tiny_gpt2.snapshot())
     assert edit.method == "PMET"
     # Only MLPs are written.
     assert [(update.layer, update.matrix) for update in edit.updates] == [(n, "W_out") for n in (1, 2, 3)]

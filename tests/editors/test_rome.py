@@ -2,10 +2,11 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import GOLDEN
+from known_edits import same
 from known_scores import scored
 from safetensors.torch import load_file
 
@@ -21,7 +22,6 @@ from workbench.edits.weights import WeightEdit
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 REFERENCE = json.loads((GOLDEN / "rome.json").read_text(encoding="utf-8"))
 HPARAMS = REFERENCE["rome_hparams"]
 REQUESTS = [
@@ -62,10 +62,6 @@ def editor(golden: dict[str, torch.Tensor]) -> ROME:
 def plain() -> ROME:
     """Quick, and with a clear effect."""
     return ROME(layer=2, second_moment=None, steps=5, weight_decay=0.05)
-
-
-def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
 def bare_key_and_output(model: Model, request: EditRequest, layer: int) -> tuple[torch.Tensor, torch.Tensor]:

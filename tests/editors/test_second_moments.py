@@ -3,17 +3,16 @@
 import re
 import warnings
 from contextlib import nullcontext
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import GOLDEN
 from safetensors.torch import load_file, save_file
 
 import workbench.editors.shared.second_moments
 from workbench.editors.shared.second_moments import factorise, second_moments
 from workbench.models.model import Model
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 TEXTS = ["The capital of Peru is Lima.", "In Spain, most people speak Spanish.", "Iran", "Peru and Iran"]
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from known_edits import same
 from safetensors.torch import save_file
 
 from workbench.edits.edit import provenance
@@ -34,10 +35,6 @@ def random_edit(model: Model, seed: int, *, layers: tuple[int, ...] = (2,), rank
     )
     provenance = {"model": model.name, "hyperparameters": {"contexts": ("{}", "So {}"), "rate": 0.1}}
     return WeightEdit(updates=updates, method="random", requests=(REQUEST,), provenance=provenance)
-
-
-def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
 def test_applied_adds_left_times_right_and_restores_the_exact_weights(tiny_gpt2: Model):

@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from conftest import GOLDEN
+from known_edits import same
 from safetensors.torch import load_file
 
 from workbench.editors.alphaedit import AlphaEdit
@@ -65,14 +67,10 @@ def editor(request: pytest.FixtureRequest) -> Any:
         return Toy()
     if request.param == "rome":
         return ROME(layer=2, second_moment=None, steps=3, weight_decay=0.05)
-    golden = load_file(Path(__file__).parents[1] / "golden" / "rome.safetensors")
+    golden = load_file(GOLDEN / "rome.safetensors")
     moments = {n: SecondMoment(layer=n, matrix=golden[f"second_moment.{n}"].double(), count=37512) for n in (1, 2)}
     threshold = torch.linalg.eigvalsh(moments[1].matrix).median().item()
     return AlphaEdit(layers=(1, 2), second_moments=moments, null_threshold=threshold, steps=3, weight_decay=0.05)
-
-
-def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
 def weights_of(model: Model, edits: Sequence[Edit]) -> dict[str, torch.Tensor]:

@@ -8,13 +8,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from drawn import outside, texts
+from known_traces import N_LAYERS, make_trace
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.text import Text
 
+from workbench.figures.effects import average_effect_figure, trace_heatmap
+from workbench.figures.layers import layer_comparison_figure
 from workbench.figures.plotting import AFTER, ROLE_LABELS, SCORE_STYLES, SITE_STYLES
-from workbench.figures.study import average_effect_figure, layer_comparison_figure, score_figure, trace_heatmap
+from workbench.figures.scores import score_figure
 from workbench.machine.intervals import Estimate
 from workbench.measuring.summaries import Summary
 from workbench.models.tokens import visible
@@ -22,28 +25,20 @@ from workbench.records.facts import Fact
 from workbench.tracing.averages import ROLES, AverageEffect, average_effects
 from workbench.tracing.trace import CausalTrace
 
-N_LAYERS = 8
 
-
-def make_trace(template: str = "The {} is in the city of", n_layers: int = N_LAYERS, seed: int = 0) -> CausalTrace:
+def random_trace(template: str = "The {} is in the city of", n_layers: int = N_LAYERS, seed: int = 0) -> CausalTrace:
     generator = torch.Generator().manual_seed(seed)
     tokens = ("The", " Space", " Need", "le", " is", " in", " the", " city", " of")
-    restored = {site: 0.1 + 0.8 * torch.rand(len(tokens), n_layers, generator=generator) for site in SITE_STYLES}
-    return CausalTrace(
+    return make_trace(
         fact=Fact(subject="Space Needle", template=template, object="Seattle"),
         tokens=tokens,
-        subject=(1, 4),
         answer=" Seattle",
-        answer_id=7,
-        clean=0.9,
-        corrupted=0.1,
-        restored=restored,
-        window=3,
+        restored={site: 0.1 + 0.8 * torch.rand(len(tokens), n_layers, generator=generator) for site in SITE_STYLES},
     )
 
 
 def make_averages(n_layers: int = N_LAYERS) -> list[AverageEffect]:
-    traces = [make_trace(n_layers=n_layers, seed=seed) for seed in range(4)]
+    traces = [random_trace(n_layers=n_layers, seed=seed) for seed in range(4)]
     return [average_effects(traces, site) for site in SITE_STYLES]
 
 
@@ -66,9 +61,9 @@ def make_layers(scores: list[float], effects: list[float]) -> pd.DataFrame:
 
 
 FIGURES = {
-    "trace": lambda: trace_heatmap(make_trace()),
-    "long prompt": lambda: trace_heatmap(make_trace("In a letter that nobody ever read, " * 6 + "the {} is in")),
-    "deep model": lambda: trace_heatmap(make_trace(n_layers=48)),
+    "trace": lambda: trace_heatmap(random_trace()),
+    "long prompt": lambda: trace_heatmap(random_trace("In a letter that nobody ever read, " * 6 + "the {} is in")),
+    "deep model": lambda: trace_heatmap(random_trace(n_layers=48)),
     "averages": lambda: average_effect_figure(make_averages(), planted=range(2, 5)),
     "deep averages": lambda: average_effect_figure(make_averages(48), title="A deep model"),
     "scores": lambda: score_figure({"ROME": make_summary(), "MEMIT": make_summary(NS=0.99)}),
@@ -83,15 +78,8 @@ def panel(figure: Figure, title: str) -> Axes:
 @pytest.mark.parametrize("name", FIGURES)
 def test_all_text_lies_inside_the_figure(name: str) -> None:
     figure = FIGURES[name]()
-    figure.draw_without_rendering()
-    renderer = figure._get_renderer()  # type: ignore[attr-defined]
-    width, height = figure.bbox.width, figure.bbox.height
-    texts = [text for text in figure.findobj(Text) if isinstance(text, Text) and text.get_visible()]
-    boxes = {text.get_text(): text.get_window_extent(renderer) for text in texts if text.get_text().strip()}
-    assert len(boxes) > 10
-    for text, box in boxes.items():
-        if not text.replace(".", "").isdigit():  # tick labels beyond an axis exist but are not drawn
-            assert box.x0 >= -1 and box.y0 >= -1 and box.x1 <= width + 1 and box.y1 <= height + 1, text
+    assert len(texts(figure)) > 10
+    assert outside(figure) == []
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -104,7 +92,7 @@ def test_no_global_state(name: str) -> None:
 
 
 def test_heat_map_shows_the_trace() -> None:
-    trace = make_trace()
+    trace = random_trace()
     figure = trace_heatmap(trace)
     for site, style in SITE_STYLES.items():
         cells = panel(figure, style.label).collections[0]
@@ -114,7 +102,7 @@ def test_heat_map_shows_the_trace() -> None:
 
 
 def test_heat_map_stars_the_subject_and_names_answer_and_window() -> None:
-    figure = trace_heatmap(make_trace())
+    figure = trace_heatmap(random_trace())
     labels = [label.get_text() for label in panel(figure, "Hidden state").get_yticklabels()]
     assert labels == ["The", "Space*", "Need*", "le*", "is", "in", "the", "city", "of"]
     heading = figure.get_suptitle()
@@ -124,7 +112,7 @@ def test_heat_map_stars_the_subject_and_names_answer_and_window() -> None:
 
 
 def test_dollar_signs_are_not_mathematics() -> None:
-    figure = trace_heatmap(make_trace("$x_1$ and ${}^2 cost"))
+    figure = trace_heatmap(random_trace("$x_1$ and ${}^2 cost"))
     figure.draw_without_rendering()
     assert "$x_1$ and $Space Needle^2 cost" in figure.get_suptitle()
 
@@ -135,7 +123,7 @@ def test_white_space_is_visible(token: str, shown: str) -> None:
 
 
 def test_a_trace_without_effect_is_drawn() -> None:
-    trace = make_trace()
+    trace = random_trace()
     flat = {site: torch.full_like(values, 0.1) for site, values in trace.restored.items()}
     fields = {**vars(trace), "clean": 0.1, "restored": flat}
     trace_heatmap(CausalTrace(**fields)).draw_without_rendering()

@@ -1,4 +1,4 @@
-"""One record, before and after the published code's edit."""
+"""One record's scores are the published code's before and after its edit, and what is generated agrees with them."""
 
 import json
 import math

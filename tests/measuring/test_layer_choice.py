@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from known_traces import trace_of
 
 from workbench.measuring.layer_choice import (
     CHOICES,
@@ -17,7 +18,6 @@ from workbench.measuring.layer_choice import (
     normalised_scores,
 )
 from workbench.measuring.scores import KINDS, Evaluation, PromptScores, RecordScores
-from workbench.records.facts import Fact
 from workbench.tracing.trace import CausalTrace
 
 LAYERS = (2, 5, 7)
@@ -41,13 +41,11 @@ def evaluation(case_id: int = 0, **kinds: list[tuple[float, float]]) -> Evaluati
     return Evaluation(case_id=case_id, pre=state(0), post=state(1), kl=math.nan, relative_norms={}, seconds=0.0)
 
 
-def make_trace(effect: list[float], *, clean: float = 0.9, corrupted: float = 0.1, subject=(1, 3)) -> CausalTrace:
-    restored = torch.full((5, len(effect)), corrupted)
-    restored[subject[1] - 1] += torch.tensor(effect)
-    return CausalTrace(
-        fact=Fact(subject="s", template="{} is", object="o"), tokens=tuple("abcde"), subject=subject, answer="o",
-        answer_id=1, clean=clean, corrupted=corrupted, restored={"mlp_out": restored}, window=1,
-    )  # fmt: skip
+def made(effect: list[float], *, corrupted: float = 0.1, subject: tuple[int, int] = (1, 3)) -> CausalTrace:
+    """A trace with the effect at the subject's last token only."""
+    effects = torch.zeros(5, len(effect))
+    effects[subject[1] - 1] = torch.tensor(effect)
+    return trace_of(effects, corrupted=corrupted, subject=subject)
 
 
 def test_normalised_scores_are_shares_of_the_possible_change() -> None:
@@ -61,10 +59,10 @@ def test_normalised_scores_are_shares_of_the_possible_change() -> None:
 
 
 def test_the_effect_is_a_share_of_the_total_at_the_last_subject_token() -> None:
-    np.testing.assert_allclose(last_subject_effect(make_trace([0.2, 0.4])), [0.25, 0.5], rtol=1e-6)
-    assert comparable(make_trace([0.2, 0.4]))
-    assert not comparable(make_trace([0.2], corrupted=0.88))
-    assert not comparable(make_trace([0.2], subject=(3, 5)))
+    np.testing.assert_allclose(last_subject_effect(made([0.2, 0.4])), [0.25, 0.5], rtol=1e-6)
+    assert comparable(made([0.2, 0.4]))
+    assert not comparable(made([0.2], corrupted=0.88))
+    assert not comparable(made([0.2], subject=(3, 5)))
 
 
 def choose(success: np.ndarray, **options):

@@ -1,4 +1,4 @@
-"""Metrics, means over records and their intervals, of hand-made scores."""
+"""Means go over prompts, then over records; S is resampled as a whole; what no record has is NaN."""
 
 import json
 import math

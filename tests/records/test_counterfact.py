@@ -1,4 +1,4 @@
-"""Readers on files in the public schemas, whole and malformed."""
+"""What files in the public schemas hold is read whole; what is malformed is named by file, index and field."""
 
 import copy
 import dataclasses

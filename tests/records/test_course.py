@@ -1,4 +1,4 @@
-"""Request files of the course, whole and malformed, and the embedded model's own."""
+"""Request files of the course are read whole, malformed ones named; the committed ones do not disturb each other."""
 
 import json
 from dataclasses import replace
@@ -9,12 +9,11 @@ import pytest
 
 from workbench.atlas.records import atlas_records, course_records
 from workbench.atlas.world import World
-from workbench.machine.paths import ATLAS
+from workbench.machine.paths import ATLAS, ROOT
 from workbench.records.counterfact import RecordError
 from workbench.records.course import GenerationPrompt, read_requests, read_single_edit, write_requests
 from workbench.records.facts import EditRequest, Probe, Record
 
-ROOT = Path(__file__).resolve().parents[2]
 COURSE: dict[str, Any] = {
     "case_id": 19456,
     "prompt": "The mother tongue of {} is",

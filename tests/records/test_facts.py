@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from workbench.records.facts import EditRequest, Fact, Probe, Record, find_subject, subject_characters, token_span
+from workbench.records.facts import EditRequest, Fact, Probe, Record, subject_characters, token_span
 
 CASES = {
     "start": ("{} stands in", "The Eiffel Tower"),
@@ -94,14 +94,6 @@ def test_the_span_in_known_tokens() -> None:
 
 def test_a_subject_that_is_in_the_template_too_is_found_by_the_place() -> None:
     assert subject_characters("Paris Hilton lives far from {}", "Paris") == (28, 33)
-    assert find_subject("Paris Hilton lives far from Paris", "Paris") == (0, 5)
-
-
-def test_find_subject_needs_it() -> None:
-    with pytest.raises(ValueError, match="subject 'Rome' is not in the prompt 'The capital of France'"):
-        find_subject("The capital of France", "Rome")
-    with pytest.raises(ValueError, match="subject needs a non-empty text"):
-        find_subject("The capital", "")
 
 
 def test_other_braces_stay() -> None:

@@ -1,4 +1,4 @@
-"""Readers of plain text."""
+"""A text a line, blank ones left out; files that are missing, empty or malformed, and a hub out of reach, say so."""
 
 from pathlib import Path
 

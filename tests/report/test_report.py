@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure as MatplotlibFigure
+from matplotlib.figure import Figure
 
 from workbench.machine.intervals import Estimate
 from workbench.measuring.scores import KINDS, Evaluation, PromptScores, RecordScores
 from workbench.records.facts import EditRequest
-from workbench.report.elements import Answer, Example, Examples, Figure, Paragraph, Section, Table
+from workbench.report.elements import Example, ExamplePrompt, Examples, Paragraph, Section
+from workbench.report.page import cells, numeric
 from workbench.report.study import study_headline
 from workbench.report.write import write_report
+from workbench.runs.artifacts import SavedFigure, SavedTable
 from workbench.runs.run import Run
 
 EVIL = "<script>alert('x')</script> & \"quoted\""
@@ -55,8 +57,8 @@ def run(tmp_path: Path) -> Run:
     return Run.create(tmp_path / "run", {"model": "atlas", "seed": 0, "editor": {"steps": 20}})
 
 
-def make_figure() -> MatplotlibFigure:
-    figure = MatplotlibFigure(figsize=(2, 1))
+def make_figure() -> Figure:
+    figure = Figure(figsize=(2, 1))
     figure.subplots().plot([0, 1], [1, 0])
     return figure
 
@@ -161,18 +163,18 @@ def test_text_of_records_is_escaped(tmp_path: Path) -> None:
 
 
 def test_composed_reports_escape_too(run: Run) -> None:
-    figure = Figure(path=run.save_figure("any", make_figure()), caption=EVIL)
-    answer = Answer(label=EVIL, prompt=EVIL, before=EVIL, after=EVIL, wanted=EVIL, right=None)
-    blocks = [
+    figure = SavedFigure(path=run.save_figure("any", make_figure()), caption=EVIL)
+    prompt = ExamplePrompt(label=EVIL, prompt=EVIL, before=EVIL, after=EVIL, wanted=EVIL, right=None)
+    elements = [
         Paragraph(text=EVIL),
         figure,
-        Table(columns=[EVIL], rows=[[EVIL]], caption=EVIL),
-        Examples(examples=[Example(title=EVIL, answers=[answer])], caption=EVIL),
+        SavedTable(columns=(EVIL,), rows=((EVIL,),), caption=EVIL),
+        Examples(examples=[Example(title=EVIL, prompts=[prompt])], caption=EVIL),
     ]
-    path = write_report(run, [Section(title=EVIL, blocks=blocks)], headline=EVIL, name="own.html")
+    path = write_report(run, [Section(title=EVIL, elements=elements)], headline=EVIL, name="own.html")
     page = Page(path)
     assert path.name == "own.html" and "<script" not in page.source
-    assert re.fullmatch(r"[\w-]+", Section(title=EVIL, blocks=[]).anchor)
+    assert re.fullmatch(r"[\w-]+", Section(title=EVIL, elements=[]).anchor)
 
 
 def test_an_interrupted_study_shows_what_is_finished(run: Run) -> None:
@@ -204,7 +206,8 @@ def test_an_empty_run_gives_a_page(run: Run) -> None:
 
 
 def test_numbers_stand_on_the_right_with_their_interval_below() -> None:
-    table = Table(columns=["Editor", "S", "n"], rows=[["ROME (r)", "90.0 (80.0-95.0)", "-"], ["FT", "-1.0", "20"]])
-    assert table.numeric == [False, True, True]
-    assert table.cells[0] == [("ROME (r)", ""), ("90.0", "(80.0-95.0)"), ("-", "")]
-    assert Table(columns=["a", "b"], rows=[]).numeric == [False, False]
+    rows = (("ROME (r)", "90.0 (80.0-95.0)", "-"), ("FT", "-1.0", "20"))
+    table = SavedTable(columns=("Editor", "S", "n"), rows=rows, caption="")
+    assert numeric(table) == [False, True, True]
+    assert cells(table)[0] == [("ROME (r)", ""), ("90.0", "(80.0-95.0)"), ("-", "")]
+    assert numeric(SavedTable(columns=("a", "b"), rows=(), caption="")) == [False, False]

@@ -1,4 +1,4 @@
-"""Tables of hand-made summaries: what each cell, caption and file form says."""
+"""Each cell, caption and file form of a table says what the hand-made summaries hold."""
 
 import io
 import math

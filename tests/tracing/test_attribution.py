@@ -2,12 +2,13 @@
 
 import dataclasses
 import functools
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from drawn import inside
+from conftest import GOLDEN
+from drawn import outside
+from known_traces import trace_of
 
 from workbench.figures.tracing import attribution_figure, sensitivity_figure
 from workbench.models.loading import load_model
@@ -21,7 +22,6 @@ from workbench.tracing.noise import gaussian_noise, subject_span
 from workbench.tracing.sweep import trace_facts
 from workbench.tracing.trace import CausalTrace, restored_layers
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 PORTUGAL = Fact(subject="Portugal", template="The capital of {} is", object="Lisbon", relation="capital")
 ICELAND = Fact(subject="Iceland", template="People in {} speak", object="Icelandic", relation="language")
 
@@ -186,17 +186,8 @@ def test_nan_is_refused(tiny_gpt2):
 
 def made(effect: torch.Tensor, *, window: int = 4, corrupted: float = 0.1, prompt: str = "The {} is") -> CausalTrace:
     """A trace of four tokens, the subject [1, 3), with the effect of `mlp_out` given, [pos, layer]."""
-    return CausalTrace(
-        fact=Fact(subject="Big Ben", template=prompt, object="x"),
-        tokens=("The", " Big", " Ben", " is"),
-        subject=(1, 3),
-        answer=" x",
-        answer_id=1,
-        clean=0.9,
-        corrupted=corrupted,
-        restored={"mlp_out": corrupted + effect},
-        window=window,
-    )
+    fact = Fact(subject="Big Ben", template=prompt, object="x")
+    return trace_of(effect, corrupted=corrupted, window=window, fact=fact)
 
 
 def random_effect(seed: int) -> torch.Tensor:
@@ -276,7 +267,7 @@ def test_attribution_figure_shows_every_cell_from_the_subject_on():
     exact = [with_all_sites(made(random_effect(0)), seed) for seed in range(4)]
     estimated = [with_all_sites(made(random_effect(0)), seed + 1) for seed in range(4)]
     figure = attribution_figure(exact, estimated)
-    assert inside(figure)
+    assert outside(figure) == []
     for ax, site in zip(figure.axes, SITES, strict=True):
         points = np.concatenate([np.asarray(collection.get_offsets()) for collection in ax.collections])
         expected = np.stack([[t.indirect_effect(site)[1:].flatten() for t in each] for each in (exact, estimated)])
@@ -299,7 +290,7 @@ def test_sensitivity_figure_shows_peak_and_layer_by_noise():
         (level, n): average(0.1 * level + 0.01 * n, int(level) + n) for level in (1.0, 2.0, 3.0) for n in (1, 4)
     }
     figure = sensitivity_figure(averages, planted=range(2, 5))
-    assert inside(figure)
+    assert outside(figure) == []
     peak, layer = figure.axes
     for index, samples in enumerate((1, 4)):
         np.testing.assert_allclose(

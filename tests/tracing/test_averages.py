@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from known_traces import trace_of
 from safetensors.torch import save_file
 
 from workbench.records.facts import Fact
@@ -16,21 +17,12 @@ from workbench.tracing.trace import CausalTrace, TraceError
 FACT = Fact(subject="Björk's “Ω”", template="The label of {} is", object="One Little", relation="label")
 
 
-def make_trace(n_tokens=7, subject=(2, 5), *, n_layers=4, clean=0.9, corrupted=0.1, window=3, effect=None, **changes):
+def made(n_tokens=7, subject=(2, 5), *, n_layers=4, corrupted=0.1, effect=None, **changes):
     """A trace whose `mlp_out` has the indirect effect given, [pos, layer]."""
     effect = torch.zeros(n_tokens, n_layers) if effect is None else effect
-    fields = {
-        "fact": FACT,
-        "tokens": tuple(f" t{pos}" for pos in range(n_tokens)),
-        "subject": subject,
-        "answer": " One",
-        "answer_id": 11,
-        "clean": clean,
-        "corrupted": corrupted,
-        "restored": {"resid_post": torch.rand(n_tokens, n_layers), "mlp_out": effect + corrupted},
-        "window": window,
-    }
-    return CausalTrace(**(fields | changes))
+    restored = {"resid_post": torch.rand(n_tokens, n_layers), "mlp_out": effect + corrupted}
+    fields = {"fact": FACT, "restored": restored} | changes
+    return trace_of(effect, corrupted=corrupted, subject=subject, **fields)
 
 
 # One trace
@@ -38,7 +30,7 @@ def make_trace(n_tokens=7, subject=(2, 5), *, n_layers=4, clean=0.9, corrupted=0
 
 def test_effects_are_differences_from_the_corrupted_run():
     effect = torch.rand(7, 4)
-    trace = make_trace(effect=effect)
+    trace = made(effect=effect)
     assert trace.total_effect == pytest.approx(0.8)
     torch.testing.assert_close(trace.indirect_effect("mlp_out"), effect)
     with pytest.raises(ValueError, match="'attn_out' was not traced; this trace has resid_post, mlp_out"):
@@ -47,24 +39,24 @@ def test_effects_are_differences_from_the_corrupted_run():
 
 def test_a_trace_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        make_trace().clean = 0.5  # pyright: ignore[reportAttributeAccessIssue]
+        made().clean = 0.5  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.parametrize("subject", [(3, 3), (-1, 2), (5, 8)])
 def test_a_subject_outside_the_prompt_is_refused(subject):
     with pytest.raises(ValueError, match="within the 7 tokens"):
-        make_trace(subject=subject)
+        made(subject=subject)
 
 
 def test_wrong_rows_and_windows_are_refused():
     with pytest.raises(ValueError, match="needs 7 rows, one a token traced, got 6"):
-        make_trace(restored={"mlp_out": torch.zeros(6, 4)})
+        made(restored={"mlp_out": torch.zeros(6, 4)})
     with pytest.raises(ValueError, match="at least 1 layer"):
-        make_trace(window=0)
+        made(window=0)
 
 
 def test_saving_is_exact(tmp_path):
-    trace = make_trace(clean=math.pi / 4, corrupted=1e-17)
+    trace = made(clean=math.pi / 4, corrupted=1e-17)
     path = tmp_path / "new" / "trace.safetensors"
     trace.save(path)
     again = CausalTrace.load(path)
@@ -80,14 +72,14 @@ def test_saving_is_exact(tmp_path):
 
 def test_an_interrupted_save_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "trace.safetensors"
-    make_trace(clean=0.9).save(path)
+    made(clean=0.9).save(path)
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "replace", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        make_trace(clean=0.5).save(path)
+        made(clean=0.5).save(path)
     assert CausalTrace.load(path).clean == 0.9
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -97,7 +89,7 @@ def test_unreadable_traces_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no trace at .*missing"):
         CausalTrace.load(missing)
     good, cut, other = tmp_path / "good", tmp_path / "cut", tmp_path / "other"
-    make_trace().save(good)
+    made().save(good)
     cut.write_bytes(good.read_bytes()[:-20])
     with pytest.raises(TraceError, match=r"cut: damaged trace, trace the fact again"):
         CausalTrace.load(cut)
@@ -136,7 +128,7 @@ def test_tokens_of_a_role_are_averaged_within_the_fact_first():
     long, short = torch.zeros(8, 4), torch.zeros(6, 4)
     long[2:5, 1] = torch.tensor([0.1, 0.2, 0.3])  # three middle tokens, mean 0.2
     short[2, 1] = 0.6  # one middle token
-    traces = [make_trace(8, (1, 6), effect=long), make_trace(6, (1, 4), effect=short)]
+    traces = [made(8, (1, 6), effect=long), made(6, (1, 4), effect=short)]
     average = average_effects(traces, "mlp_out")
     assert average.row("middle_subject")[1].item() == pytest.approx(0.4)
     assert average.counts == {role: 0 if role == "further" else 2 for role in ROLES}
@@ -148,7 +140,7 @@ def test_intervals_are_student_t_over_facts():
     for value in values:
         effect = torch.zeros(7, 4)
         effect[4, 2] = value
-        traces.append(make_trace(effect=effect, clean=value + 0.2))
+        traces.append(made(effect=effect, clean=value + 0.2))
     average = average_effects(traces, "mlp_out")
     row = ROLES.index("last_subject")
     assert average.mean[row, 2].item() == pytest.approx(0.4)
@@ -160,7 +152,7 @@ def test_intervals_are_student_t_over_facts():
 
 
 def test_few_facts_give_no_interval():
-    average = average_effects([make_trace(4, (1, 2))], "mlp_out")
+    average = average_effects([made(4, (1, 2))], "mlp_out")
     assert average.half_width.isnan().all()
     assert math.isnan(average.total_half_width)
     assert average.counts["middle_subject"] == 0
@@ -169,7 +161,7 @@ def test_few_facts_give_no_interval():
 
 
 def test_the_hidden_state_is_always_single():
-    traces = [make_trace(window=3), make_trace(window=5)]
+    traces = [made(window=3), made(window=5)]
     assert average_effects(traces, "resid_post").window == 1
     with pytest.raises(ValueError, match=r"must agree in \(layers, window, metric\), got \[\(4, 3,"):
         average_effects(traces, "mlp_out")
@@ -179,11 +171,11 @@ def test_averages_refuse_what_they_cannot_average():
     with pytest.raises(ValueError, match="at least one trace, got none"):
         average_effects([], "mlp_out")
     with pytest.raises(ValueError, match="'attn_out' was not traced"):
-        average_effects([make_trace()], "attn_out")
+        average_effects([made()], "attn_out")
     with pytest.raises(ValueError, match="must agree"):
-        average_effects([make_trace(), make_trace(n_layers=5)], "mlp_out")
+        average_effects([made(), made(n_layers=5)], "mlp_out")
     with pytest.raises(ValueError, match="role must be one of first_subject"):
-        average_effects([make_trace()], "mlp_out").row("subject")
+        average_effects([made()], "mlp_out").row("subject")
 
 
 # The layer
@@ -193,15 +185,15 @@ def test_the_mediating_layer_is_the_peak_at_the_last_subject_token():
     effect = torch.zeros(7, 4)
     effect[4] = torch.tensor([0.1, 0.2, 0.5, 0.1])
     effect[6, 0] = 0.9  # a greater effect at the last token does not count
-    assert mediating_layer([make_trace(effect=effect)]) == 2
-    assert mediating_layer([make_trace(effect=effect)], role="last") == 0
+    assert mediating_layer([made(effect=effect)]) == 2
+    assert mediating_layer([made(effect=effect)], role="last") == 0
     weak = torch.zeros(7, 4)
     weak[4, 1] = 0.05
-    assert mediating_layer([make_trace(effect=effect), make_trace(effect=weak)]) == 2
+    assert mediating_layer([made(effect=effect), made(effect=weak)]) == 2
 
 
 def test_no_mediating_layer_without_a_last_subject_token():
     with pytest.raises(ValueError, match="none of the 1 traces has a token in role 'last_subject'"):
-        mediating_layer([make_trace(3, (0, 3))])
+        mediating_layer([made(3, (0, 3))])
     with pytest.raises(ValueError, match="got none"):
         mediating_layer([])

@@ -1,10 +1,10 @@
 """Tracing one fact: published numbers, identities, bad input."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import GOLDEN
 from safetensors.torch import load_file
 
 from workbench.models.model import SITES
@@ -14,7 +14,6 @@ from workbench.tracing.noise import embedding_noise_std, gaussian_noise, subject
 from workbench.tracing.sweep import trace_facts
 from workbench.tracing.trace import restored_layers
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 REFERENCE = json.loads((GOLDEN / "rome.json").read_text())
 WORLD = json.loads((GOLDEN / "tiny-gpt2" / "world.json").read_text())
 PUBLISHED_SITES = {"resid_post": "hidden", "mlp_out": "mlp", "attn_out": "attn"}

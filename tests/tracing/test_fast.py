@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import GOLDEN
 from safetensors.torch import load_file
 
 from workbench.models.blocks_check import blocks_of
@@ -20,7 +21,6 @@ from workbench.tracing.fast import FastRuns
 from workbench.tracing.noise import gaussian_noise, subject_span
 from workbench.tracing.plain import PlainRuns
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 REFERENCE = json.loads((GOLDEN / "rome.json").read_text())
 TOWER = Fact(subject="Eiffel Tower", template="In Paris the {} stands in", object="Rome")
 PORTUGAL = Fact(subject="Portugal", template="The capital of {} is", object="Lisbon")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from drawn import inside
+from drawn import outside
 
 from workbench.edits.weights import WeightEdit, WeightUpdate
 from workbench.figures.lens import lens_figure
@@ -85,7 +85,7 @@ def test_figure_shows_probabilities_and_ranks_before_and_after(tiny_gpt2):
     with random_edit(tiny_gpt2, layer=2).applied(tiny_gpt2):
         after = logit_lens(tiny_gpt2, REQUEST, TARGETS)
     figure = lens_figure(before, after)
-    assert inside(figure)
+    assert outside(figure) == []
     for column in range(2):
         for row, field in enumerate(("probability", "rank")):
             lines = {line.get_label(): np.asarray(line.get_ydata()) for line in figure.axes[2 * row + column].lines}

@@ -10,8 +10,8 @@ import torch
 from known_traces import TOKENS, make_trace
 
 import workbench.studies.locate
+from workbench.figures.effects import average_effect_figure, trace_heatmap
 from workbench.figures.plotting import ROLE_LABELS
-from workbench.figures.study import average_effect_figure, trace_heatmap
 from workbench.figures.tracing import attribution_figure, sensitivity_figure
 from workbench.measuring.layer_choice import last_subject_effect
 from workbench.models.loading import load_model

@@ -1,18 +1,18 @@
 """Tracing many facts: what is skipped, stopping and resuming, each fact's noise, corruption by another subject."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import GOLDEN
 
 from workbench.records.facts import Fact
 from workbench.tracing.fact import trace_fact
 from workbench.tracing.noise import NoiseRule, embedding_noise_std, gaussian_noise, subject_span
 from workbench.tracing.replacement import NO_PARTNER, pair_facts, subject_embeddings, trace_pairs
-from workbench.tracing.sweep import NOT_KNOWN, TraceSet, answer_token, fact_generator, knows, trace_facts
+from workbench.tracing.sweep import NOT_KNOWN, TraceSet, answer_token, fact_generator, known_answer, trace_facts
 
-REFERENCE = json.loads((Path(__file__).parents[1] / "golden" / "rome.json").read_text())
+REFERENCE = json.loads((GOLDEN / "rome.json").read_text())
 UNKNOWN = Fact(subject="Portugal", template="The capital of {} is", object="Thai")
 
 
@@ -31,7 +31,7 @@ def quick_sweep(model, **options):
 
 
 def test_facts_the_model_does_not_know_are_skipped_and_counted(tiny_gpt2):
-    assert [knows(tiny_gpt2, fact) for fact in some_facts()] == [True, False, True, True]
+    assert [known_answer(tiny_gpt2, fact) is None for fact in some_facts()] == [False, True, False, False]
     calls = []
     results = list(quick_sweep(tiny_gpt2, progress=lambda finished, total: calls.append((finished, total))))
     assert [result.index for result in results] == [0, 1, 2, 3]
@@ -150,7 +150,7 @@ def test_one_foil_a_fact(tiny_gpt2):
 def test_an_object_that_merges_with_the_prompt_is_not_known(tiny_gpt2):
     # The prompt's own last token is a space, which is part of the object's token " Spanish" in the whole text.
     fact = Fact(subject="Spain", template="People in {} speak ", object="Spanish")
-    assert not knows(tiny_gpt2, fact)
+    assert known_answer(tiny_gpt2, fact) is None
 
 
 def test_no_facts(tiny_gpt2):

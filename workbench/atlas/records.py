@@ -11,24 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from workbench.atlas.world import World
-from workbench.records.facts import EditRequest, Fact, Probe, Record, fill
+from workbench.records.facts import EditRequest, Probe, Record, fill
 
 NEIGHBORS = 10
-
-
-def atlas_facts(world: World, *, held_out: bool = False) -> list[Fact]:
-    """Every fact in one of the templates that training states (or never states), subjects in random order."""
-    rng = random.Random(30)
-    return [
-        Fact(
-            subject=subject,
-            template=rng.choice(world.templates(subject, relation, held_out=held_out)),
-            object=answer,
-            relation=relation,
-        )
-        for subject in world.subjects
-        for relation, answer in world.facts[subject].items()
-    ]
 
 
 def atlas_records(world: World) -> tuple[list[Record], list[Record]]:

@@ -1,1 +1,1 @@
-"""Figures, from numbers that are there already: of a study, of tracing, of editors, of comparisons, of the lens."""
+"""Results that are there already as matplotlib figures: traces, layers, scores, editors, comparisons, the lens."""

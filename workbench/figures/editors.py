@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from workbench.figures.plotting import SCORE_STYLES, STYLE, WIDTH, LineStyle
+from workbench.figures.plotting import SCORE_STYLES, STYLE, WIDTH, LineStyle, write_heading
 from workbench.machine.intervals import Estimate
 from workbench.measuring.summaries import Summary
 from workbench.tables.scores import UNEDITED
@@ -85,7 +85,7 @@ def editor_figure(summaries: Mapping[str, Summary], *, bars: Mapping[str, float]
         handles, labels = [*handles, handle], [*labels, "Least S asked for"]
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     heading = f"{first.n} records, one edit at a time; lines are {100 * first.level:g} % bootstrap intervals"
-    figure.suptitle(heading, x=0.008, ha="left", fontsize=11)
+    write_heading(figure, heading)
     return figure
 
 
@@ -137,7 +137,7 @@ def stack_figure(frame: pd.DataFrame, panels: Sequence[Panel], *, heading: str =
     columns = min(len(named), 6)
     figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=columns, handlelength=3)
     if heading:
-        figure.suptitle(heading, x=0.008, ha="left", fontsize=11)
+        write_heading(figure, heading)
     return figure
 
 

@@ -8,7 +8,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from workbench.figures.plotting import AFTER, ROLE_LABELS, STYLE, WIDTH, LineStyle, layer_ticks
+from workbench.figures.plotting import AFTER, ROLE_LABELS, STYLE, WIDTH, LineStyle, layer_ticks, write_heading
 from workbench.models.tokens import visible
 from workbench.tracing.lens import PLACES, Lens
 
@@ -54,5 +54,5 @@ def lens_figure(before: Lens, after: Lens) -> Figure:
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), handlelength=3)
     heading = f"{textwrap.fill(before.prompt, 105)}\nLogit lens: the answers' first tokens if each layer were the last"
-    figure.suptitle(heading, x=0.008, ha="left", fontsize=11, linespacing=1.35)
+    write_heading(figure, heading)
     return figure

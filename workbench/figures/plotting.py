@@ -1,4 +1,8 @@
-"""What figures share: how sites are drawn, the style, heat maps, lines with bands, layer axes."""
+"""What figures share: how sites are drawn, the style, heat maps, lines with bands, layer axes.
+
+Figures are read at the width of a page and in greyscale: colour maps are monotone in lightness, and lines
+differ by marker and dash as well as by colour.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +14,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colorbar import Colorbar
 from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
 
 from workbench.tracing.trace import SITE_LABELS
 
@@ -139,6 +144,11 @@ def heatmap(ax: Axes, values: np.ndarray, cmap: str, scale: Normalize) -> Colorb
     )
     bar.outline.set_linewidth(0.6)  # type: ignore[operator]
     return bar
+
+
+def write_heading(figure: Figure, text: str) -> None:
+    """Lines above the panels that begin at the left edge."""
+    figure.suptitle(text, x=0.008, ha="left", fontsize=11, linespacing=1.35)
 
 
 def row_labels(ax: Axes, labels: Sequence[str]) -> None:

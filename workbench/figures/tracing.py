@@ -8,7 +8,16 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from workbench.figures.plotting import AFTER, PLANTED_COLOR, SITE_STYLES, STYLE, WIDTH, LineStyle, banded_line
+from workbench.figures.plotting import (
+    AFTER,
+    PLANTED_COLOR,
+    SITE_STYLES,
+    STYLE,
+    WIDTH,
+    LineStyle,
+    banded_line,
+    write_heading,
+)
 from workbench.machine.intervals import Estimate
 from workbench.tracing.attribution import agreement
 from workbench.tracing.averages import ROLES, AverageEffect, token_roles
@@ -59,7 +68,7 @@ def attribution_figure(exact: Sequence[CausalTrace], estimated: Sequence[CausalT
         f"Attribution patching against exact tracing over {len(exact)} facts; r_s is the rank correlation in a fact\n"
         f"Peak at the last subject token at most half a window apart: {shares}"
     )
-    figure.suptitle(heading, x=0.008, ha="left", fontsize=11, linespacing=1.35)
+    write_heading(figure, heading)
     return figure
 
 
@@ -112,7 +121,7 @@ def sensitivity_figure(averages: Mapping[tuple[float, int], AverageEffect], *, p
     heading = (
         f"{SITE_STYLES[first.site].label}{windowed} restored, {first.facts} facts{shaded}; bands are 95 % intervals"
     )
-    figure.suptitle(heading, x=0.008, ha="left", fontsize=11, linespacing=1.35)
+    write_heading(figure, heading)
     return figure
 
 

@@ -7,12 +7,13 @@ several of them) the percentiles of a bootstrap. NaN among the values means that
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from scipy.stats import norm
 from scipy.stats import t as student_t
+
+from workbench.machine.as_json import AsJson
 
 LEVEL = 0.95
 """Of an interval unless told otherwise."""
@@ -20,7 +21,7 @@ _CELLS_AT_ONCE = 4_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
+class Estimate(AsJson):
     """A number from several records, facts or groups, with the interval that the function which made it names."""
 
     value: float
@@ -30,23 +31,6 @@ class Estimate:
     high: float = math.nan
     n: int
     """How many it is from."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values; NaN becomes null."""
-        return {key: nan_to_none(getattr(self, key)) for key in ("value", "low", "high")} | {"n": self.n}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Estimate":
-        return cls(**{key: none_to_nan(values[key]) for key in ("value", "low", "high")}, n=values["n"])
-
-
-def nan_to_none(value: float) -> float | None:
-    """JSON has no NaN."""
-    return None if math.isnan(value) else float(value)
-
-
-def none_to_nan(value: float | None) -> float:
-    return math.nan if value is None else float(value)
 
 
 # Student's t, and Wilson's ------------------------------------------------------------------------------------

@@ -1,15 +1,17 @@
 """JSON lines that survive being interrupted, and JSON of what runs write."""
 
-import dataclasses
 import json
 import os
 import warnings
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+
+from workbench.machine.as_json import to_json
 
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
@@ -66,8 +68,8 @@ def _plain(value: Any) -> Any:
         return dict(value)
     if isinstance(value, set | frozenset):
         return sorted(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if is_dataclass(value) and not isinstance(value, type):
+        return to_json(value)
     raise TypeError(f"cannot write {type(value).__name__} {value!r} as JSON")
 
 

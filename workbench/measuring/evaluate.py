@@ -14,13 +14,10 @@ import torch
 from workbench.edits.edit import Edit
 from workbench.measuring.metrics import kl_divergence, target_probability
 from workbench.measuring.scores import FLUENCY_TOKENS, FLUENCY_TOP_K, KINDS, Evaluation, PromptScores, RecordScores
-from workbench.measuring.summaries import Summary, summarise
 from workbench.models.generation import generate, rooms
 from workbench.models.model import Model
 from workbench.models.scoring import TargetScore, score_targets
 from workbench.records.facts import Record
-
-__all__ = ["Evaluation", "PromptScores", "RecordScores", "Summary", "evaluate", "score_state", "summarise"]
 
 _SLACK = 2  # tokens generated beyond the longest target, which may come out in other pieces
 

@@ -1,11 +1,12 @@
 """Many records scored at once by what the model writes: does the greedy continuation begin with the answer?"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from workbench.machine.as_json import AsJson
 from workbench.machine.intervals import Estimate, wilson
 from workbench.measuring.metrics import harmonic_mean
 from workbench.models.generation import generate
@@ -20,7 +21,7 @@ _OVERALL = SCORES[:3]  # as in CounterFact's S
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class Question(AsJson):
     """A prompt of a record."""
 
     case_id: int
@@ -58,20 +59,13 @@ class Answer:
         return any(starts_with_target(self.generated, target) for target in targets)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values, with `right` for a reader."""
-        return asdict(self.question) | {"generated": self.generated, "right": self.right}
+        """As JSON values: the question's, with `right` for a reader."""
+        return self.question.to_dict() | {"generated": self.generated, "right": self.right}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Answer":
         """The inverse of `to_dict`."""
-        question = Question(
-            case_id=values["case_id"],
-            score=values["score"],
-            prompt=values["prompt"],
-            new=tuple(values["new"]),
-            old=tuple(values["old"]),
-        )
-        return cls(question=question, generated=values["generated"])
+        return cls(question=Question.from_dict(values), generated=values["generated"])
 
 
 def questions(records: Sequence[Record]) -> list[Question]:

@@ -3,13 +3,13 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.machine.intervals import nan_to_none, none_to_nan
+from workbench.machine.as_json import AsJson
 from workbench.measuring.metrics import magnitude, ngram_entropy, success
 from workbench.records.joining import starts_with_target
 
@@ -21,11 +21,12 @@ FLUENCY_TOKENS = 100
 FLUENCY_TOP_K = 5
 """A sampled text's next token is drawn from this many likeliest ones, at temperature 1, as published."""
 
-Answer = Literal["new", "true"]
+Target = Literal["new", "true"]
+"""An answer: that after the edit, or that before it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptScores:
+class PromptScores(AsJson):
     """One prompt and what one state of the model makes of it."""
 
     prompt: str
@@ -44,49 +45,27 @@ class PromptScores:
     generated: str | None
     """Greedy continuation, long enough for the targets; None if nothing was generated."""
 
-    def correct(self, answer: Answer, protocol: Literal["top1", "generated"]) -> float:
-        """1.0 if the model gives one of the answers, 0.0 if not; NaN without answers or generations."""
-        targets = self.targets_new if answer == "new" else self.targets_true
+    def correct(self, target: Target, protocol: Literal["top1", "generated"]) -> float:
+        """1.0 if the model gives one of the targets, 0.0 if not; NaN without targets or generations."""
+        targets = self.targets_new if target == "new" else self.targets_true
         if not targets or (protocol == "generated" and self.generated is None):
             return math.nan
         if protocol == "top1":
-            return float(self.top_new if answer == "new" else self.top_true)
-        return float(any(starts_with_target(self.generated or "", target) for target in targets))
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {
-            "prompt": self.prompt,
-            "targets_new": list(self.targets_new),
-            "targets_true": list(self.targets_true),
-            "p_new": nan_to_none(self.p_new),
-            "p_true": nan_to_none(self.p_true),
-            "top_new": self.top_new,
-            "top_true": self.top_true,
-            "generated": self.generated,
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "PromptScores":
-        """The inverse of `to_dict`."""
-        changed = {
-            "targets_new": tuple(values["targets_new"]),
-            "targets_true": tuple(values["targets_true"]),
-            "p_new": none_to_nan(values["p_new"]),
-            "p_true": none_to_nan(values["p_true"]),
-        }
-        return cls(**{**values, **changed})
+            return float(self.top_new if target == "new" else self.top_true)
+        return float(any(starts_with_target(self.generated or "", one) for one in targets))
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecordScores:
+class RecordScores(AsJson):
     """All prompts of one record under one state of the model."""
 
     prompts: Mapping[str, tuple[PromptScores, ...]]
     """By kind (`KINDS`), every kind present, in the record's order."""
     texts: tuple[str, ...] = ()
     """Sampled texts, generation prompts included, whose entropy is the fluency; empty if not measured."""
-    neighborhood_log_probs: Float[Tensor, "neighborhood vocab"] | None = field(default=None, compare=False, repr=False)
+    neighborhood_log_probs: Float[Tensor, "neighborhood vocab"] | None = field(
+        default=None, compare=False, repr=False, metadata={"json": False}
+    )
     """Next-token distributions for KL(pre || post); in memory only: not in `to_dict` or `Evaluation`."""
 
     @property
@@ -109,25 +88,14 @@ class RecordScores:
         values["fluency"] = self.fluency
         for protocol in ("top1", "generated"):
             for kind in KINDS:
-                for answer in ("new", "true"):
-                    given = (prompt.correct(answer, protocol) for prompt in self.prompts[kind])
-                    values[f"{protocol}.{kind}.{answer}"] = _mean(given)
+                for target in ("new", "true"):
+                    given = (prompt.correct(target, protocol) for prompt in self.prompts[kind])
+                    values[f"{protocol}.{kind}.{target}"] = _mean(given)
         return values
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values, without `neighborhood_log_probs`."""
-        prompts = {kind: [prompt.to_dict() for prompt in self.prompts[kind]] for kind in KINDS}
-        return {"prompts": prompts, "texts": list(self.texts)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "RecordScores":
-        """The inverse of `to_dict`."""
-        prompts = {kind: tuple(map(PromptScores.from_dict, values["prompts"][kind])) for kind in KINDS}
-        return cls(prompts=prompts, texts=tuple(values["texts"]))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
+class Evaluation(AsJson):
     """One record before and after an edit."""
 
     case_id: int
@@ -155,29 +123,6 @@ class Evaluation:
         }
         after |= {f"relative_norm.{layer}": norm for layer, norm in self.relative_norms.items()}
         return self.pre.metrics(), after
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values: one line of a run folder."""
-        return {
-            "case_id": self.case_id,
-            "pre": self.pre.to_dict(),
-            "post": self.post.to_dict(),
-            "kl": nan_to_none(self.kl),
-            "relative_norms": {str(layer): norm for layer, norm in self.relative_norms.items()},
-            "seconds": self.seconds,
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Evaluation":
-        """The inverse of `to_dict`; other keys (what a run folder adds) are ignored."""
-        return cls(
-            case_id=values["case_id"],
-            pre=RecordScores.from_dict(values["pre"]),
-            post=RecordScores.from_dict(values["post"]),
-            kl=none_to_nan(values["kl"]),
-            relative_norms={int(layer): norm for layer, norm in values["relative_norms"].items()},
-            seconds=values["seconds"],
-        )
 
 
 def _mean(values: Iterable[float]) -> float:

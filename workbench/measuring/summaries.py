@@ -4,10 +4,10 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from workbench.machine.as_json import AsJson
 from workbench.machine.intervals import Estimate, bootstrap_means, from_samples, record_means
 from workbench.measuring.metrics import harmonic_mean
 from workbench.measuring.scores import Evaluation
@@ -16,7 +16,7 @@ _PARTS = ("ES", "PS", "NS")  # of S
 
 
 @dataclass(frozen=True, kw_only=True)
-class Summary:
+class Summary(AsJson):
     """Means over records before and after the edits of one editor."""
 
     n: int
@@ -29,23 +29,6 @@ class Summary:
     """By metric: `S` and those of `RecordScores.metrics`."""
     post: Mapping[str, Estimate]
     """By metric: `S` and those of `Evaluation.metrics`."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        states = {
-            state: {metric: estimate.to_dict() for metric, estimate in estimates.items()}
-            for state, estimates in (("pre", self.pre), ("post", self.post))
-        }
-        return {"n": self.n, "level": self.level, "resamples": self.resamples, **states}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Summary":
-        """The inverse of `to_dict`."""
-        pre, post = (
-            {metric: Estimate.from_dict(estimate) for metric, estimate in values[state].items()}
-            for state in ("pre", "post")
-        )
-        return cls(n=values["n"], level=values["level"], resamples=values["resamples"], pre=pre, post=post)
 
 
 def summarise(

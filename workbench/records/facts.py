@@ -129,15 +129,6 @@ def subject_characters(template: str, subject: str) -> tuple[int, int]:
     return start, start + len(subject)
 
 
-def find_subject(prompt: str, subject: str) -> tuple[int, int]:
-    """First and one past the last character of the subject's first occurrence; ValueError if absent."""
-    _check_text("subject", subject)
-    start = prompt.find(subject)
-    if start < 0:
-        raise ValueError(f"subject {subject!r} is not in the prompt {prompt!r}")
-    return start, start + len(subject)
-
-
 def token_span(offsets: Sequence[tuple[int, int]], characters: tuple[int, int]) -> tuple[int, int]:
     """First and one past the last token that overlaps the characters.
 

@@ -1,13 +1,11 @@
-"""What a report is made of: sections of paragraphs, figures, tables, examples and causal traces to look at."""
+"""What a report is made of: sections of paragraphs, examples, causal traces, and the figures and tables of a run."""
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from markupsafe import Markup
 
-from workbench.runs.artifacts import SavedTable
+from workbench.runs.artifacts import SavedFigure, SavedTable
 from workbench.tracing.trace import CausalTrace, trace_view
 from workbench.tracing.view import script_source
 
@@ -17,56 +15,11 @@ class Paragraph:
     """Plain text; whatever looks like markup is shown as it is."""
 
     text: str
-    kind: str = "paragraph"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure:
-    """A PNG with its caption, held in the page itself."""
-
-    path: Path
-    """The PNG."""
-    caption: str
-    kind: str = "figure"
-
-    @property
-    def source(self) -> str:
-        """The image as a data URL."""
-        return "data:image/png;base64," + base64.b64encode(self.path.read_bytes()).decode()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """Cells as text; a column whose cells all begin as numbers do is set to the right."""
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    caption: str = ""
-    kind: str = "table"
-
-    @classmethod
-    def of(cls, saved: SavedTable) -> "Table":
-        """A table that a run has saved."""
-        return cls(columns=saved.columns, rows=saved.rows, caption=saved.caption)
-
-    @property
-    def cells(self) -> list[list[tuple[str, str]]]:
-        """Rows of (value, interval): `98.0 (95.1-99.8)` is shown on two lines, so that wide tables fit."""
-        return [
-            [_split(cell) if number else (cell, "") for cell, number in zip(row, self.numeric, strict=True)]
-            for row in self.rows
-        ]
-
-    @property
-    def numeric(self) -> list[bool]:
-        """By column, whether it holds numbers."""
-        columns = list(zip(*self.rows, strict=True)) or [()] * len(self.columns)
-        return [bool(cells) and all(_is_number(cell) for cell in cells) for cells in columns]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """One prompt and the model's continuation before and after an edit."""
+class ExamplePrompt:
+    """One prompt of a record and the model's continuation before and after its edit."""
 
     label: str
     """What the prompt tests, as `paraphrase`."""
@@ -85,7 +38,7 @@ class Example:
 
     title: str
     """The request, as `The capital of France is: Paris → Rome`."""
-    answers: Sequence[Answer]
+    prompts: Sequence[ExamplePrompt]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +47,6 @@ class Examples:
 
     examples: Sequence[Example]
     caption: str = ""
-    kind: str = "examples"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +59,6 @@ class Traces:
     caption: str
     planted: range | None = None
     """The layers that the model was trained to recall in."""
-    kind: str = "traces"
 
     @property
     def html(self) -> Markup:
@@ -120,7 +71,7 @@ class Traces:
         return script_source()
 
 
-Block = Paragraph | Figure | Table | Examples | Traces
+Element = Paragraph | SavedFigure | SavedTable | Examples | Traces
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,18 +79,9 @@ class Section:
     """A heading and what stands under it."""
 
     title: str
-    blocks: Sequence[Block]
+    elements: Sequence[Element]
 
     @property
     def anchor(self) -> str:
         """The title as the section's id."""
         return "-".join("".join(c if c.isalnum() else " " for c in self.title.lower()).split()) or "section"
-
-
-def _split(cell: str) -> tuple[str, str]:
-    value, bracket, rest = cell.partition(" (")
-    return value, bracket.strip() + rest
-
-
-def _is_number(cell: str) -> bool:
-    return cell in ("-", "") or cell.lstrip("-+").replace(",", "")[:1].isdigit()

@@ -1,16 +1,27 @@
 """Sections -> HTML, through the template beside this file."""
 
+import base64
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from workbench.report.elements import Section, Traces
+from workbench.report.elements import Examples, Paragraph, Section, Traces
+from workbench.runs.artifacts import SavedFigure, SavedTable
 from workbench.runs.run import Run
 
 _FOLDER = Path(__file__).parent
+_KINDS = {
+    "paragraph": Paragraph,
+    "figure": SavedFigure,
+    "table": SavedTable,
+    "examples": Examples,
+    "traces": Traces,
+}
+"""What the template calls the elements."""
 
 
 def render(*, title: str, headline: str, sections: Sequence[Section], notice: str = "", run: Run | None = None) -> str:
@@ -28,7 +39,9 @@ def render(*, title: str, headline: str, sections: Sequence[Section], notice: st
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    sources = {block.script_source for part in sections for block in part.blocks if isinstance(block, Traces)}
+    environment.tests |= {name: partial(_is_a, kind) for name, kind in _KINDS.items()}
+    environment.filters |= {"data_url": _data_url, "numeric": numeric, "cells": cells}
+    sources = {element.script_source for part in sections for element in part.elements if isinstance(element, Traces)}
     facts = {} if run is None else run.read_json("environment.json")
     return environment.get_template("report.html.j2").render(
         title=title,
@@ -42,6 +55,39 @@ def render(*, title: str, headline: str, sections: Sequence[Section], notice: st
         model="" if run is None else str(run.settings.get("model", "")),
         date=str(facts.get("date", ""))[:10],
     )
+
+
+def numeric(table: SavedTable) -> list[bool]:
+    """By column, whether all its cells begin as numbers do, so that it is set to the right."""
+    columns = list(zip(*table.rows, strict=True)) or [()] * len(table.columns)
+    return [bool(cells) and all(map(_is_number, cells)) for cells in columns]
+
+
+def cells(table: SavedTable) -> list[list[tuple[str, str]]]:
+    """Rows of (value, interval): `98.0 (95.1-99.8)` is shown on two lines, so that wide tables fit."""
+    numbers = numeric(table)
+    return [
+        [_split(cell) if number else (cell, "") for cell, number in zip(row, numbers, strict=True)]
+        for row in table.rows
+    ]
+
+
+def _is_a(kind: type, element: object) -> bool:
+    return isinstance(element, kind)
+
+
+def _data_url(png: Path) -> str:
+    """The image in the page itself."""
+    return "data:image/png;base64," + base64.b64encode(png.read_bytes()).decode()
+
+
+def _split(cell: str) -> tuple[str, str]:
+    value, bracket, rest = cell.partition(" (")
+    return value, bracket.strip() + rest
+
+
+def _is_number(cell: str) -> bool:
+    return cell in ("-", "") or cell.lstrip("-+").replace(",", "")[:1].isdigit()
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

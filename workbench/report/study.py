@@ -1,17 +1,19 @@
 """The sections of a study, from whatever its run folder holds so far."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from workbench.measuring.scores import Evaluation, PromptScores
 from workbench.measuring.summaries import summarise
-from workbench.report.elements import Answer, Block, Example, Examples, Figure, Paragraph, Section, Table, Traces
+from workbench.report.elements import Element, Example, ExamplePrompt, Examples, Paragraph, Section, Traces
 from workbench.runs.artifacts import SavedFigure, SavedTable
 from workbench.runs.run import Run
 from workbench.tables.scores import generation_table, main_table
 from workbench.tracing.trace import CausalTrace, TraceError
+
+_Saved = TypeVar("_Saved", SavedFigure, SavedTable)
 
 EXAMPLES = 6
 """Records shown in full."""
@@ -88,20 +90,20 @@ def study_sections(run: Run) -> list[Section]:
     ]
     other_tables = [name for name in tables if name not in (*_LOCATE_TABLES, *_MEASURE_TABLES)]
     sections = [
-        Section(title="Where facts are recalled", blocks=_locate(run, figures, tables)),
-        Section(title="What editing did", blocks=_measure(run, figures, tables)),
-        Section(title="The path to the answer", blocks=_paths(figures)),
-        Section(title="Examples", blocks=_examples(run)),
+        Section(title="Where facts are recalled", elements=_locate(run, figures, tables)),
+        Section(title="What editing did", elements=_measure(run, figures, tables)),
+        Section(title="The path to the answer", elements=_paths(figures)),
+        Section(title="Examples", elements=_examples(run)),
         Section(
             title="More results",
-            blocks=[*_figures(figures, other_figures), *_tables(tables, other_tables)],
+            elements=[*_saved(figures, other_figures), *_saved(tables, other_tables)],
         ),
-        Section(title="Caveats", blocks=[Paragraph(text=text) for text in _CAVEATS]),
+        Section(title="Caveats", elements=[Paragraph(text=text) for text in _CAVEATS]),
     ]
-    return [section for section in sections if section.blocks]
+    return [section for section in sections if section.elements]
 
 
-def _locate(run: Run, figures: dict[str, SavedFigure], tables: dict[str, SavedTable]) -> list[Block]:
+def _locate(run: Run, figures: dict[str, SavedFigure], tables: dict[str, SavedTable]) -> list[Element]:
     traced = run.rows("traces")
     if not figures.keys() & {"average_effects"} and not traced:
         return []
@@ -113,10 +115,10 @@ def _locate(run: Run, figures: dict[str, SavedFigure], tables: dict[str, SavedTa
     if "average_effects" not in figures:
         text = f"{_were(len(traced), 'fact')} traced before the run stopped; averages come once all are."
     names = [*(n for n in figures if n == "average_effects"), *(n for n in figures if n.startswith("trace_"))]
-    return [Paragraph(text=text), *_figures(figures, names), *_traces(run), *_tables(tables, _LOCATE_TABLES)]
+    return [Paragraph(text=text), *_saved(figures, names), *_traces(run), *_saved(tables, _LOCATE_TABLES)]
 
 
-def _traces(run: Run) -> list[Block]:
+def _traces(run: Run) -> list[Element]:
     """The traces in the run's `traces/`, beside those of the same names in `traces_after/`, made after an edit.
 
     Of more than `TRACES`, the first; those that have a trace after an edit go before the others.
@@ -153,7 +155,7 @@ def _trace(path: Path) -> CausalTrace | None:
         return None
 
 
-def _measure(run: Run, figures: dict[str, SavedFigure], tables: dict[str, SavedTable]) -> list[Block]:
+def _measure(run: Run, figures: dict[str, SavedFigure], tables: dict[str, SavedTable]) -> list[Element]:
     rows = run.rows("evaluations")
     if "scores" in tables:
         text = (
@@ -161,7 +163,7 @@ def _measure(run: Run, figures: dict[str, SavedFigure], tables: dict[str, SavedT
             "bit for bit. A good edit gives the new answer on the prompt and its paraphrases and leaves "
             "prompts about other subjects as they were."
         )
-        return [Paragraph(text=text), *_figures(figures, _MEASURE_FIGURES), *_tables(tables, _MEASURE_TABLES)]
+        return [Paragraph(text=text), *_saved(figures, _MEASURE_FIGURES), *_saved(tables, _MEASURE_TABLES)]
     if not rows:
         return []
     text = f"{_were(len(rows), 'record')} measured before the run stopped; these are the scores so far."
@@ -169,21 +171,20 @@ def _measure(run: Run, figures: dict[str, SavedFigure], tables: dict[str, SavedT
     for row in rows:
         by_method.setdefault(row.get("method", "edited"), []).append(Evaluation.from_dict(row))
     summaries = {method: summarise(evaluations) for method, evaluations in by_method.items()}
-    tables_so_far = (main_table(summaries), generation_table(summaries))
-    return [Paragraph(text=text), *(Table.of(SavedTable.of(table)) for table in tables_so_far)]
+    return [Paragraph(text=text), *map(SavedTable.of, (main_table(summaries), generation_table(summaries)))]
 
 
-def _paths(figures: dict[str, SavedFigure]) -> list[Block]:
+def _paths(figures: dict[str, SavedFigure]) -> list[Element]:
     names = [name for name in figures if name.startswith(_LENS_FIGURES)]
     text = (
         "The logit lens reads the residual stream that leaves each layer as if that layer were the last. Below the "
         "edited layer both models are the same. At the last subject token an edit writes; at the last token the "
         "answer is read out, some layers later."
     )
-    return [Paragraph(text=text), *_figures(figures, sorted(names, reverse=True))] if names else []
+    return [Paragraph(text=text), *_saved(figures, sorted(names, reverse=True))] if names else []
 
 
-def _examples(run: Run) -> list[Block]:
+def _examples(run: Run) -> list[Element]:
     rows = run.rows("evaluations")[:EXAMPLES]
     if not rows:
         return []
@@ -203,16 +204,16 @@ def _example(row: dict[str, Any]) -> Example:
     ]
     return Example(
         title=f"{prompt} … {change}" if prompt else f"Record {evaluation.case_id}",
-        answers=[_answer(kind, before, after) for kind, before, after in pairs],
+        prompts=[_prompt(kind, before, after) for kind, before, after in pairs],
     )
 
 
-def _answer(kind: str, before: PromptScores, after: PromptScores) -> Answer:
+def _prompt(kind: str, before: PromptScores, after: PromptScores) -> ExamplePrompt:
     keeps = kind == "neighborhood"
     protocol = "top1" if after.generated is None else "generated"
     right = after.correct("true" if keeps else "new", protocol)
     wanted = after.targets_true if keeps else after.targets_new
-    return Answer(
+    return ExamplePrompt(
         label=kind,
         prompt=after.prompt,
         before=_first_line(before.generated),
@@ -230,10 +231,6 @@ def _were(count: int, noun: str) -> str:
     return f"1 {noun} was" if count == 1 else f"{count:,} {noun}s were"
 
 
-def _figures(figures: dict[str, SavedFigure], names: Sequence[str]) -> list[Block]:
-    saved = [figures[name] for name in names if name in figures]
-    return [Figure(path=figure.path, caption=figure.caption) for figure in saved]
-
-
-def _tables(tables: dict[str, SavedTable], names: Sequence[str]) -> list[Block]:
-    return [Table.of(tables[name]) for name in names if name in tables]
+def _saved(artifacts: Mapping[str, _Saved], names: Sequence[str]) -> list[_Saved]:
+    """Those that there are."""
+    return [artifacts[name] for name in names if name in artifacts]

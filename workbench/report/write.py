@@ -2,7 +2,7 @@
 
 The only script is that of the causal traces to look at; without it the page shows all the rest.
 
-A report is sections of blocks. `write_report(run)` composes those of a study from what its folder holds so
+A report is sections of elements. `write_report(run)` composes those of a study from what its folder holds so
 far; an analysis passes its own.
 """
 

@@ -1,7 +1,7 @@
 """Figures and tables as files, and read back to be shown."""
 
 import io
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from workbench.machine.as_json import AsJson
 from workbench.machine.files import write_whole
 from workbench.machine.jsonl import dumps, load_json
+from workbench.tables.markup import latex, markdown
 from workbench.tables.table import Table, to_csv, to_latex, to_markdown
 
 
@@ -26,7 +28,7 @@ class SavedFigure:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SavedTable:
+class SavedTable(AsJson):
     """A table as it is shown."""
 
     caption: str
@@ -67,13 +69,13 @@ def save_table(table: Table | pd.DataFrame, path: str | Path, *, caption: str = 
     path = Path(path)
     shown, label = SavedTable.of(table, caption), f"tab:{path.name}"
     if isinstance(table, Table):
-        csv, markdown, latex = to_csv(table), to_markdown(table), to_latex(table, label=label)
+        csv, md, tex = to_csv(table), to_markdown(table), to_latex(table, label=label)
     else:
         csv = table.to_csv(index=False, lineterminator="\n")
-        markdown = _markdown(shown)
-        cells = pd.DataFrame(list(shown.rows), columns=list(shown.columns))
-        latex = cells.to_latex(index=False, escape=True, caption=_latex(caption) or None, label=label)
-    for suffix, text in (("json", dumps(asdict(shown))), ("md", markdown), ("tex", latex), ("csv", csv)):
+        cells, align = pd.DataFrame(list(shown.rows), columns=list(shown.columns)), "l" * len(shown.columns)
+        md = markdown(cells, caption=caption, align=align)
+        tex = latex(cells, caption=caption, align=align, label=label)
+    for suffix, text in (("json", dumps(shown.to_dict())), ("md", md), ("tex", tex), ("csv", csv)):
         write_whole(path.parent / f"{path.name}.{suffix}", text.encode())
     return path.parent / f"{path.name}.csv"
 
@@ -90,15 +92,8 @@ def figures_in(folder: Path) -> dict[str, SavedFigure]:
 
 def tables_in(folder: Path) -> dict[str, SavedTable]:
     """The tables of a folder by name, in natural order."""
-    contents = {path.stem: load_json(path) for path in sorted(folder.glob("*.json"), key=_natural)}
-    return {
-        name: SavedTable(
-            caption=content["caption"],
-            columns=tuple(content["columns"]),
-            rows=tuple(tuple(row) for row in content["rows"]),
-        )
-        for name, content in contents.items()
-    }
+    paths = sorted(folder.glob("*.json"), key=_natural)
+    return {path.stem: SavedTable.from_dict(load_json(path)) for path in paths}
 
 
 def _natural(path: Path) -> tuple[str, int, str]:
@@ -111,17 +106,3 @@ def _shown(cell: Any) -> str:
     if isinstance(cell, float | np.floating):
         return "-" if np.isnan(cell) else f"{cell:.3g}"
     return str(cell)
-
-
-def _markdown(table: SavedTable) -> str:
-    def line(cells: tuple[str, ...]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
-
-    head = [line(table.columns), line(("---",) * len(table.columns))]
-    return "\n".join([table.caption, "", *head, *map(line, table.rows), ""])
-
-
-def _latex(text: str) -> str:
-    """Pandas escapes cells but not captions."""
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    return text.translate(str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | special))

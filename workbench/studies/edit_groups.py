@@ -21,7 +21,7 @@ from workbench.runs.run import Run
 
 Groups = Mapping[tuple[int, int], Sequence[Record]]
 """(number of edits, group) -> its records."""
-Summary = Mapping[tuple[str, int], Mapping[str, Estimate]]
+GroupScores = Mapping[tuple[str, int], Mapping[str, Estimate]]
 """(method, number of edits) -> its scores."""
 
 
@@ -99,7 +99,7 @@ def drift(model: Model, edits: Sequence[Edit]) -> list[float]:
     ]
 
 
-def summarise(run: Run) -> Summary:
+def summarise(run: Run) -> GroupScores:
     """Scores of every method at every number of edits so far, all groups together; fewest edits first."""
     rows: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in run.rows("groups"):

@@ -9,7 +9,7 @@ from workbench.machine.intervals import Estimate, bootstrap_mean
 from workbench.measuring.scores import Evaluation
 from workbench.measuring.summaries import Summary, summarise
 from workbench.runs.run import Run
-from workbench.studies.highlight import Better
+from workbench.studies.best_in_bold import Better
 from workbench.tables.scores import main_table
 from workbench.tables.table import Column, Table
 

@@ -10,8 +10,8 @@ import pandas as pd
 from rich.progress import track
 
 from workbench.edits.edit import Edit
+from workbench.figures.effects import average_effect_figure, trace_heatmap
 from workbench.figures.plotting import ROLE_LABELS
-from workbench.figures.study import average_effect_figure, trace_heatmap
 from workbench.models.model import SITES, Model
 from workbench.records.facts import Fact, Record
 from workbench.runs.run import Run

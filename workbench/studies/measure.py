@@ -7,7 +7,7 @@ from rich.progress import track
 
 from workbench.edits.edit import Edit
 from workbench.edits.ledger import check_restored, state_fingerprint
-from workbench.figures.study import score_figure
+from workbench.figures.scores import score_figure
 from workbench.measuring.evaluate import evaluate
 from workbench.measuring.scores import FLUENCY_TOKENS, Evaluation
 from workbench.measuring.summaries import Summary, summarise

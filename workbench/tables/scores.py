@@ -4,23 +4,7 @@ from collections.abc import Mapping
 
 from workbench.measuring.scores import FLUENCY_TOP_K, KINDS
 from workbench.measuring.summaries import Summary
-from workbench.tables.table import MISSING, Column, Row, Style, Table, to_csv, to_latex, to_markdown
-
-__all__ = [
-    "MISSING",
-    "UNEDITED",
-    "Column",
-    "Row",
-    "Style",
-    "Table",
-    "accuracy_table",
-    "change_table",
-    "generation_table",
-    "main_table",
-    "to_csv",
-    "to_latex",
-    "to_markdown",
-]
+from workbench.tables.table import Column, Row, Table
 
 UNEDITED = "Unedited"
 """Name of the row of the model before the edits."""

@@ -8,17 +8,13 @@ from typing import Literal
 import pandas as pd
 
 from workbench.machine.intervals import Estimate
+from workbench.tables.markup import escaped, latex, markdown
 
 Style = Literal["interval", "plus-minus", "value"]
 """`98.0 (95.1-99.8)`, `98.0 ± 1.2` (half the interval's width) or `98.0`."""
 
 MISSING = "-"
 """Shown where no record has the metric."""
-_LATEX = str.maketrans(
-    {character: f"\\{character}" for character in "&%$#_{}"}
-    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    | {"|": r"\textbar{}", "<": r"\textless{}", ">": r"\textgreater{}", "±": r"$\pm$"}
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,35 +82,13 @@ _NOTHING = Estimate(value=math.nan, n=0)
 def to_markdown(table: Table, style: Style = "interval") -> str:
     """The caption, then a pipe table."""
     frame = table.frame(style)
-    lines = [list(frame.columns), ["---", *("---:" for _ in frame.columns[1:])], *frame.to_numpy().tolist()]
-    body = "\n".join("| " + " | ".join(_escape_markdown(str(cell)) for cell in line) + " |" for line in lines)
-    return f"{_escape_markdown(table.caption)}\n\n{body}\n"
+    return markdown(frame, caption=escaped(table.caption), align=_align(frame))
 
 
 def to_latex(table: Table, style: Style = "interval", *, label: str | None = None) -> str:
     """A booktabs table environment; all text is escaped."""
     frame = table.frame(style)
-    header, *lines = (
-        " & ".join(str(cell).translate(_LATEX) for cell in line) + r" \\"
-        for line in [list(frame.columns), *frame.to_numpy().tolist()]
-    )
-    return "\n".join(
-        [
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{table.caption.translate(_LATEX)}}}",
-            *([rf"\label{{{label}}}"] if label else []),
-            rf"\begin{{tabular}}{{l{'r' * (len(frame.columns) - 1)}}}",
-            r"\toprule",
-            header,
-            r"\midrule",
-            *lines,
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-            "",
-        ]
-    )
+    return latex(frame, caption=table.caption, align=_align(frame), label=label)
 
 
 def to_csv(table: Table) -> str:
@@ -122,8 +96,9 @@ def to_csv(table: Table) -> str:
     return table.numbers().to_csv(index=False, lineterminator="\n", float_format="%.6g")
 
 
-def _escape_markdown(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+def _align(frame: pd.DataFrame) -> str:
+    """Names to the left, numbers to the right."""
+    return "l" + "r" * (len(frame.columns) - 1)
 
 
 def _shown(estimate: Estimate | None, column: Column, style: Style) -> str:

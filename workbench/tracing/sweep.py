@@ -114,11 +114,6 @@ def known_answer(model: Model, fact: Fact) -> int | None:
     return known_answers(model, [fact])[0]
 
 
-def knows(model: Model, fact: Fact) -> bool:
-    """Whether the model's top token after the prompt is the first token of the fact's object (`known_answer`)."""
-    return known_answer(model, fact) is not None
-
-
 def trace_facts(
     model: Model,
     facts: Sequence[Fact],

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from workbench.machine.as_json import AsJson
 from workbench.machine.files import write_whole
 from workbench.models.tokens import visible
 from workbench.records.facts import Fact
@@ -28,7 +29,7 @@ class TraceError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class CausalTrace:
+class CausalTrace(AsJson):
     """Probability of a fact's answer with single clean states restored (Meng et al. 2022, section 2)."""
 
     fact: Fact
@@ -45,7 +46,7 @@ class CausalTrace:
     """Probability of the answer, or what else `metric` names, in the clean run."""
     corrupted: float
     """The same in the corrupted runs, nothing restored: mean over the samples."""
-    restored: Mapping[str, Float[Tensor, "pos layer"]]
+    restored: Mapping[str, Float[Tensor, "pos layer"]] = field(metadata={"json": False})
     """By site, the same mean when the site's clean states at the positions [pos, pos + span) are restored in the
     layers `restored_layers(layer, window, n_layers)`, for `resid_post` in `layer`; rows as `positions`."""
     window: int
@@ -107,10 +108,7 @@ class CausalTrace:
 
     def save(self, path: Path) -> None:
         """Write the trace exactly as one safetensors file; the file appears whole or not at all."""
-        meta = {field: getattr(self, field) for field in _PLAIN_FIELDS} | {
-            "fact": asdict(self.fact),
-            "sites": list(self.restored),
-        }
+        meta = self.to_dict() | {"sites": list(self.restored)}
         tensors = {site: values.detach().cpu().contiguous() for site, values in self.restored.items()}
         write_whole(Path(path), save(tensors, metadata={"format": FORMAT, "trace": json.dumps(meta)}))
 
@@ -127,17 +125,11 @@ class CausalTrace:
                     raise TraceError(f"{path}: expected a {FORMAT} file, got format {header.get('format')!r}")
                 meta = json.loads(header["trace"])
                 restored = {site: file.get_tensor(site) for site in meta["sites"]}
-            plain = {field: meta[field] for field in _PLAIN_FIELDS if field in meta}
-            plain |= {name: tuple(plain[name]) for name in ("tokens", "subject", "positions") if name in plain}
-            return cls(fact=Fact(**meta["fact"]), restored=restored, **plain)
+            return cls.from_dict(meta | {"restored": restored})
         except TraceError:
             raise
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise TraceError(f"{path}: damaged trace, trace the fact again ({error})") from error
-
-
-_PLAIN_FIELDS = ("tokens", "subject", "answer", "answer_id", "clean", "corrupted", "window",
-                 "positions", "span", "severed", "metric", "foil")  # fmt: skip
 
 
 def restored_layers(layer: int, window: int, n_layers: int) -> range:

@@ -1,0 +1,81 @@
+"""Scores of editing at each layer beside the effect of tracing there."""
+
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from workbench.figures.plotting import SCORE_STYLES, SITE_STYLES, STYLE, WIDTH, LineStyle, banded_line, layer_ticks
+
+
+@matplotlib.rc_context(STYLE)
+def layer_comparison_figure(
+    frame: pd.DataFrame, *, score: str = "S", located: int | None = None, random_layer: float | None = None
+) -> Figure:
+    """Does locating help? Edit scores by layer, the tracing effect by layer, and one against the other.
+
+    Args:
+        frame: columns `layer`, `measure`, `value`, `low`, `high` (the interval, may be NaN); the measure is
+            `effect` (average indirect effect) or a score (`S`, `ES`, `PS`, `NS`, as shares of 1).
+        score: the score of the third panel, whose title gives Pearson's correlation over layers.
+        located: the layer that tracing chose, marked in the first two panels.
+        random_layer: the `score` of editing at a random layer, a dotted line in the first panel.
+    """
+    figure = Figure(figsize=(WIDTH, 3.7), layout="constrained")
+    by_score, by_effect, against = figure.subplots(1, 3, width_ratios=(1.25, 1, 1))
+    n_layers = int(frame["layer"].to_numpy().max()) + 1
+    for measure, style in SCORE_STYLES.items():
+        if measure in set(frame["measure"]):
+            _measure_line(by_score, frame, measure, 100.0, style)
+    if random_layer is not None:
+        label = f"{score}, random layer"
+        by_score.axhline(100 * random_layer, color="#222222", linewidth=1, linestyle=":", label=label)
+    by_score.set(title="Editing at the layer", ylabel="Score (%)", ylim=(-3, 103))
+    _measure_line(by_effect, frame, "effect", 1.0, SITE_STYLES["mlp_out"])
+    by_effect.set(title="Tracing: restoring the MLP", ylabel="Average indirect effect")
+    for ax in (by_score, by_effect):
+        if located is not None:
+            ax.axvline(located, color="#999999", linewidth=5, alpha=0.35, zorder=0, label="Located layer")
+        layer_ticks(ax, n_layers, most=12)
+        ax.set_xlabel("Layer")
+    _scatter(against, frame, score)
+    for ax in (by_score, by_effect, against):
+        sns.despine(ax=ax)
+    handles, labels = by_score.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), handlelength=3, columnspacing=1.2)
+    return figure
+
+
+def _measure(frame: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """The rows of one measure by layer; ValueError if there are none."""
+    rows = frame.loc[frame["measure"] == measure]
+    if rows.empty:
+        raise ValueError(f"layer_comparison_figure needs rows with measure {measure!r}, got none")
+    return rows.set_index("layer").sort_index()
+
+
+def _measure_line(ax: Axes, frame: pd.DataFrame, measure: str, scale: float, style: LineStyle) -> None:
+    rows = _measure(frame, measure)
+    y, low, high = (scale * rows[column].to_numpy(float) for column in ("value", "low", "high"))
+    banded_line(ax, rows.index.to_numpy(float), y, (low, high), style)
+
+
+def _scatter(ax: Axes, frame: pd.DataFrame, score: str) -> None:
+    """The score against the effect, a dot a layer with its number, and their correlation."""
+    both = pd.concat([_measure(frame, "effect")["value"], 100 * _measure(frame, score)["value"]], axis=1).dropna()
+    layers, (x, y) = both.index.to_numpy(), both.to_numpy(float).T
+    ax.plot(x, y, linestyle="none", marker="o", color="#222222", markersize=4)
+    for index, layer in enumerate(layers):
+        left = layer > layers[x.argmax()]  # layers on either side of the peak have like effects
+        where: dict[str, Any] = {"xytext": (-4 if left else 4, 3), "ha": "right" if left else "left"}
+        spot = (x[index], y[index])
+        ax.annotate(f"{layer:g}", spot, textcoords="offset points", fontsize=8, color="#555555", **where)
+    varies = len(both) > 2 and x.std() > 0 and y.std() > 0
+    correlation = f"r = {np.corrcoef(x, y)[0, 1]:.2f}" if varies else "too few layers for r"
+    ax.set_title(f"{score} against effect, {correlation}")
+    ax.set(xlabel="Average indirect effect", ylabel=f"{score} (%)")
+    ax.margins(0.12)
