@@ -103,7 +103,7 @@ def test_weights_that_a_failed_edit_leaves_behind_end_the_run(records: Path, tin
         raise ValueError("half done")
 
     try:
-        with pytest.raises(RuntimeError, match=r"record 0, which failed: the weights .* are not those"):
+        with pytest.raises(RuntimeError, match=r"record 0, which failed: .* has not the weights and edits"):
             kept = Run.create(tmp_path / "run", {})
             list(edit_records(kept, tiny_gpt2, editor, read_records(records)))
     finally:

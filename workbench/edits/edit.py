@@ -3,7 +3,6 @@
 The kinds of edits: `weights` of matrices, `hooked` of activations, `redirected` of what is asked, or of who answers.
 """
 
-import hashlib
 import json
 import warnings
 from abc import ABC, abstractmethod
@@ -15,12 +14,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from einops import rearrange
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, uint8
+from torch import Tensor
 
 from workbench.edits.ledger import state_fingerprint, take_back_
+from workbench.machine import hashing
 from workbench.machine.files import write_whole
 from workbench.models.hooks import EditHook
 from workbench.models.model import Model, dtype_name
@@ -172,11 +171,10 @@ class Edit(ABC):
     @cached_property
     def digest(self) -> str:
         """SHA-256 over its kind, settings and tensors; the same after saving and loading."""
-        found = hashlib.sha256(json.dumps([self.kind, self.settings()], sort_keys=True).encode())
+        parts: list[Tensor | str] = [json.dumps([self.kind, self.settings()], sort_keys=True)]
         for name, tensor in sorted(self._stored().items()):
-            found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            found.update(rearrange(tensor, "... -> (...)").view(uint8).numpy().data)
-        return found.hexdigest()
+            parts += [f"{name} {tensor.dtype} {tuple(tensor.shape)}\n", tensor]
+        return hashing.digest(*parts)
 
     def save(self, path: str | Path) -> None:
         """Write the edit as one safetensors file, whole or not at all."""

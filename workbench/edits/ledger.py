@@ -1,12 +1,12 @@
 """The edits applied to a model: taking several back at once, exactly, and a fingerprint of the state they make."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
+from workbench.machine.hashing import digest
 from workbench.models.model import Model
 
 
@@ -72,4 +72,4 @@ def state_fingerprint(model: Model) -> str:
         with torch.no_grad():
             for place, weight in edited.items():
                 model.weight(*place).copy_(weight)
-    return hashlib.sha256("\n".join([weights, *(edit.digest for edit in model.edits)]).encode()).hexdigest()
+    return digest("\n".join([weights, *(edit.digest for edit in model.edits)]))

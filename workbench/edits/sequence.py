@@ -1,6 +1,5 @@
 """Edits one after another, each computed on the weights that those before it leave, with checkpoints to resume from."""
 
-import hashlib
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,14 +9,13 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import torch
-from einops import rearrange
 from torch import Tensor
 
 from workbench.edits.edit import Edit
 from workbench.edits.ledger import state_fingerprint, undone
 from workbench.machine.allocator import out_of_memory
 from workbench.machine.files import write_whole
+from workbench.machine.hashing import digest
 from workbench.machine.jsonl import dumps, load_json
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest
@@ -227,8 +225,7 @@ def _short(value: Any) -> str:
 def _describe(value: Any) -> Any:
     """Hyperparameters as JSON values, tensors by a hash of their bytes."""
     if isinstance(value, Tensor):
-        flat = rearrange(value.detach().cpu(), "... -> (...)").contiguous()
-        return f"sha256 {hashlib.sha256(flat.view(torch.uint8).numpy().data).hexdigest()}"
+        return f"sha256 {digest(value)}"
     if is_dataclass(value) and not isinstance(value, type):
         return {
             "editor": type(value).__name__,

@@ -4,7 +4,6 @@ Every quirk of a model family is met here and in `checkpoints`, nowhere else. Th
 edit made through `Model.weight` is what `Model.save_pretrained` writes.
 """
 
-import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from workbench.machine.hashing import digest
 from workbench.models.contribution import Contribution, of_mlp
 from workbench.models.hooks import ForwardPass, Hook, Watch
 from workbench.models.reader import Reader
@@ -236,17 +236,14 @@ class Model(Reader):
 
         What was not written since the last call is not read again; writes past torch (`.data`, numpy) go unseen.
         """
-        digest = hashlib.sha256()
+        lines = []
         for name, parameter in sorted(self.parameters.items()):
             # Torch counts writes, also those through views, so only what was written since is read again.
             written = (parameter.data_ptr(), parameter._version)
             if self._digests.get(name, (None,))[0] != written:
-                flat = rearrange(parameter.detach().cpu(), "... -> (...)").contiguous()
-                content = hashlib.sha256(flat.view(torch.uint8).numpy().data).hexdigest()
-                self._digests[name] = (written, content)
-            line = f"{name} {parameter.dtype} {tuple(parameter.shape)} {self._digests[name][1]}\n"
-            digest.update(line.encode())
-        return digest.hexdigest()
+                self._digests[name] = (written, digest(parameter))
+            lines.append(f"{name} {parameter.dtype} {tuple(parameter.shape)} {self._digests[name][1]}\n")
+        return digest(*lines)
 
     def save_pretrained(self, folder: Path) -> None:
         """Write a Hugging Face folder of the present weights and the tokenizer; reloads to equal logits.

@@ -1,6 +1,5 @@
 """Texts that a model makes up, over which its keys are averaged where there is no corpus."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from rich.progress import track
 
 from workbench.edits.ledger import state_fingerprint
 from workbench.machine.files import write_whole
+from workbench.machine.hashing import digest
 from workbench.models.generation import generate_unprompted
 from workbench.models.model import Model
 from workbench.records.texts import read_texts
@@ -29,7 +29,7 @@ def self_texts(model: Model, *, seed: int, tokens: int = SELF_TOKENS, cache: Pat
     The same weights, seed and device give the same texts. With a `cache` folder they are sampled once.
     """
     key = json.dumps([_SELF_FORMAT, state_fingerprint(model), seed, tokens, SELF_LENGTH, model.device.type])
-    path = None if cache is None else cache / f"self_texts-{hashlib.sha256(key.encode()).hexdigest()[:32]}.jsonl"
+    path = None if cache is None else cache / f"self_texts-{digest(key)[:32]}.jsonl"
     if path is not None and path.is_file():
         return read_texts(str(path))
     texts = [text for batch in _sampled(model, seed, max(1, tokens // SELF_LENGTH)) for text in batch if text.strip()]

@@ -1,6 +1,5 @@
 """What the batch editors share: keys and states of many requests at once, the regularised solve, what is noted down."""
 
-import hashlib
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from workbench.editors.shared.second_moments import SecondMoment
 from workbench.editors.shared.subject import in_contexts
+from workbench.machine.hashing import digest
 from workbench.models.hooks_check import hook_faults
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest, fill, subject_characters, token_span
@@ -106,8 +106,7 @@ def regularised_solve(
 
 def describe_moment(matrix: Float[Tensor, "d_mlp d_mlp"], tokens: int | None) -> dict[str, str | int | None]:
     """A second moment as provenance names it: the hash of its bytes, and how many tokens it was counted over."""
-    content = matrix.detach().cpu().contiguous().numpy().tobytes()
-    return {"sha256": hashlib.sha256(content).hexdigest(), "tokens": tokens}
+    return {"sha256": digest(matrix), "tokens": tokens}
 
 
 def check_moment(moment: SecondMoment, model: Model) -> None:

@@ -1,6 +1,5 @@
 """Second moments of an MLP's keys over text: several layers in one pass, or read from a cache."""
 
-import hashlib
 import json
 import time
 import warnings
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from workbench.edits.ledger import state_fingerprint
 from workbench.machine.files import write_whole
+from workbench.machine.hashing import digest
 from workbench.models.model import Model
 from workbench.models.tokens import TokenRow
 
@@ -217,16 +217,14 @@ def _rows(model: Model, texts: Sequence[str], room: int | None) -> list[TokenRow
 def _cache_paths(
     model: Model, layers: Sequence[int], texts: Sequence[str], max_tokens: int | None, cache: Path
 ) -> dict[int, Path]:
-    digest = hashlib.sha256()
-    for text in texts:
-        encoded = text.encode()
-        digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    encoded = [text.encode() for text in texts]
+    read = [len(each).to_bytes(8, "little") + each for each in encoded]
     # The ids too, since two tokenizers may share weights and texts.
-    digest.update(json.dumps([row.ids for row in _rows(model, texts[:16], None)]).encode())
-    key = {"format": _FORMAT, "model": state_fingerprint(model), "texts": digest.hexdigest(), "tokens": max_tokens}
+    ids = json.dumps([row.ids for row in _rows(model, texts[:16], None)])
+    key = {"format": _FORMAT, "model": state_fingerprint(model), "texts": digest(*read, ids), "tokens": max_tokens}
     paths = {}
     for layer in layers:
-        name = hashlib.sha256(json.dumps(key | {"layer": layer}, sort_keys=True).encode()).hexdigest()
+        name = digest(json.dumps(key | {"layer": layer}, sort_keys=True))
         paths[layer] = Path(cache) / f"second_moment-{layer}-{name[:32]}.safetensors"
     return paths
 
@@ -235,7 +233,7 @@ def _partial_path(paths: Sequence[Path]) -> Path | None:
     """Where the sums of a pass that ends in these cache files are kept while it lasts."""
     if not paths:
         return None
-    name = hashlib.sha256("\n".join(path.name for path in paths).encode()).hexdigest()
+    name = digest("\n".join(path.name for path in paths))
     return paths[0].parent / f"second_moment-partial-{name[:32]}.safetensors"
 
 
@@ -262,4 +260,4 @@ def _write(path: Path, moment: SecondMoment) -> None:
 
 
 def _digest(matrix: Tensor) -> str:
-    return hashlib.sha256(str(matrix.dtype).encode() + matrix.contiguous().numpy().tobytes()).hexdigest()
+    return digest(str(matrix.dtype), matrix)
