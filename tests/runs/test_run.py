@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 
 from workbench.machine import environment as provenance
 from workbench.machine.intervals import Estimate
+from workbench.measuring.summaries import Summary
 from workbench.runs.artifacts import save_figure
 from workbench.runs.run import Run
-from workbench.measuring.summaries import Summary
 from workbench.tables.scores import main_table
 from workbench.tables.table import to_latex, to_markdown
 

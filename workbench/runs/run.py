@@ -11,11 +11,11 @@ from typing import Any, Literal
 import pandas as pd
 from matplotlib.figure import Figure
 
-from workbench.runs.artifacts import SavedFigure, SavedTable, figures_in, save_figure, save_table, tables_in
+from workbench.machine.environment import environment, now
 from workbench.machine.failures import FAILURES, reason, sentence
 from workbench.machine.files import write_whole
 from workbench.machine.jsonl import append_line, dumps, load_json, read_lines
-from workbench.machine.environment import environment, now
+from workbench.runs.artifacts import SavedFigure, SavedTable, figures_in, save_figure, save_table, tables_in
 from workbench.tables.table import Table
 
 __all__ = ["Run", "SavedFigure", "SavedTable", "Status", "save_figure"]
