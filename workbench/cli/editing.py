@@ -62,7 +62,7 @@ def edit(
     with analysis(out, settings, loaded, retry=retry, report=False) as page:
         run = page.run
         if layer is None:
-            layer = find_layer(loaded, true_facts(every), seed=seed, engine=engine)
+            layer = find_layer(loaded, list(true_facts(every).values()), seed=seed, engine=engine)
         editor = make_editor(loaded, method, preset_of=preset, layer=layer, text=text, seed=seed)
         edits, count = edit_records(run, loaded, editor, chosen), 0
         for record, made in track(edits, f"Editing with {method}", len(chosen)):
@@ -112,7 +112,7 @@ def evaluate(
         if not run.rows("failures"):
             for row in made.rows("failures"):  # what could not be edited is missing here too
                 run.append("failures", row)
-        score_edits(run, loaded, load_edits(made, chosen), total=len(chosen), seed=seed, fluency=fluency)
+        score_edits(run, loaded, load_edits(made, chosen), records=chosen, seed=seed, fluency=fluency)
 
 
 def _request(prompt: str, subject: str, target: str) -> "Record":

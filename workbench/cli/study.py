@@ -40,7 +40,8 @@ def study(
 
     check_tracing(positions, engine, layer_needed=layer is None)
     records = records or default_records(model)
-    chosen = read_records(records_path(records))
+    every = read_records(records_path(records))
+    chosen = every[:limit]
     loaded = load(model, device=device, dtype=dtype)
     window = window or default_window(loaded)
     check_editor(loaded, method, layer=layer, preset_of=preset)
@@ -49,14 +50,14 @@ def study(
     with analysis(out, settings, loaded, retry=retry) as page:
         run = page.run
         located = locate(
-            run, loaded, true_facts(chosen), limit=traces, seed=seed, window=window, samples=samples,
+            run, loaded, true_facts(every), limit=traces, seed=seed, window=window, samples=samples,
             noise=noise, positions=positions, engine=engine,
         )  # fmt: skip
         layer = located.layer if layer is None else layer
         if layer is None:
             raise ValueError("every prompt traced ends with its subject, so no layer was located: give --layer")
         editor = make_editor(loaded, method, preset_of=preset, layer=layer, text=text, seed=seed)
-        edits = edit_records(run, loaded, editor, chosen[:limit])
-        score_edits(run, loaded, edits, total=len(chosen[:limit]), seed=seed, fluency=fluency)
-        trace_edited(run, loaded, chosen[:limit], located)
-        follow_answers(run, loaded, load_edits(run, chosen[:limit]))
+        edits = edit_records(run, loaded, editor, chosen)
+        score_edits(run, loaded, edits, records=chosen, seed=seed, fluency=fluency)
+        trace_edited(run, loaded, chosen, located)
+        follow_answers(run, loaded, load_edits(run, chosen))

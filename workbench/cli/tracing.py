@@ -21,13 +21,13 @@ def trace(
     precision: options.Precision = "float32",
 ) -> None:
     """Locate facts by causal tracing: which layer's MLPs mediate them at the subject's last token?"""
-    from workbench.records.counterfact import read_facts
+    from workbench.records.counterfact import read_cases
     from workbench.studies.defaults import default_records, default_window, records_path
     from workbench.studies.locate import check_tracing, locate
 
     check_tracing(positions, engine)
     records = records or default_records(model)
-    facts = read_facts(records_path(records))
+    facts = read_cases(records_path(records))
     loaded = load(model, device=device, dtype=dtype)
     window = window or default_window(loaded)
     settings = given(records=records, window=window)
