@@ -7,7 +7,7 @@ import functools
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -122,7 +122,7 @@ def analysis(
     *,
     retry: bool = False,
     title: str = "Locating and editing facts",
-    headline: "Callable[[Run], str] | None" = None,
+    headline: "Callable[[Run], str] | str | None" = None,
     report: bool = True,
 ) -> Iterator[Page]:
     """Open the run folder, keep its state, and write and name its report at the end, also when it is interrupted.
@@ -133,7 +133,7 @@ def analysis(
         model: whose weights a run goes on with; ValueError for others.
         retry: whether what failed earlier is tried again.
         title: of the report.
-        headline: what it says first, from the run's results.json; None for that of a study.
+        headline: what it says first, or what makes that of the run; None for that of a study.
         report: whether there is one.
 
     Exit code 3 if any record failed.
@@ -159,7 +159,7 @@ def analysis(
         if report:
             from workbench.report.write import write_report
 
-            said = None if headline is None else headline(run)
+            said = headline(run) if callable(headline) else headline
             print(f"Report: {write_report(run, sections, title=title, headline=said)}")
     if failed := lines(run.rows("failures")):
         print("\n".join(failed), file=sys.stderr)
@@ -176,6 +176,12 @@ def _so_far(page: Page) -> "Sequence[Section] | None":
         return None
 
 
+def one_of(option: str, value: Any, choices: Iterable[Any]) -> None:
+    """ValueError, which lists the choices, for a value that is none of them."""
+    if value not in (choices := list(choices)):
+        raise ValueError(f"{option} is one of {', '.join(map(str, filter(None, choices)))}, got {value!r}")
+
+
 # Its model -----------------------------------------------------------------------------------------------------
 
 
@@ -190,6 +196,5 @@ def torch_dtype(name: str) -> "torch.dtype":
     """The dtype of a name; ValueError for one that models are not loaded in."""
     import torch
 
-    if name not in ("float32", "bfloat16", "float16"):
-        raise ValueError(f"--dtype is float32, bfloat16 or float16, got {name!r}")
+    one_of("--dtype", name, ("float32", "bfloat16", "float16"))
     return getattr(torch, name)

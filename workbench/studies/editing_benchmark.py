@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 
-from workbench.editors import rome
+from workbench.editors import rome, spread
 from workbench.editors.search.fast_values import optimise_values
 from workbench.editors.search.values import OptimisedValue, optimise_value
-from workbench.editors.shared import spread
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest
 from workbench.studies.benchmarking import seconds

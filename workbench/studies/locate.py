@@ -161,9 +161,14 @@ def trace_edited(run: Run, model: Model, records: Sequence[Record], located: Loc
             trace_fact(model, fact, noise=drawn, replace=noise.replace, **located.form).save(path)
 
 
+def stating_facts(records: Sequence[Record]) -> list[Record]:
+    """Those that have a true target."""
+    return [record for record in records if record.request.target_true is not None]
+
+
 def true_facts(records: Sequence[Record]) -> dict[int, Fact]:
     """By `case_id` the facts of those records that state what is true; ValueError if none does."""
-    facts = {record.case_id: record.request.fact for record in records if record.request.target_true is not None}
+    facts = {record.case_id: record.request.fact for record in stating_facts(records)}
     if not facts:
         raise ValueError("none of the records has a true target, so there is no fact to trace")
     return facts
