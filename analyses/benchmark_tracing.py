@@ -84,12 +84,20 @@ def measure(run: Run, model: Model, name: str, facts: Sequence[tuple[int, Fact]]
     window, some = run.settings["window"] or default_window(model), chosen(model, facts, count)
     finished = {row["case_id"] for row in known if row["model"] == name} | run.failed(what="fact", method=name)
     left = [(number, case, fact) for number, (case, fact) in enumerate(some) if case not in finished]
+    if left:
+        run.append("rates", {"model": name, "rate": matmul_rate(model.device, model.dtype)})
     for number, case, fact in track(left, f"Tracing with {name}", len(left)):
         with run.keeping(case, of=count, what="fact", method=name):
             row = timed(model, fact, number, window=window, samples=samples, repeats=repeats)
-            row |= {"rate": matmul_rate(model.device, model.dtype), "window": window}
-            row |= {"layers": model.n_layers, "d_model": model.d_model, "device": device_name(model.device)}
+            row |= {
+                "window": window,
+                "layers": model.n_layers,
+                "d_model": model.d_model,
+                "device": device_name(model.device),
+            }
             run.append("facts", {"model": name, "case_id": case, **row})
+    if left:
+        run.append("rates", {"model": name, "rate": matmul_rate(model.device, model.dtype)})
 
 
 def timed(model: Model, fact: Fact, number: int, *, window: int, samples: int, repeats: int) -> dict[str, Any]:
@@ -140,7 +148,8 @@ def show(run: Run) -> list[Section]:
         rows = [row for row in run.rows("facts") if row["model"] == name]
         if not rows:
             continue
-        rate, tokens = max(row["rate"] for row in rows), [row["tokens"] for row in rows]
+        rate = max(row["rate"] for row in run.rows("rates") if row["model"] == name)
+        tokens = [row["tokens"] for row in rows]
         table = pd.DataFrame([shown(summed(rows, label), label, rate) for label in (*SITES, TOGETHER)])
         caption = (
             f"{name} ({rows[0]['layers']} layers x {rows[0]['d_model']}), {settings['dtype']}, {rows[0]['device']}, "

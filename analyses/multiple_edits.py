@@ -43,7 +43,7 @@ from workbench.studies.edit_groups import (
     summarise,
     unedited,
 )
-from workbench.studies.going_on import complete, failing
+from workbench.studies.going_on import complete, failing, sound
 from workbench.studies.locate import check_tracing, settled_layer
 from workbench.tables.scores import UNEDITED
 from workbench.tables.table import Column, Row, to_markdown
@@ -99,7 +99,11 @@ def main(
             if complete(run, row, failing(row["key"], row["edits"]))
         }
         for method in methods:
-            left = [place for place in places if (method, *place) not in finished]
+            left = [
+                place
+                for place, group in places.items()
+                if (method, *place) not in finished and sound(run, group, failing(method, place[0]))
+            ]
             if left:
                 editor = make_editor(loaded, method, layer=layer, preset_of=preset, text=text, seed=seed)
                 edited = (each for place in left for each in edit_group(run, loaded, method, editor, place, places))

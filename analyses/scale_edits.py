@@ -116,7 +116,11 @@ def main(
             if complete(run, row, failing(row["method"], row["edits"]))
         }
         for method in methods:
-            left = [place for place in plan.stacks if (method, *place) not in finished]
+            left = [
+                place
+                for place, stacked in plan.stacks.items()
+                if (method, *place) not in finished and sound(run, stacked, failing(method, place[0]))
+            ]
             if left:
                 editor = make_editor(loaded, method, layer=layer, preset_of=preset, text=text, seed=seed)
                 made = (one for place in left for one in stack(run, loaded, method, editor, place, plan, prose))
