@@ -17,10 +17,7 @@ def test_locate_facts_draws_them(analyse: Analyse, given: list[object], tmp_path
     out = tmp_path / "run"
     printed = analyse(
         "locate_facts.py",
-        "--model",
-        TINY,
-        "--records",
-        records,
+        *given,
         "--limit",
         2,
         "--samples",
@@ -47,10 +44,7 @@ def test_a_single_fact_of_ones_own_can_be_located(analyse: Analyse, given: list[
     own = ("--prompt", "{}'s capital city is", "--subject", "Norway", "--object", "Oslo")
     printed = analyse(
         "locate_facts.py",
-        "--model",
-        TINY,
-        "--records",
-        records,
+        *given,
         *own,
         "--samples",
         2,
@@ -80,10 +74,7 @@ def test_single_edit_shows_a_file_of_prompts(analyse: Analyse, given: list[objec
     said = analyse(
         "single_edit.py",
         file,
-        "--model",
-        TINY,
-        "--records",
-        records,
+        *given,
         "--out",
         tmp_path / "run",
         "--preset",
@@ -121,10 +112,7 @@ def test_single_edit_takes_a_record_too(analyse: Analyse, given: list[object], t
         text,
         "--case",
         1,
-        "--model",
-        TINY,
-        "--records",
-        records,
+        *given,
         "--out",
         tmp_path / "run",
     )

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from workbench.edits.edit import Edit, provenance
 from workbench.models.model import Model
@@ -41,7 +42,8 @@ def test_a_trace_after_an_edit_has_the_noise_of_the_one_before(tiny_gpt2: Model,
 
 def test_traces_are_paired_with_records_by_case_id(tiny_gpt2: Model, records: Path, tmp_path: Path) -> None:
     """Also where the records come in another order, and fewer, than when they were traced."""
-    run, form = Run.create(tmp_path / "run", {}), {"seed": 3, "window": 2, "samples": 2, "workers": 1}
+    run = Run.create(tmp_path / "run", {})
+    form: dict[str, Any] = {"seed": 3, "window": 2, "samples": 2, "workers": 1}
     every = [replace(record, case_id=40 - record.case_id) for record in read_records(records)]
     first = locate(run, tiny_gpt2, true_facts(every), limit=2, **form)
     assert list(first.traces) == [40, 39]
