@@ -16,32 +16,32 @@ On the embedded model: the seconds of --requests MEMIT edits with its own preset
 in one pass against one pass a layer, in tokens a second. Each measurement is kept, so that a stopped run goes on.
 """
 
-import argparse
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
 import torch
-from rich.console import Console
+import typer
 from rich.progress import track
 
+from workbench.cli import options
+from workbench.cli.session import analysis, console, given, script
 from workbench.editors.registry import EDITORS
 from workbench.editors.setup.contexts import sample_contexts
 from workbench.editors.setup.presets import preset
 from workbench.editors.shared.second_moments import SecondMoment, second_moments
 from workbench.models.model import Model
 from workbench.records.counterfact import read_records
-from workbench.records.facts import EditRequest
+from workbench.records.facts import Record
 from workbench.report.elements import Paragraph, Section
-from workbench.report.write import write_report
 from workbench.runs.run import Run
 from workbench.studies.benchmarking import benchmark_model, device_name, seconds
 from workbench.studies.defaults import records_path
 from workbench.studies.edit import make_editor, statistics_texts
 from workbench.studies.editing_benchmark import SEARCHES, searching, seconds_a_request
+from workbench.studies.going_on import complete, going_on, left_out, refusing
 from workbench.studies.stacked_edits import distinct
 
 PRESET_OF, PRESET_LAYERS = "gpt2-xl", 48
@@ -52,33 +52,26 @@ SECONDS_BARS = {("atlas", "MEMIT", 80): 60.0}
 """The most seconds that all requests together may take."""
 
 
-def main() -> None:
+def main(
+    models: options.Models = ["gpt2-small-shape", "atlas"],
+    requests: Annotated[int, typer.Option("--requests", min=1, help="Of a MEMIT batch.")] = 80,
+    plain: Annotated[int, typer.Option("--plain", min=1, help="Requests of the plain search in each repeat.")] = 2,
+    repeats: options.Repeats = 3,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Of text for second moments.")] = 5_000,
+    seed: options.Seed = 0,
+    out: options.Out = None,
+    retry: options.Retry = False,
+    device: options.Device = "auto",
+) -> None:
     """Measure what is not measured yet, print the tables and write the report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--models", nargs="+", default=["gpt2-small-shape", "atlas"], help="or shapes of random weights"
-    )
-    parser.add_argument("--requests", type=int, default=80, help="of a MEMIT batch")
-    parser.add_argument("--plain", type=int, default=2, help="requests of the plain search in each repeat")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=5_000, help="of text for second moments")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmark_editing"))
-    arguments = parser.parse_args()
-
-    settings = vars(arguments) | {"command": "benchmark_editing"}
-    run, device = Run.create(settings.pop("out"), settings), ""
-    records = distinct(read_records(records_path("atlas")))
-    requests = [record.request for record in records[: arguments.requests]]
-    with run.running():
-        for name in arguments.models:
-            model = benchmark_model(name, device=arguments.device)
-            measure(run, model, name, requests)
-            measure_moments(run, model, name)
-            device = device_name(model.device)
-        sections = show(run, device)
-    print(f"report: {write_report(run, sections, title='Speed of editing', headline=headline(run))}")
+    records = distinct(read_records(records_path("atlas")))[:requests]
+    with analysis(out, given(device=device), retry=retry, title="Speed of editing", headline=headline) as page:
+        page.show = lambda: show(page.run)
+        for name in models:
+            loaded = benchmark_model(name, device=device)
+            page.run.note(device=device_name(loaded.device))
+            measure(page.run, loaded, name, records)
+            measure_moments(page.run, loaded, name)
 
 
 # Measuring ---------------------------------------------------------------------------------------------
@@ -109,22 +102,43 @@ def scaled(layer: int, model: Model) -> int:
     return layer * model.n_layers // PRESET_LAYERS
 
 
-def measure(run: Run, model: Model, name: str, requests: Sequence[EditRequest]) -> None:
-    """Time ROME's and MEMIT's edits with both searches in turn, a row a repeat."""
-    plain, repeats, seed = (run.settings[key] for key in ("plain", "repeats", "seed"))
-    done = {(row["model"], row["method"], row["repeat"]) for row in run.rows("edits")}
+def measure(run: Run, model: Model, name: str, records: Sequence[Record]) -> None:
+    """Time ROME's and MEMIT's edits with both searches in turn, a row a repeat.
+
+    A record that an editor cannot take is kept as failed, and the others are timed without it.
+    """
     for method in ("rome", "memit"):
-        left = [repeat for repeat in range(repeats) if (name, method, repeat) not in done]
-        if not left:
-            continue
-        editor = settled_editor(model, method, name, seed)
-        counts = {"fast": 1 if method == "rome" else len(requests), "plain": 1 if method == "rome" else plain}
+        named = f"{method} on {name}"
+        done = {
+            row["repeat"]
+            for row in run.rows("edits")
+            if (row["model"], row["method"]) == (name, method) and complete(run, row, named)
+        }
+        if left := [repeat for repeat in range(run.settings["repeats"]) if repeat not in done]:
+            editor = settled_editor(model, method, name, run.settings["seed"])
+            attempt = partial(compare, run, model, {"model": name, "method": method}, editor, left, records)
+            list(going_on(run, model, records, attempt, method=named))
+
+
+def compare(
+    run: Run,
+    model: Model,
+    names: dict[str, str],
+    editor: Any,
+    repeats: Sequence[int],
+    every: Sequence[Record],
+    records: Sequence[Record],
+) -> Iterator[int]:
+    """Time one editor on these of the records with both searches, repeat by repeat."""
+    alone, requests = names["method"] == "rome", [record.request for record in records]
+    counts = {"fast": 1 if alone else len(requests), "plain": 1 if alone else run.settings["plain"]}
+    with refusing(records, lambda record: editor(model, [record.request])):
         editor(model, requests[:1])  # factors of C and first kernels
-        for repeat in track(left, f"{EDITORS[method].method} on {name}", len(left)):
-            row: dict[str, Any] = {"model": name, "method": method, "repeat": repeat}
+        for repeat in track(repeats, f"{names['method']} on {names['model']}", len(repeats)):
+            row: dict[str, Any] = {**names, "repeat": repeat, "left_out": left_out(every, records)}
             values = {}
             for search, function in SEARCHES.items():
-                first = repeat if method == "rome" else 0
+                first = repeat % len(requests) if alone else 0
                 asked = requests[first : first + counts[search]]
                 with searching(function, model.device) as watch:
                     whole = seconds(partial(editor, model, asked), model.device)
@@ -136,6 +150,7 @@ def measure(run: Run, model: Model, name: str, requests: Sequence[EditRequest]) 
                 for a, b in zip(values["fast"], values["plain"], strict=False)
             )
             run.append("edits", row)
+            yield repeat
 
 
 def measure_moments(run: Run, model: Model, name: str) -> None:
@@ -161,12 +176,15 @@ def measure_moments(run: Run, model: Model, name: str) -> None:
 # What came of it ---------------------------------------------------------------------------------------
 
 
-def show(run: Run, device: str) -> list[Section]:
+def show(run: Run) -> list[Section]:
     """Print and save the tables; the sections of the report."""
-    repeats = run.settings["repeats"]
+    if not run.rows("edits"):
+        return []
+    repeats, device = run.settings["repeats"], run.read_json("results.json").get("device", "")
     lines, said = [], []
     by_part: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in run.rows("edits"):
+    latest = {(row["model"], row["method"], row["repeat"]): row for row in run.rows("edits")}
+    for row in latest.values():
         by_part.setdefault((row["model"], row["method"]), []).append(row)
     for (name, method), rows in by_part.items():
         found, fast, plain = seconds_a_request(rows), rows[0]["fast"], rows[0]["plain"]
@@ -210,11 +228,10 @@ def show(run: Run, device: str) -> list[Section]:
     run.save_table("speed", speed, caption=caption)
     run.save_table("moments", moments, caption=moments_caption)
     run.note(bars=said)
-    console = Console()
     for table, text in ((speed, caption), (moments, moments_caption)):
-        console.print(f"{table.to_string(index=False)}\n{text}\n", markup=False, soft_wrap=True)
+        console.print(f"{table.to_string(index=False)}\n{text}\n")
     for one in said:
-        console.print(f"bar: {one}", markup=False, soft_wrap=True)
+        console.print(f"bar: {one}")
     saved = run.tables()
     return [
         Section(title="Values", elements=[*(Paragraph(text=f"{one}.") for one in said), saved["speed"]]),
@@ -245,8 +262,11 @@ def moment_table(run: Run) -> pd.DataFrame:
 
 def headline(run: Run) -> str:
     """Whether the bars are met."""
-    return "; ".join(run.read_json("results.json")["bars"] or ["no bar is set for these models"]) + "."
+    found = run.read_json("results.json")
+    if "bars" not in found:
+        return "Nothing is measured yet."
+    return "; ".join(found["bars"] or ["no bar is set for these models"]) + "."
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -13,22 +13,23 @@ wavefront. Printed are mean seconds a fact, the median of the ratios of these pa
 A second ratio tells what is left against a plain engine that batches cells, 256 rows a pass, at `resid_post`.
 """
 
-import argparse
 import statistics
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Annotated, Any
 
 import pandas as pd
 import torch
-from rich.console import Console
+import typer
 from rich.progress import track
 
-from workbench.machine.precision import PRECISIONS, float32_products
+from workbench.cli import options
+from workbench.cli.session import analysis, console, given, script, torch_dtype
 from workbench.models.model import SITES, Model
 from workbench.records.counterfact import read_records
 from workbench.records.facts import Fact
 from workbench.report.elements import Element, Paragraph, Section
-from workbench.report.write import write_report
 from workbench.runs.run import Run
 from workbench.studies.benchmarking import benchmark_model, device_name, floating_point_operations, matmul_rate, seconds
 from workbench.studies.defaults import default_window, records_path
@@ -40,116 +41,145 @@ TOKENS = range(8, 16)
 TOGETHER = "all three"
 
 
-def main() -> None:
+def main(
+    models: options.Models = ["atlas", "gpt2-small-shape"],
+    facts: Annotated[
+        int | None, typer.Option("--facts", min=1, help="Prompts traced. [default: 10, of a random-weight shape 1]")
+    ] = None,
+    repeats: options.Repeats = 1,
+    samples: options.Samples = 10,
+    window: options.Window = None,
+    out: options.Out = None,
+    retry: options.Retry = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "float32",
+    precision: options.Precision = "float32",
+) -> None:
     """Measure, print the table and write the report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["atlas", "gpt2-small-shape"])
-    parser.add_argument("--facts", type=int, help="prompts traced (default 10, of a random-weight shape 1)")
-    parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--samples", type=int, default=10, help="noise samples a fact")
-    parser.add_argument("--window", type=int, help="layers restored together (default 10; atlas: 3)")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--precision", default="float32", choices=PRECISIONS, help="of float32 products")
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmark_tracing"))
-    arguments = parser.parse_args()
+    every = list(true_facts(read_records(records_path("atlas"))).items())
+    with analysis(out, given(device=device), retry=retry, title="Speed of causal tracing", headline="") as page:
+        page.show = lambda: show(page.run)
+        for name in models:
+            loaded = benchmark_model(name, device=device, dtype=torch_dtype(dtype))
+            measure(page.run, loaded, name, every, facts or (1 if name.endswith("-shape") else 10))
 
-    settings = vars(arguments) | {"command": "benchmark_tracing"}
-    run = Run.create(settings.pop("out"), settings)
-    every = true_facts(read_records(records_path("atlas")))
+
+def chosen(model: Model, facts: Sequence[tuple[int, Fact]], count: int) -> list[tuple[int, Fact]]:
+    """Facts of 8 to 15 tokens, at evenly spaced quantiles of the work that the subject's place leaves to do."""
+    work: list[tuple[float, tuple[int, Fact]]] = []
+    for case, fact in facts:
+        n_pos = model.tokenize([fact.prompt]).ids.shape[1]
+        if n_pos in TOKENS:
+            left = n_pos - subject_span(model, fact)[0]
+            work.append((left * (left + 1) / n_pos**2, (case, fact)))
+    if not work:
+        raise ValueError(f"no fact has {TOKENS[0]} to {TOKENS[-1]} tokens in {model.name}: choose another model")
+    ordered = [each for _, each in sorted(work, key=lambda pair: pair[0])]
+    return [ordered[int((index + 0.5) * len(ordered) / count)] for index in range(count)]
+
+
+def measure(run: Run, model: Model, name: str, facts: Sequence[tuple[int, Fact]], count: int) -> None:
+    """Time both engines on facts that are not done yet, a row a fact; a fact that fails is kept as failed."""
+    samples, repeats, known = run.settings["samples"], run.settings["repeats"], run.rows("facts")
+    window, some = run.settings["window"] or default_window(model), chosen(model, facts, count)
+    finished = {row["case_id"] for row in known if row["model"] == name} | run.failed(what="fact", method=name)
+    left = [(number, case, fact) for number, (case, fact) in enumerate(some) if case not in finished]
+    if left:
+        run.append("rates", {"model": name, "rate": matmul_rate(model.device, model.dtype)})
+    for number, case, fact in track(left, f"Tracing with {name}", len(left)):
+        with run.keeping(case, of=count, what="fact", method=name):
+            row = timed(model, fact, number, window=window, samples=samples, repeats=repeats)
+            row |= {
+                "window": window,
+                "layers": model.n_layers,
+                "d_model": model.d_model,
+                "device": device_name(model.device),
+            }
+            run.append("facts", {"model": name, "case_id": case, **row})
+    if left:
+        run.append("rates", {"model": name, "rate": matmul_rate(model.device, model.dtype)})
+
+
+def timed(model: Model, fact: Fact, number: int, *, window: int, samples: int, repeats: int) -> dict[str, Any]:
+    """Seconds by what is restored and engine, a value a repeat; floating-point operations; the largest difference."""
+    groups: dict[str, Sequence[str]] = {**{site: (site,) for site in SITES}, TOGETHER: SITES}
+    (first, end), seed = subject_span(model, fact), torch.Generator().manual_seed(number)
+    noise = gaussian_noise(0.1, samples, end - first, model.d_model, generator=seed)
+    times: dict[str, dict[str, list[float]]] = {label: {} for label in groups}
+
+    def trace(engine: str, sites: Sequence[str], **options: Any) -> list[torch.Tensor]:
+        found = trace_fact(model, fact, noise=noise, window=window, sites=sites, engine=engine, **options)
+        return [found.restored[site] for site in sites]
+
+    def time(label: str, engine: str, **options: Any) -> list[torch.Tensor]:
+        found: list[torch.Tensor] = []
+        taken = seconds(lambda: found.extend(trace(engine, groups[label], **options)), model.device)
+        times[label].setdefault(engine if options else f"{engine} batched", []).append(taken)
+        return found
+
+    # Counting also warms up. The plain engine makes as many passes for every site, whatever is restored.
+    fast = {label: floating_point_operations(partial(trace, "fast", sites)) for label, sites in groups.items()}
+    plain = floating_point_operations(partial(trace, "plain", SITES[:1]))
+    difference = 0.0
+    for _ in range(repeats):
+        for site in SITES:
+            pairs = zip(time(site, "plain", batch_size=samples), time(site, "fast", batch_size=samples), strict=True)
+            difference = max(difference, *((one - other).abs().max().item() for one, other in pairs))
+        time(TOGETHER, "fast", batch_size=samples)
+        time(SITES[0], "plain")
+    times[TOGETHER]["plain"] = [sum(each) for each in zip(*(times[site]["plain"] for site in SITES), strict=True)]
+    tokens = model.tokenize([fact.prompt]).ids.shape[1]
+    return {"times": times, "fast_flop": fast, "plain_flop": plain, "difference": difference, "tokens": tokens}
+
+
+# What came of it ---------------------------------------------------------------------------------------
+
+
+def show(run: Run) -> list[Section]:
+    """Print and save a table a model; the section of the report."""
     elements: list[Element] = [
         Paragraph(
             text="Seconds a fact with the plain and with the fast engine, the floating-point operations that each "
             "needs, and the rate it reaches as a share of the machine's fastest square matrix product."
         )
     ]
-    with run.running(), float32_products(arguments.precision):
-        for name in arguments.models:
-            model = benchmark_model(name, device=arguments.device, dtype=getattr(torch, arguments.dtype))
-            facts = chosen(model, every, arguments.facts or (1 if name.endswith("-shape") else 10))
-            window = arguments.window or default_window(model)
-            rates = [matmul_rate(model.device, model.dtype)]
-            rows, difference = measured(model, facts, window, arguments.samples, arguments.repeats)
-            rates.append(matmul_rate(model.device, model.dtype))
-            table = pd.DataFrame([shown(row, label, max(rates)) for label, row in rows.items()])
-            tokens = [model.tokenize([fact.prompt]).ids.shape[1] for fact in facts]
-            caption = (
-                f"{name} ({model.n_layers} layers x {model.d_model}), {arguments.dtype}, {device_name(model.device)}, "
-                f"{max(rates) / 1e9:,.0f} GFLOP/s measured: {len(facts)} prompts of {min(tokens)} to {max(tokens)} "
-                f"tokens, {arguments.samples} samples, windows of {window}, {arguments.repeats} interleaved runs each"
-                f"{', products in TF32' * (arguments.precision == 'tf32')}. "
-                f"Largest difference of a probability: {difference:.1e}."
-            )
-            key = name.replace("-", "_")
-            run.save_table(key, table, caption=caption)
-            elements.append(run.tables()[key])
-            Console().print(f"{table.to_string(index=False)}\n{caption}", markup=False, soft_wrap=True)
-    section = Section(title="Speed of tracing", elements=elements)
-    print(f"report: {write_report(run, [section], title='Speed of causal tracing', headline='')}")
+    settings = run.settings
+    for name in settings["models"]:
+        rows = [row for row in run.rows("facts") if row["model"] == name]
+        if not rows:
+            continue
+        rate = max(row["rate"] for row in run.rows("rates") if row["model"] == name)
+        tokens = [row["tokens"] for row in rows]
+        table = pd.DataFrame([shown(summed(rows, label), label, rate) for label in (*SITES, TOGETHER)])
+        caption = (
+            f"{name} ({rows[0]['layers']} layers x {rows[0]['d_model']}), {settings['dtype']}, {rows[0]['device']}, "
+            f"{rate / 1e9:,.0f} GFLOP/s measured: {len(rows)} prompts of {min(tokens)} to {max(tokens)} "
+            f"tokens, {settings['samples']} samples, windows of {rows[0]['window']}, {settings['repeats']} interleaved "
+            f"runs each{', products in TF32' * (settings['precision'] == 'tf32')}. "
+            f"Largest difference of a probability: {max(row['difference'] for row in rows):.1e}."
+        )
+        key = Path(name).name.replace("-", "_")
+        run.save_table(key, table, caption=caption)
+        elements.append(run.tables()[key])
+        console.print(f"{table.to_string(index=False)}\n{caption}")
+    return [Section(title="Speed of tracing", elements=elements)]
 
 
-def chosen(model: Model, facts: Sequence[Fact], count: int) -> list[Fact]:
-    """Facts of 8 to 15 tokens, at evenly spaced quantiles of the work that the subject's place leaves to do."""
-    work: list[tuple[float, Fact]] = []
-    for fact in facts:
-        n_pos = model.tokenize([fact.prompt]).ids.shape[1]
-        if n_pos in TOKENS:
-            left = n_pos - subject_span(model, fact)[0]
-            work.append((left * (left + 1) / n_pos**2, fact))
-    ordered = [fact for _, fact in sorted(work, key=lambda pair: pair[0])]
-    return [ordered[int((index + 0.5) * len(ordered) / count)] for index in range(count)]
-
-
-def measured(
-    model: Model, facts: Sequence[Fact], window: int, samples: int, repeats: int
-) -> tuple[dict[str, dict[str, float]], float]:
-    """By site and for all three the row of the table; and the engines' largest difference."""
-    groups: dict[str, Sequence[str]] = {**{site: (site,) for site in SITES}, TOGETHER: SITES}
-    times: dict[tuple[str, str], list[float]] = {}
-    flop: dict[tuple[str, str], float] = {}
-    difference = 0.0
-    rounds = [(number, fact, repeat) for repeat in range(repeats) for number, fact in enumerate(facts)]
-    for number, fact, repeat in track(rounds, f"Tracing with {model.name}", len(rounds)):
-        first, end = subject_span(model, fact)
-        generator = torch.Generator().manual_seed(number)
-        noise = gaussian_noise(0.1, samples, end - first, model.d_model, generator=generator)
-
-        def trace(engine: str, sites: Sequence[str], fact=fact, noise=noise, **options) -> list[torch.Tensor]:
-            found = trace_fact(model, fact, noise=noise, window=window, sites=sites, engine=engine, **options)
-            return [found.restored[site] for site in sites]
-
-        def timed(label: str, engine: str, trace=trace, **options) -> list[torch.Tensor]:
-            found: list[torch.Tensor] = []
-            taken = seconds(lambda: found.extend(trace(engine, groups[label], **options)), model.device)
-            times.setdefault((label, engine if options else f"{engine} batched"), []).append(taken)
-            return found
-
-        if repeat == 0:  # counting also warms up
-            for label, sites in groups.items():
-                count = floating_point_operations(lambda sites=sites, trace=trace: trace("fast", sites))
-                flop[label, "fast"] = flop.get((label, "fast"), 0.0) + count / len(facts)
-            # As many passes for every site, whatever is restored.
-            count = floating_point_operations(lambda trace=trace: trace("plain", SITES[:1]))
-            flop["", "plain"] = flop.get(("", "plain"), 0.0) + count / len(facts)
-        for site in SITES:
-            pairs = zip(timed(site, "plain", batch_size=samples), timed(site, "fast", batch_size=samples), strict=True)
-            difference = max(difference, *((plain - fast).abs().max().item() for plain, fast in pairs))
-        timed(TOGETHER, "fast", batch_size=samples)
-        timed(SITES[0], "plain")
-    times[TOGETHER, "plain"] = [sum(each) for each in zip(*(times[site, "plain"] for site in SITES), strict=True)]
-    rows = {}
-    for label, sites in groups.items():
-        plain, fast = times[label, "plain"], times[label, "fast"]
-        rows[label] = {
-            "plain": statistics.mean(plain),
-            "fast": statistics.mean(fast),
-            "ratio": statistics.median(slow / quick for slow, quick in zip(plain, fast, strict=True)),
-            "plain_flop": flop["", "plain"] * len(sites),
-            "fast_flop": flop[label, "fast"],
-        }
-        if batched := times.get((label, "plain batched")):
-            rows[label]["batched"] = statistics.median(s / q for s, q in zip(batched, fast, strict=True))
-    return rows, difference
+def summed(rows: Sequence[dict[str, Any]], label: str) -> dict[str, float]:
+    """The row of the table for what is restored: means over facts and repeats, medians of the ratios of each pair."""
+    times = {engine: [t for row in rows for t in row["times"][label][engine]] for engine in rows[0]["times"][label]}
+    plain, fast = times["plain"], times["fast"]
+    sites = len(SITES) if label == TOGETHER else 1
+    found = {
+        "plain": statistics.mean(plain),
+        "fast": statistics.mean(fast),
+        "ratio": statistics.median(slow / quick for slow, quick in zip(plain, fast, strict=True)),
+        "plain_flop": sites * statistics.mean(row["plain_flop"] for row in rows),
+        "fast_flop": statistics.mean(row["fast_flop"][label] for row in rows),
+    }
+    if batched := times.get("plain batched"):
+        found["batched"] = statistics.median(slow / quick for slow, quick in zip(batched, fast, strict=True))
+    return found
 
 
 def shown(row: dict[str, float], label: str, rate: float) -> dict[str, str]:
@@ -168,4 +198,4 @@ def shown(row: dict[str, float], label: str, rate: float) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -1,7 +1,7 @@
 """Does everything hold in every family? Logits, fast traces, promises of edits and exports, on tiny random models.
 
     python analyses/check_families.py                         # all families of workbench/studies/tiny_models.py
-    python analyses/check_families.py --families gemma2 olmo2 # these only
+    python analyses/check_families.py --families gemma2,olmo2  # these only
 
 Each model has 3 layers x 32, random weights (norms and biases too), a context of 48 and, where the family has them,
 windows of 8, so that the traced prompt is longer than they are. It is compared with Hugging Face's own implementation
@@ -9,42 +9,42 @@ under left padding, traced by both engines, edited by ROME, saved and loaded aga
 deviations: rounding, where all is well.
 """
 
-import argparse
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
 from rich.progress import track
 
+from workbench.cli import options
+from workbench.cli.session import analysis, given, one_of, script
+from workbench.machine.failures import FAILURES
 from workbench.report.elements import Paragraph, Section
-from workbench.report.write import write_report
 from workbench.runs.run import Run
 from workbench.studies.family_checks import check_family
 from workbench.studies.tiny_models import CONFIGS, make_checkpoint
 
 
-def main() -> None:
+def main(
+    families: Annotated[
+        list[str] | None, options.several("--families", str, "Families; an unknown one lists all. [default: all]")
+    ] = None,
+    seed: options.Seed = 0,
+    out: options.Out = None,
+) -> None:
     """Check family by family, and write the table and the report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--families", nargs="+", choices=list(CONFIGS), default=list(CONFIGS), metavar="FAMILY")
-    parser.add_argument("--seed", type=int, default=0, help="of the random weights")
-    parser.add_argument("--out", type=Path, default=Path("runs/check_families"))
-    arguments = parser.parse_args()
-    settings = vars(arguments) | {"command": "check_families"}
-    run = Run.create(settings.pop("out"), settings)
-    sections = []
-    try:
-        with run.running():
-            finished = run.done("families", "family")
-            todo = [family for family in arguments.families if family not in finished]
-            for family in track(todo, "families", len(todo)):
-                run.append("families", {"family": family} | checked(family, arguments.seed))
-            sections = show(run, {row["family"]: row for row in run.rows("families")})
-    finally:
-        print(f"report: {write_report(run, sections or None, title='Families of models', headline=headline(run))}")
+    families = families or list(CONFIGS)
+    for family in families:
+        one_of("--families", family, CONFIGS)
+    settings = given(families=families)
+    with analysis(out, settings, title="Families of models", headline=headline) as page:
+        page.show = lambda: show(page.run)
+        finished = page.run.done("families", "family")
+        todo = [family for family in families if family not in finished]
+        for family in track(todo, "families", len(todo)):
+            page.run.append("families", {"family": family} | checked(family, seed))
 
 
 def checked(family: str, seed: int) -> dict[str, Any]:
@@ -53,13 +53,16 @@ def checked(family: str, seed: int) -> dict[str, Any]:
         try:
             make_checkpoint(family, Path(folder), seed=seed)
             found = check_family(Path(folder))
-        except ValueError as error:
+        except FAILURES as error:
             return {"error": str(error)}
     return asdict(found) | {"faults": found.faults()}
 
 
-def show(run: Run, rows: Mapping[str, Mapping[str, Any]]) -> list[Section]:
-    """The table, and how it is to be read."""
+def show(run: Run) -> list[Section]:
+    """The table of the families so far, and how it is to be read."""
+    rows = {row["family"]: row for row in run.rows("families")}
+    if not rows:
+        return []
     run.note(families=len(rows), faulty=[family for family, row in rows.items() if row.get("error") or row["faults"]])
     plain = ", ".join(family for family, row in rows.items() if row.get("fast", 0) is None) or "none"
     run.save_table(
@@ -104,4 +107,4 @@ def headline(run: Run) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -1,7 +1,7 @@
 """Does locating help? Edit success by layer against the tracing effect of that layer (after Hase et al. 2301.04213).
 
     python analyses/compare_layers.py                    # the embedded model, ROME and FT, 30 records a layer
-    python analyses/compare_layers.py --model gpt2-xl --records counterfact.json --layers 0 5 10 17 30
+    python analyses/compare_layers.py --model gpt2-xl --records counterfact.json --layers 0,5,10,17,30
 
 The facts of the records are traced, and those that the model knows are edited alone, at every layer, by every method,
 and scored teacher-forced: ES, PS, NS and S with bootstrap 95 % intervals. Fact by fact, the effect of restoring the
@@ -11,123 +11,128 @@ layers. What locating bought is S at the layer that tracing names (all facts tog
 a random layer (the mean over layers) and the best one, which is known in hindsight only.
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
+import typer
 from rich.progress import track
 
+from workbench.cli import options
+from workbench.cli.session import analysis, given, load, one_of, script
 from workbench.editors.editor import Editor
 from workbench.editors.make import check_editor
 from workbench.editors.registry import EDITORS
 from workbench.editors.shared.second_moments import second_moments
+from workbench.edits.ledger import check_restored
 from workbench.figures.compare import layer_choice_figure
 from workbench.figures.layers import layer_comparison_figure
 from workbench.machine import paths
+from workbench.machine.failures import lines
 from workbench.measuring.evaluate import evaluate, score_state
 from workbench.measuring.layer_choice import comparable, compare_method, last_subject_effect
 from workbench.measuring.scores import Evaluation, RecordScores
 from workbench.measuring.summaries import summarise
-from workbench.models.loading import load_model
 from workbench.models.model import Model
 from workbench.records.counterfact import read_records
 from workbench.records.facts import Record
 from workbench.report.elements import Paragraph, Section
-from workbench.report.write import write_report
 from workbench.runs.run import Run
 from workbench.studies.defaults import default_records, default_text, default_window, records_path
 from workbench.studies.edit import make_editor, statistics_texts
+from workbench.studies.going_on import sound
 from workbench.studies.layer_report import SCORES, bought, choice_table, explained_table, layer_table, results, sentence
-from workbench.studies.locate import Located, locate, true_facts
+from workbench.studies.locate import Located, check_tracing, locate, stating_facts, true_facts
 from workbench.tracing.averages import ROLES
-from workbench.tracing.fact import ENGINES
-from workbench.tracing.positions import POSITIONS
 from workbench.tracing.trace import CausalTrace
 
 METHODS = {"rome": "ROME", "r_rome": "r-ROME", "ft": "FT", "ft_l": "FT-L"}
 """Editors that change one layer, whichever is asked for."""
 
 
-def main() -> None:
+def main(
+    model: options.Model = "atlas",
+    records: options.Records = None,
+    methods: options.SomeMethods = ["rome", "ft"],
+    preset: options.Preset = None,
+    layers: Annotated[
+        list[int] | None, options.several("--layers", int, "Layers that are edited. [default: all]")
+    ] = None,
+    limit: Annotated[
+        int, typer.Option("--limit", min=1, help="Records traced, and edited at each layer if known.")
+    ] = 30,
+    window: options.Window = None,
+    positions: options.Positions = "all",
+    engine: options.Engine = "auto",
+    text: options.Text = None,
+    seed: options.Seed = 0,
+    out: options.Out = None,
+    retry: options.Retry = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "float32",
+    precision: options.Precision = "float32",
+) -> None:
     """Trace, edit at every layer, and write figures, tables and report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="atlas")
-    parser.add_argument("--records", help="a CounterFact file, 'atlas' or 'smollm2' (default: by the model)")
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=["rome", "ft"])
-    parser.add_argument("--preset", help="model whose hyperparameters are used (default: --model's)")
-    parser.add_argument("--layers", type=int, nargs="+", help="default: all")
-    parser.add_argument("--limit", type=int, default=30, help="records traced, and edited at each layer if known")
-    parser.add_argument("--window", type=int, help="layers restored together (default 10; atlas: 3)")
-    parser.add_argument("--positions", choices=POSITIONS, default="all", help="tokens traced")
-    parser.add_argument("--engine", choices=ENGINES, default="auto", help="what traces")
-    parser.add_argument("--text", help="for second moments: a file, 'wikitext', 'self', 'atlas' (default: by model)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/compare_layers"))
-    arguments = parser.parse_args()
-
-    arguments.records = arguments.records or default_records(arguments.model)
-    records = [r for r in read_records(records_path(arguments.records)) if r.request.target_true is not None]
-    model = load_model(arguments.model)
-    arguments.text = arguments.text or default_text(model)
-    layers = sorted(set(arguments.layers or range(model.n_layers)))
+    check_tracing(positions, engine, layer_needed=True)
+    for method in methods:
+        one_of("--methods", method, METHODS)
+    records = records or default_records(model)
+    every = stating_facts(read_records(records_path(records)))
+    loaded = load(model, device=device, dtype=dtype)
+    text, window = text or default_text(loaded), window or default_window(loaded)
+    layers = sorted(set(layers or range(loaded.n_layers)))
     for layer in layers:
-        for method in arguments.methods:
-            check_editor(model, method, layer=layer, preset_of=arguments.preset)
-    window = arguments.window or default_window(model)
-    settings = vars(arguments) | {"command": "compare_layers", "window": window, "layers": layers}
-    run = Run.create(settings.pop("out"), settings)
-    run.check_model(model.fingerprint())
-    sections = []
-    try:
-        with run.running():
-            facts = true_facts(records)
-            located = locate(
-                run, model, facts, limit=arguments.limit, seed=arguments.seed, window=window,
-                positions=arguments.positions, engine=arguments.engine,
-            )  # fmt: skip
-            indices = sorted(row["index"] for row in run.rows("traces") if row["known"])
-            traced = dict(zip(indices, located.found.traces, strict=True))
-            traces = {records[index].case_id: trace for index, trace in traced.items() if comparable(trace)}
-            if not traces:
-                raise ValueError(
-                    "no fact traced has an effect at its last subject token to compare with: raise --limit"
-                )
-            edited = [record for record in records if record.case_id in traces]
-            evaluations = {
-                method: edit_everywhere(run, model, method, edited, layers, arguments) for method in arguments.methods
-            }
-            sections = show(run, model, located, traces, evaluations, arguments.seed)
-    finally:
-        print(f"report: {write_report(run, sections or None, title='Does locating help?', headline=headline(run))}")
+        for method in methods:
+            check_editor(loaded, method, layer=layer, preset_of=preset)
+    settings = given(records=records, text=text, window=window, layers=layers)
+    with analysis(out, settings, loaded, retry=retry, title="Does locating help?", headline=headline) as page:
+        located = locate(
+            page.run, loaded, true_facts(every), limit=limit, seed=seed, window=window, positions=positions,
+            engine=engine,
+        )  # fmt: skip
+        traces = {case: trace for case, trace in located.traces.items() if comparable(trace)}
+        if not traces:
+            raise ValueError("no fact traced has an effect at its last subject token to compare with: raise --limit")
+        edited = [record for record in every if record.case_id in traces]
+        evaluations = {method: edit_everywhere(page.run, loaded, method, edited) for method in methods}
+        page.show = lambda: show(page.run, loaded, located, traces, evaluations)
 
 
 def edit_everywhere(
-    run: Run, model: Model, method: str, records: Sequence[Record], layers: Sequence[int], arguments: argparse.Namespace
+    run: Run, model: Model, method: str, records: Sequence[Record]
 ) -> dict[tuple[int, int], Evaluation]:
-    """Edit every record alone at every layer, or read what is done: evaluations by (layer, case)."""
+    """Edit every record alone at every layer, or read what is done: evaluations by (layer, case).
+
+    A record that fails at one layer is kept as failed and left out from there on.
+    """
+    layers, text, seed = (run.settings[name] for name in ("layers", "text", "seed"))
     rows = [row for row in run.rows("by_layer") if row["method"] == method]
     finished = {(row["layer"], row["case_id"]): Evaluation.from_dict(row) for row in rows}
-    cells = [(layer, r) for layer in layers for r in records if (layer, r.case_id) not in finished]
+    some = sound(run, records, method)
+    cells = [(layer, r) for layer in layers for r in some if (layer, r.case_id) not in finished]
     if cells and EDITORS[method].needs_moments:  # all layers in one pass, for make_editor to find them in the cache
-        texts = statistics_texts(model, arguments.text, seed=arguments.seed)
+        texts = statistics_texts(model, text, seed=seed)
         second_moments(model, layers, texts, cache=paths.CACHE, progress=True)
     before: dict[int, RecordScores] = {}
     editor: Editor | None = None
-    at = None
+    at, weights = None, model.fingerprint()
     for layer, record in track(cells, f"{method} at every layer", len(cells)):
         if layer != at:
-            options = {"text": arguments.text, "seed": arguments.seed, "preset_of": arguments.preset}
+            options = {"text": text, "seed": seed, "preset_of": run.settings["preset"]}
             editor, at = make_editor(model, method, layer=layer, alone=True, **options), layer
-        if record.case_id not in before:
-            before[record.case_id] = score_state(model, record, generate=False, fluency_tokens=None)
-        assert editor is not None
-        edit = editor(model, [record.request])
-        pre = before[record.case_id]
-        scored = evaluate(model, edit, record, pre=pre, generate=False, fluency_tokens=None)
-        run.append("by_layer", scored.to_dict() | {"method": method, "layer": layer})
-        finished[layer, record.case_id] = scored
+        if record.case_id in run.failed(method=method):
+            continue
+        with run.keeping(record.case_id, of=len(records), method=method):
+            if record.case_id not in before:
+                before[record.case_id] = score_state(model, record, generate=False, fluency_tokens=None)
+            assert editor is not None
+            edit = editor(model, [record.request])
+            pre = before[record.case_id]
+            scored = evaluate(model, edit, record, pre=pre, generate=False, fluency_tokens=None)
+            run.append("by_layer", scored.to_dict() | {"method": method, "layer": layer})
+            finished[layer, record.case_id] = scored
+        check_restored(model, weights, after=f"the edit of record {record.case_id} with {method} at layer {layer}")
     return finished
 
 
@@ -137,12 +142,15 @@ def show(
     located: Located,
     traces: Mapping[int, CausalTrace],
     evaluations: Mapping[str, Mapping[tuple[int, int], Evaluation]],
-    seed: int,
 ) -> list[Section]:
-    """Figures, tables and what they say."""
-    layers = run.settings["layers"]
-    cases = list(traces)
-    effects = np.stack([last_subject_effect(trace) for trace in traces.values()])[:, layers]
+    """Figures, tables and what they say, of the facts that every method could edit at every layer."""
+    layers, seed = run.settings["layers"], run.settings["seed"]
+    failed = set().union(run.failed(), *(run.failed(method=method) for method in evaluations))
+    cases = [case for case in traces if case not in failed]
+    if not cases:
+        raise ValueError(f"none of the {len(traces)} facts could be edited: {'; '.join(lines(run.rows('failures')))}")
+    traced = len(located.traces.keys() - failed)
+    effects = np.stack([last_subject_effect(traces[case]) for case in cases])[:, layers]
     mlp = next(average for average in located.averages if average.site == "mlp_out").row("last_subject")
     chosen = max(layers, key=lambda layer: (float(mlp[layer]), -layer))  # the located one, if it was edited
     found = {
@@ -155,7 +163,8 @@ def show(
     n, used = len(cases), f"{len(cases)} facts that {model.name} knows"
     elements: dict[str, list] = {}
     for method, of_method in evaluations.items():
-        tidy, name, label = by_layer(located, layers, of_method, seed), METHODS[method], f"layers_{method}"
+        of_cases = {place: one for place, one in of_method.items() if place[1] in cases}
+        tidy, name, label = by_layer(located, layers, of_cases, seed), METHODS[method], f"layers_{method}"
         caption = (
             f"{name}: scores of editing {used} at each layer, one at a time (teacher-forced; bootstrap 95 % intervals "
             f"over facts), and the average indirect effect of the MLP there (± Student's t). Grey bar: located layer."
@@ -198,7 +207,7 @@ def show(
             tables["explained"],
         ]),
         *(Section(title=f"{name} by layer", elements=some) for name, some in elements.items()),
-        Section(title="How to read it", elements=[Paragraph(text=t) for t in caveats(n, len(located.found.traces))]),
+        Section(title="How to read it", elements=[Paragraph(text=text) for text in caveats(n, traced)]),
     ]  # fmt: skip
 
 
@@ -221,16 +230,16 @@ def by_layer(
     """Tidy: layer, measure (`effect`, `S`, `ES`, `PS`, `NS`), value, low, high."""
     mlp = next(average for average in located.averages if average.site == "mlp_out")
     role = ROLES.index("last_subject")
-    lines = []
+    found = []
     for layer in layers:
         mean, half = float(mlp.mean[role, layer]), float(mlp.half_width[role, layer])
-        lines.append({"layer": layer, "measure": "effect", "value": mean, "low": mean - half, "high": mean + half})
+        found.append({"layer": layer, "measure": "effect", "value": mean, "low": mean - half, "high": mean + half})
         post = summarise([scored for (at, _), scored in evaluations.items() if at == layer], seed=seed).post
-        lines += [
+        found += [
             {"layer": layer, "measure": s, "value": post[s].value, "low": post[s].low, "high": post[s].high}
             for s in SCORES
         ]
-    return pd.DataFrame(lines)
+    return pd.DataFrame(found)
 
 
 def headline(run: Run) -> str:
@@ -242,4 +251,4 @@ def headline(run: Run) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -1,7 +1,7 @@
 """Does it matter over which text the keys' second moment is taken? ROME's direction u and its scores, text by text.
 
-    python analyses/compare_texts.py --model smollm2 --texts self wikitext2_test.txt
-    python analyses/compare_texts.py --model gpt2-xl --records counterfact.json --texts wikitext my_corpus.jsonl
+    python analyses/compare_texts.py --model smollm2 --texts self,wikitext2_test.txt
+    python analyses/compare_texts.py --model gpt2-xl --records counterfact.json --texts wikitext,my_corpus.jsonl
 
 The first text is what the others are compared with: the angle between the directions u = C^-1 k of each record
 (Meng et al. 2022, section 3.1), and the scores of the records edited one at a time with either. All texts are cut to
@@ -10,16 +10,19 @@ the tokens of the shortest, so that the text is compared and not its length.
 A run that is stopped goes on after the last record, when the same command is given again.
 """
 
-import argparse
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 import pandas as pd
+import typer
 from rich.progress import track
 
+from workbench.cli import options
+from workbench.cli.session import analysis, given, load, script
+from workbench.editors.make import check_editor
 from workbench.editors.rome import ROME
 from workbench.editors.shared.second_moments import second_moments
 from workbench.edits.ledger import check_restored
@@ -28,67 +31,64 @@ from workbench.machine.intervals import bootstrap_mean
 from workbench.measuring.evaluate import evaluate
 from workbench.measuring.scores import Evaluation
 from workbench.measuring.summaries import summarise
-from workbench.models.loading import load_model
 from workbench.models.model import Model
 from workbench.records.counterfact import read_records
 from workbench.records.facts import Record
 from workbench.report.elements import Section
-from workbench.report.write import write_report
 from workbench.runs.run import Run
 from workbench.studies.defaults import default_records, records_path
 from workbench.studies.edit import make_editor, statistics_texts
-from workbench.studies.locate import settled_layer
+from workbench.studies.going_on import sound
+from workbench.studies.locate import check_tracing, settled_layer, stating_facts
 from workbench.tables.scores import main_table
 from workbench.tables.table import to_markdown
 
 
-def main() -> None:
+def main(
+    model: options.Model = "smollm2",
+    records: options.Records = None,
+    texts: Annotated[
+        list[str], options.several("--texts", str, "Files, 'wikitext', 'self' or 'atlas'; the first is the standard.")
+    ] = ["self"],
+    limit: options.Limit = 20,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Of each text, at most.")] = 20_000,
+    layer: options.Layer = None,
+    preset: options.Preset = None,
+    engine: options.Engine = "auto",
+    seed: options.Seed = 0,
+    out: options.Out = None,
+    retry: options.Retry = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "float32",
+    precision: options.Precision = "float32",
+) -> None:
     """Edit every record once for each text, then print and save both tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--records", help="a CounterFact file, 'atlas' or 'smollm2' (default: by the model)")
-    parser.add_argument("--texts", nargs="+", default=["self"], help="files, 'wikitext', 'self' or 'atlas'")
-    parser.add_argument("--limit", type=int, default=20, help="records edited")
-    parser.add_argument("--tokens", type=int, default=20_000, help="of each text, at most")
-    parser.add_argument("--layer", type=int, help="default: the one located by tracing the records' facts")
-    parser.add_argument("--preset", help="model whose hyperparameters are used (default: --model's)")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/compare_texts"))
-    arguments = parser.parse_args()
-
-    arguments.records = arguments.records or default_records(arguments.model)
-    records = [r for r in read_records(records_path(arguments.records)) if r.request.target_true is not None]
-    model = load_model(arguments.model, device=arguments.device)
+    check_tracing("last_subject", engine)
+    records = records or default_records(model)
+    every = stating_facts(read_records(records_path(records)))
+    loaded = load(model, device=device, dtype=dtype)
+    check_editor(loaded, "rome", layer=layer, preset_of=preset)
     # A file is named without its folder, so that the report says the same wherever it was read.
-    names = {Path(text).name: text for text in arguments.texts}
-    settings = vars(arguments) | {"command": "compare_texts", "texts": list(names)}
-    run = Run.create(settings.pop("out"), settings)
-    run.check_model(model.fingerprint())
-    try:
-        with run.running():
-            layer = settled_layer(run, model, records, layer=arguments.layer, seed=arguments.seed)
-            for editor, name in editors(model, layer, names, arguments):
-                edit_all(run, model, name, editor, records[: arguments.limit])
-            show(run)
-    finally:
-        saved = list(run.tables().values())
-        page = [Section(title="Text by text", elements=saved)] if saved else []
-        print(f"report: {write_report(run, page, title='Which text for second moments?', headline='')}")
+    names = {Path(text).name: text for text in texts}
+    settings = given(records=records, texts=list(names))
+    with analysis(out, settings, loaded, retry=retry, title="Which text for second moments?", headline="") as page:
+        page.show = lambda: show(page.run)
+        layer = settled_layer(page.run, loaded, every, layer=layer, seed=seed, engine=engine)
+        for editor, name in editors(page.run, loaded, layer, names):
+            edit_all(page.run, loaded, name, editor, every[:limit])
 
 
-def editors(
-    model: Model, layer: int, names: dict[str, str], arguments: argparse.Namespace
-) -> Iterator[tuple[ROME, str]]:
+def editors(run: Run, model: Model, layer: int, names: dict[str, str]) -> Iterator[tuple[ROME, str]]:
     """(ROME with the second moment over a text, the text's name), all over as many tokens."""
-    texts = {name: statistics_texts(model, text, seed=arguments.seed) for name, text in names.items()}
+    seed, most, preset = (run.settings[name] for name in ("seed", "tokens", "preset"))
+    texts = {name: statistics_texts(model, text, seed=seed) for name, text in names.items()}
     options = {"cache": paths.CACHE, "progress": True}
-    counts = [second_moments(model, [layer], each, max_tokens=arguments.tokens, **options)[layer].count
+    counts = [second_moments(model, [layer], each, max_tokens=most, **options)[layer].count
               for each in texts.values()]  # fmt: skip
     for name, each in texts.items():
         moment = second_moments(model, [layer], each, max_tokens=min(counts), **options)[layer]
         editor = make_editor(
-            model, "rome", layer=layer, text=names[name], seed=arguments.seed, preset_of=arguments.preset,
+            model, "rome", layer=layer, text=names[name], seed=seed, preset_of=preset,
             second_moment=moment,
         )  # fmt: skip
         yield cast(ROME, editor), name
@@ -97,25 +97,35 @@ def editors(
 def edit_all(run: Run, model: Model, name: str, editor: ROME, records: Sequence[Record]) -> None:
     """Edit and score each record alone that is not done yet; its direction u is kept with its scores."""
     finished = {row["case_id"] for row in run.rows("evaluations") if row["text"] == name}
-    left, weights = [record for record in records if record.case_id not in finished], model.fingerprint()
+    left = [record for record in sound(run, records, name) if record.case_id not in finished]
+    weights = model.fingerprint()
     for record in track(left, f"Editing with moments of {name}", len(left)):
-        edit = editor(model, [record.request])
-        found = evaluate(model, edit, record, generate=False, fluency_tokens=None)
+        with run.keeping(record.case_id, of=len(records), method=name):
+            edit = editor(model, [record.request])
+            found = evaluate(model, edit, record, generate=False, fluency_tokens=None)
+            direction = edit.updates[0].left[:, 0].tolist()
+            run.append("evaluations", found.to_dict() | {"text": name, "direction": direction})
         check_restored(model, weights, after=f"the edit of record {record.case_id}")
-        direction = edit.updates[0].left[:, 0].tolist()
-        run.append("evaluations", found.to_dict() | {"text": name, "direction": direction})
 
 
-def show(run: Run) -> None:
-    """Print and save the scores by text and the angles to the first text's directions."""
-    rows = {name: [row for row in run.rows("evaluations") if row["text"] == name] for name in run.settings["texts"]}
-    scores = main_table({name: summarise([Evaluation.from_dict(row) for row in some]) for name, some in rows.items()})
+def show(run: Run) -> list[Section]:
+    """Print and save the scores by text and the angles to the first text's directions, record by record."""
+    rows: dict[str, dict[int, dict[str, Any]]] = {}
+    for name in run.settings["texts"]:
+        if some := {row["case_id"]: row for row in run.rows("evaluations") if row["text"] == name}:
+            rows[name] = some
+    if not rows:
+        return []
+    scores = main_table(
+        {name: summarise([Evaluation.from_dict(row) for row in some.values()]) for name, some in rows.items()}
+    )
     run.save_table("scores", scores)
     print(to_markdown(scores))
     first, *others = rows
     lines = []
     for name in others:
-        cosines = [abs(cosine(a["direction"], b["direction"])) for a, b in zip(rows[first], rows[name], strict=True)]
+        both = [case for case in rows[first] if case in rows[name]]
+        cosines = [abs(cosine(rows[first][case]["direction"], rows[name][case]["direction"])) for case in both]
         found = bootstrap_mean(cosines)
         lines.append({
             "Text": name, "Compared with": first, "Records": found.n,
@@ -126,6 +136,7 @@ def show(run: Run) -> None:
         caption = "Directions u = C^-1 k of the same records, C over two texts of as many tokens; bootstrap intervals."
         run.save_table("directions", pd.DataFrame(lines), caption=caption)
         print(pd.DataFrame(lines).to_string(index=False))
+    return [Section(title="Text by text", elements=list(run.tables().values()))]
 
 
 def cosine(a: Sequence[float], b: Sequence[float]) -> float:
@@ -134,4 +145,4 @@ def cosine(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

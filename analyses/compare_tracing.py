@@ -12,32 +12,31 @@ first-order estimate, whose agreement with exact tracing is stated. Last: how mu
 samples matter.
 """
 
-import argparse
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from typing import Annotated, Any
 
+import typer
 from rich.progress import track
 
 from workbench.atlas.card import held_out_facts, load_traces
 from workbench.atlas.world import World
+from workbench.cli import options
+from workbench.cli.session import analysis, given, load, script
 from workbench.figures.compare import peak_figure
 from workbench.figures.tracing import attribution_figure, sensitivity_figure
-from workbench.models.loading import load_model
 from workbench.models.model import SITES, Model
 from workbench.records.counterfact import read_facts
 from workbench.records.facts import Fact
 from workbench.report.elements import Paragraph, Section
-from workbench.report.write import write_report
 from workbench.runs.run import Run
 from workbench.studies.defaults import default_records, default_window, planted_layers, records_path
+from workbench.studies.locate import check_tracing
 from workbench.studies.tracing_methods import MethodResult, TracingMethod, draw_partners, method_result
 from workbench.studies.tracing_report import agreement_table, method_table, tracing_headline
 from workbench.tracing.attribution import agreement
 from workbench.tracing.averages import average_effects
-from workbench.tracing.fact import ENGINES
-from workbench.tracing.positions import POSITIONS
 from workbench.tracing.trace import CausalTrace
 
 PARTNERS = 4
@@ -46,80 +45,91 @@ Traces = dict[int, CausalTrace]
 """By index of the fact."""
 
 
-def main() -> None:
+def main(
+    model: options.Model = "atlas",
+    records: options.Records = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Facts traced by every method.")] = 100,
+    few: Annotated[
+        int, typer.Option("--few", min=1, help="Facts for what takes many runs: sensitivity, agreement.")
+    ] = 25,
+    window: options.Window = None,
+    windows: Annotated[list[int], options.several("--windows", int, "Windows that are compared.")] = [1, 3, 5, 10],
+    noise: Annotated[list[str], options.several("--noise", str, "Noise rules that are compared with s3.")] = [
+        "s1",
+        "us3",
+        "0.2",
+        "m",
+        "replace:s3",
+        "replace:m",
+    ],
+    levels: Annotated[
+        list[float], options.several("--levels", float, "Of noise, in standard deviations, for sensitivity.")
+    ] = [1.0, 2.0, 3.0, 5.0],
+    samples: Annotated[
+        list[int], options.several("--samples", int, "Noise samples, for sensitivity; the last for all.")
+    ] = [1, 3, 10],
+    positions: options.Positions = "all",
+    engine: options.Engine = "auto",
+    seed: options.Seed = 0,
+    out: options.Out = None,
+    retry: options.Retry = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "float32",
+    precision: options.Precision = "float32",
+) -> None:
     """Trace by every method, and write figures, tables and report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="atlas")
-    parser.add_argument("--records", help="CounterFact or known_1000 file, 'atlas', 'smollm2' (default: by the model)")
-    parser.add_argument("--limit", type=int, default=100, help="facts traced by every method")
-    parser.add_argument("--few", type=int, default=25, help="facts for what takes many runs: sensitivity, agreement")
-    parser.add_argument("--window", type=int, help="window of all methods but --windows (default 10; atlas: 3)")
-    parser.add_argument("--windows", type=int, nargs="+", default=[1, 3, 5, 10])
-    parser.add_argument("--noise", nargs="+", default=["s1", "us3", "0.2", "m", "replace:s3", "replace:m"])
-    parser.add_argument("--levels", type=float, nargs="+", default=[1, 2, 3, 5], help="of noise, for sensitivity")
-    parser.add_argument("--samples", type=int, nargs="+", default=[1, 3, 10], help="for sensitivity; the last for all")
-    parser.add_argument("--positions", choices=POSITIONS, default="all", help="tokens traced; agreement is over these")
-    parser.add_argument("--engine", choices=ENGINES, default="auto", help="what traces")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/compare_tracing"))
-    arguments = parser.parse_args()
-
-    model = load_model(arguments.model)
-    planted = planted_layers(model)
+    check_tracing(positions, engine, layer_needed=True)
+    records = records or default_records(model)
+    loaded = load(model, device=device, dtype=dtype)
+    planted = planted_layers(loaded)
     control = load_traces() if planted else ()
-    window = arguments.window or default_window(model)
-    settings = vars(arguments) | {"command": "compare_tracing", "window": window}
-    run = Run.create(settings.pop("out"), settings)
-    run.check_model(model.fingerprint())
-    arguments.records = arguments.records or default_records(arguments.model)
-    facts, partners = choose_facts(model, arguments.records, arguments.limit, arguments.seed)
-    few = min(arguments.few, len(facts))
-    methods = compared(window, arguments)
+    window = window or default_window(loaded)
+    settings = given(records=records, window=window)
+    facts, partners = choose_facts(loaded, records, limit, seed)
+    few = min(few, len(facts))
+    methods = compared(settings)
     exact, estimate = methods[0], methods[-1]
     everywhere = [replace(m, sites=SITES) for m in (exact, estimate)]
-    levels = {
-        (level, samples): replace(exact, name=named(level, samples), noise=f"s{level:g}", samples=samples)
-        for level in arguments.levels
-        for samples in arguments.samples
+    at_levels = {
+        (level, number): replace(exact, name=named(level, number), noise=f"s{level:g}", samples=number)
+        for level in levels
+        for number in samples
     }
-    sections = []
-    try:
-        with run.running():
-            results: dict[str, MethodResult] = {}
-            for method in methods:
-                found = trace(run, model, method, facts, partners)
-                if method is exact and not found:
-                    raise ValueError(f"{model.name} knows none of the {len(facts)} facts: choose records that it knows")
-                if found:
-                    seconds = [row["seconds"] for row in done(run, method, len(facts)) if row["known"]]
-                    results[method.name] = method_result(list(found.values()), planted=planted, seconds=seconds)
-            if control:
-                results[f"Control, window {control[0].window}"] = method_result(control, planted=planted)
-            pairs = [trace(run, model, method, facts, (), count=few) for method in everywhere]
-            sensitivity = {place: trace(run, model, m, facts, (), count=few) for place, m in levels.items()}
-            sections = [
-                show_methods(run, model, results, planted),
-                show_agreement(run, *pairs),
-                show_sensitivity(run, sensitivity, planted),
-                Section(title="How to read it", elements=[Paragraph(text=text) for text in caveats(planted)]),
-            ]
-    finally:
-        headline = tracing_headline(run.read_json("results.json"))
-        page = write_report(run, sections or None, title="Which way of tracing finds recall?", headline=headline)
-        print(f"report: {page}")
+    title = "Which way of tracing finds recall?"
+    with analysis(out, settings, loaded, retry=retry, title=title, headline=headline) as page:
+        run = page.run
+        results: dict[str, MethodResult] = {}
+        for method in methods:
+            found = trace(run, loaded, method, facts, partners)
+            if method is exact and not found:
+                raise ValueError(f"{loaded.name} knows none of the {len(facts)} facts: choose records that it knows")
+            if found:
+                seconds = [row["seconds"] for row in done(run, method, len(facts)) if row["known"]]
+                results[method.name] = method_result(list(found.values()), planted=planted, seconds=seconds)
+        if control:
+            results[f"Control, window {control[0].window}"] = method_result(control, planted=planted)
+        pairs = [trace(run, loaded, method, facts, (), count=few) for method in everywhere]
+        sensitivity = {place: trace(run, loaded, m, facts, (), count=few) for place, m in at_levels.items()}
+        page.show = lambda: [
+            show_methods(run, loaded, results, planted),
+            show_agreement(run, *pairs),
+            show_sensitivity(run, sensitivity, planted),
+            Section(title="How to read it", elements=[Paragraph(text=text) for text in caveats(planted)]),
+        ]
 
 
-def compared(window: int, arguments: argparse.Namespace) -> list[TracingMethod]:
+def compared(settings: Mapping[str, Any]) -> list[TracingMethod]:
     """All ways of tracing, the published one first and its estimate last."""
+    window = settings["window"]
     common = {
-        "window": window, "samples": arguments.samples[-1],
-        "positions": arguments.positions, "engine": arguments.engine,
+        "window": window, "samples": settings["samples"][-1],
+        "positions": settings["positions"], "engine": settings["engine"],
     }  # fmt: skip
     return [
         TracingMethod(name=f"Exact: noise s3, window {window}", **common),
         *(TracingMethod(name=f"Window {width}", **common | {"window": width})
-          for width in arguments.windows if width != window),
-        *(TracingMethod(name=f"Noise {rule}", noise=rule, **common) for rule in arguments.noise),
+          for width in settings["windows"] if width != window),
+        *(TracingMethod(name=f"Noise {rule}", noise=rule, **common) for rule in settings["noise"]),
         *(TracingMethod(name=f"Other subject: {name}", noise=None, metric=metric, **common)
           for metric, name in {"probability": "probability", "logit_difference": "logits", "kl": "KL"}.items()),
         TracingMethod(name="Severed MLPs", severed="mlp_out", **common),
@@ -255,6 +265,11 @@ def show_sensitivity(run: Run, found: Mapping[tuple[float, int], Traces], plante
     return Section(title="Noise and samples", elements=elements)
 
 
+def headline(run: Run) -> str:
+    """Where the peaks are, and how far the estimate agrees."""
+    return tracing_headline(run.read_json("results.json"))
+
+
 def named(level: float, samples: int) -> str:
     return f"s{level:g}, {samples} sample{'s' * (samples > 1)}"
 
@@ -280,4 +295,4 @@ def caveats(planted: range | None) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -8,73 +8,73 @@
 Writes figures (PNG, PDF), tables and a report into --out; a run that was interrupted goes on where it stopped.
 """
 
-import argparse
-from pathlib import Path
+from typing import Annotated
 
-from workbench.models.loading import load_model
-from workbench.records.counterfact import read_facts
+import typer
+
+from workbench.cli import options
+from workbench.cli.session import analysis, given, load, one_of, script
+from workbench.records.counterfact import read_cases
 from workbench.records.facts import Fact
-from workbench.report.write import write_report
-from workbench.runs.run import Run
 from workbench.studies.defaults import default_records, default_window, records_path
-from workbench.studies.locate import locate
-from workbench.tracing.fact import ENGINES
-from workbench.tracing.positions import parse_positions
+from workbench.studies.locate import check_tracing, locate
+
+OWN = -1
+"""The `case_id` of a fact given by hand: no record has it."""
 
 
-def main() -> None:
+def main(
+    model: options.Model = "atlas",
+    records: options.Records = None,
+    limit: options.FactLimit = 40,
+    prompt: Annotated[str, typer.Option("--prompt", help="A single fact instead: its template with {}.")] = "",
+    subject: Annotated[str, typer.Option("--subject", help="Its subject.")] = "",
+    answer: Annotated[str, typer.Option("--object", help="Its answer.")] = "",
+    window: options.Window = None,
+    samples: options.Samples = 10,
+    noise: options.Noise = "s3",
+    span: Annotated[int, typer.Option("--span", min=1, help="Tokens restored together.")] = 1,
+    severed: Annotated[
+        str | None, typer.Option("--severed", help="Modules of later layers kept corrupted: mlp_out or attn_out.")
+    ] = None,
+    metric: Annotated[str, typer.Option("--metric", help="What is measured: probability or kl.")] = "probability",
+    positions: options.Positions = "all",
+    engine: options.Engine = "auto",
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="Facts traced at once. [default: a process a thread on a CPU]")
+    ] = None,
+    seed: options.Seed = 0,
+    out: options.Out = None,
+    retry: options.Retry = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "float32",
+    precision: options.Precision = "float32",
+) -> None:
     """Trace, print the mediating layer, and write the report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="atlas")
-    parser.add_argument("--records", help="CounterFact or known_1000 file, 'atlas', 'smollm2' (default: by the model)")
-    parser.add_argument("--limit", type=int, default=40, help="how many facts are traced")
-    parser.add_argument("--prompt", help="a single fact instead: its template with {}")
-    parser.add_argument("--subject", help="its subject")
-    parser.add_argument("--object", help="its answer")
-    parser.add_argument("--window", type=int, help="layers restored together (default 10; atlas: 3)")
-    parser.add_argument("--samples", type=int, default=10, help="noise samples a fact")
-    parser.add_argument("--noise", default="s3", help="s3: 3 deviations of the embeddings; 0.2, us3, u0.2, m")
-    parser.add_argument("--span", type=int, default=1, help="tokens restored together")
-    parser.add_argument("--severed", choices=("mlp_out", "attn_out"), help="modules of later layers kept corrupted")
-    parser.add_argument("--metric", choices=("probability", "kl"), default="probability")
-    parser.add_argument("--positions", default="all", help="all, last_subject, roles, or indices of tokens: 3,-1")
-    parser.add_argument("--engine", choices=ENGINES, default="auto")
-    parser.add_argument("--workers", type=int, help="facts traced at once (default: a process a thread on a CPU)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/locate_facts"))
-    arguments = parser.parse_args()
-    parse_positions(arguments.positions)
-
-    arguments.records = arguments.records or default_records(arguments.model)
-    facts = read_facts(records_path(arguments.records))
-    if arguments.prompt:
-        if not (arguments.subject and arguments.object):
-            parser.error("a single fact needs --prompt, --subject and --object")
+    check_tracing(positions, engine)
+    one_of("--severed", severed, (None, "mlp_out", "attn_out"))
+    one_of("--metric", metric, ("probability", "kl"))
+    records = records or default_records(model)
+    facts = read_cases(records_path(records))
+    if prompt or subject or answer:
+        if not (prompt and subject and answer):
+            raise ValueError("a single fact needs --prompt, --subject and --object")
         # The other facts stay in the set, so that the noise has their subjects' scale.
-        facts = [Fact(subject=arguments.subject, template=arguments.prompt, object=arguments.object), *facts]
-        arguments.limit = 1
-    model = load_model(arguments.model)
-    window = arguments.window or default_window(model)
-    settings = vars(arguments) | {"command": "locate_facts", "window": window}
-    settings.pop("workers")  # another number goes on with a run
-    run = Run.create(settings.pop("out"), settings)
-    run.check_model(model.fingerprint())
-    try:
-        with run.running():
-            located = locate(
-                run, model, facts, limit=arguments.limit, seed=arguments.seed, window=window,
-                samples=arguments.samples, noise=arguments.noise, span=arguments.span, severed=arguments.severed,
-                metric=arguments.metric, positions=arguments.positions, engine=arguments.engine,
-                workers=arguments.workers,
-            )  # fmt: skip
-            known, skipped = len(located.found.traces), len(located.found.skipped)
-            seconds = run.read_json("results.json")["seconds_tracing"]
-            print(f"{known} facts traced, {skipped} not known; {arguments.samples} samples, {seconds:.0f} s in all")
-            found = "none, the last subject tokens were not traced" if located.layer is None else located.layer
-            print(f"mediating layer: {found}")
-    finally:
-        print(f"report: {write_report(run, title='Where facts are recalled')}")
+        facts, limit = {OWN: Fact(subject=subject, template=prompt, object=answer)} | facts, 1
+    loaded = load(model, device=device, dtype=dtype)
+    window = window or default_window(loaded)
+    settings = given(records=records, limit=limit, window=window, without=["workers"])
+    with analysis(out, settings, loaded, retry=retry, title="Where facts are recalled") as page:
+        located = locate(
+            page.run, loaded, facts, limit=limit, seed=seed, window=window, samples=samples, noise=noise, span=span,
+            severed=severed, metric=metric, positions=positions, engine=engine, workers=workers,
+        )  # fmt: skip
+        known, skipped = len(located.traces), len(located.found.skipped)
+        seconds = page.run.read_json("results.json")["seconds_tracing"]
+        print(f"{known} facts traced, {skipped} not known; {samples} samples, {seconds:.0f} s in all")
+        found = "none, the last subject tokens were not traced" if located.layer is None else located.layer
+        print(f"mediating layer: {found}")
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -1,7 +1,7 @@
 """Many edits in one model: are the first ones still there when the last is written? FT, ROME, MEMIT at 10 and at 80.
 
     python analyses/multiple_edits.py                           # data/atlas/course_80.json on the embedded model
-    python analyses/multiple_edits.py --methods rome r_rome memit emmet --edits 10 40 80
+    python analyses/multiple_edits.py --methods rome,r_rome,memit,emmet --edits 10,40,80
     python analyses/multiple_edits.py --model gpt2-xl --requests requests.json --text wikitext --groups 1
 
 The requests stand in a file as the course has it (NTU Machine Learning 2025, homework 8), see
@@ -14,30 +14,39 @@ one request after another, each on the weights that the one before leaves, as th
 A run that is stopped goes on after the last edit that it made, when the same command is given again.
 """
 
-import argparse
 import math
 from collections.abc import Mapping
-from pathlib import Path
+from typing import Annotated
 
 import pandas as pd
+import typer
 from rich.progress import track
 
+from workbench.cli import options
+from workbench.cli.session import analysis, given, load, script
 from workbench.editors.make import check_editor
 from workbench.editors.shared.requests import check_requests
 from workbench.machine.intervals import Estimate
-from workbench.measuring.prefix_match import SCORES, answer, questions, scores, share
-from workbench.models.loading import load_model
+from workbench.measuring.prefix_match import SCORES, questions, scores, share
 from workbench.records.course import read_requests
 from workbench.report.elements import Paragraph, Section
-from workbench.report.write import write_report
 from workbench.runs.run import Run
 from workbench.studies.defaults import RECORDS, default_records, default_text
 from workbench.studies.edit import make_editor
-from workbench.studies.edit_groups import Groups, GroupScores, edit_group, grouped, summarise, unedited
-from workbench.studies.locate import settled_layer
+from workbench.studies.edit_groups import (
+    Groups,
+    GroupScores,
+    answer_unedited,
+    edit_group,
+    grouped,
+    latest,
+    summarise,
+    unedited,
+)
+from workbench.studies.going_on import complete, failing, sound
+from workbench.studies.locate import check_tracing, settled_layer
 from workbench.tables.scores import UNEDITED
 from workbench.tables.table import Column, Row, Table, to_markdown
-from workbench.tracing.fact import ENGINES
 
 GOOD, FAILED = 0.8, 0.5
 """From the first `overall` on edits are called good, below the second failing."""
@@ -47,62 +56,58 @@ EXAMPLES = 3
 """Records whose continuations the report shows."""
 
 
-def main() -> None:
+def main(
+    model: options.Model = "atlas",
+    requests: Annotated[
+        str | None, typer.Option("--requests", help="A request file, 'atlas' or 'smollm2'. [default: by the model]")
+    ] = None,
+    methods: options.SomeMethods = ["ft", "rome", "memit"],
+    edits: options.Kept = [10, 80],
+    groups: Annotated[int, typer.Option("--groups", min=1, help="Of that many edits, as far as the file goes.")] = 8,
+    preset: options.Preset = None,
+    layer: options.Layer = None,
+    engine: options.Engine = "auto",
+    text: options.Text = None,
+    seed: options.Seed = 0,
+    out: options.Out = None,
+    retry: options.Retry = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "float32",
+    precision: options.Precision = "float32",
+) -> None:
     """Edit and score every group for every method, then write table and report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="atlas")
-    parser.add_argument("--requests", help="a request file, 'atlas' or 'smollm2' (default: by the model)")
-    parser.add_argument("--methods", nargs="+", default=["ft", "rome", "memit"], help="of workbench.editors.EDITORS")
-    parser.add_argument("--edits", type=int, nargs="+", default=[10, 80], help="how many are kept together")
-    parser.add_argument("--groups", type=int, default=8, help="groups of that many, as far as the file goes")
-    parser.add_argument("--preset", help="model whose hyperparameters are used (default: --model's)")
-    parser.add_argument("--layer", type=int, help="default: the one located by tracing the requests' facts")
-    parser.add_argument("--engine", choices=ENGINES, default="auto", help="what traces for it")
-    parser.add_argument("--text", help="for second moments: a file, 'wikitext', 'self', 'atlas' (default: by model)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/multiple_edits"))
-    arguments = parser.parse_args()
-
-    arguments.requests = arguments.requests or default_records(arguments.model)
-    folder = RECORDS.get(arguments.requests)
-    records = read_requests(folder / "course_80.json" if folder else arguments.requests)
-    groups = grouped(records, arguments.edits, arguments.groups)
+    check_tracing("last_subject", engine)
+    requests = requests or default_records(model)
+    folder = RECORDS.get(requests)
+    records = read_requests(folder / "course_80.json" if folder else requests)
+    places = grouped(records, edits, groups)
     check_requests([record.request for record in records])
-    model = load_model(arguments.model)
-    for method in arguments.methods:
-        check_editor(model, method, layer=arguments.layer, preset_of=arguments.preset)
-    settings = vars(arguments) | {"command": "multiple_edits", "text": arguments.text or default_text(model)}
-    run = Run.create(settings.pop("out"), settings)
-    run.check_model(model.fingerprint())
-    sections: list[Section] = []
-    try:
-        with run.running():
-            layer = settled_layer(
-                run, model, records, layer=arguments.layer, seed=arguments.seed, engine=arguments.engine
-            )
-            if not run.rows("unedited"):
-                given = answer(model, questions(records))
-                run.append("unedited", {"answers": [one.to_dict() for one in given]})
-            finished = {(row["key"], row["edits"], row["group"]) for row in run.rows("groups")}
-            for method in arguments.methods:
-                left = [place for place in groups if (method, *place) not in finished]
-                if not left:
-                    continue
-                editor = make_editor(
-                    model,
-                    method,
-                    preset_of=arguments.preset,
-                    layer=layer,
-                    text=settings["text"],
-                    seed=arguments.seed,
-                )
-                edited = (each for place in left for each in edit_group(run, model, method, editor, place, groups))
-                for _ in track(edited, f"Editing with {method}", sum(edits for edits, _ in left)):
+    loaded = load(model, device=device, dtype=dtype)
+    for method in methods:
+        check_editor(loaded, method, layer=layer, preset_of=preset)
+    text = text or default_text(loaded)
+    settings = given(requests=requests, text=text)
+    with analysis(out, settings, loaded, retry=retry, title="Many edits in one model", headline=headline) as page:
+        run = page.run
+        page.show = lambda: show(run, places)
+        layer = settled_layer(run, loaded, records, layer=layer, seed=seed, engine=engine)
+        answer_unedited(run, loaded, records)
+        finished = {
+            (row["key"], row["edits"], row["group"])
+            for row in run.rows("groups")
+            if complete(run, row, failing(row["key"], row["edits"]))
+        }
+        for method in methods:
+            left = [
+                place
+                for place, group in places.items()
+                if (method, *place) not in finished and sound(run, group, failing(method, place[0]))
+            ]
+            if left:
+                editor = make_editor(loaded, method, layer=layer, preset_of=preset, text=text, seed=seed)
+                edited = (each for place in left for each in edit_group(run, loaded, method, editor, place, places))
+                for _ in track(edited, f"Editing with {method}", sum(number for number, _ in left)):
                     pass
-            sections = show(run, groups)
-            print(headline(run))
-    finally:
-        print(f"report: {write_report(run, sections, title='Many edits in one model', headline=headline(run))}")
 
 
 # What came of it ---------------------------------------------------------------------------------------
@@ -110,7 +115,8 @@ def main() -> None:
 
 def show(run: Run, groups: Groups) -> list[Section]:
     """The scores as a table, printed too, what they say, and some continuations."""
-    summary = summarise(run)
+    if not (summary := summarise(run)):
+        return []
     table = score_table(run, groups, summary)
     run.save_table("scores", table)
     print(to_markdown(table))
@@ -126,6 +132,7 @@ def show(run: Run, groups: Groups) -> list[Section]:
         for score in SCORES
     )
     saved = run.tables()
+    print(verdict(summary))
     run.note(verdict=verdict(summary), scores={f"{name}, {n}": found for (name, n), found in summary.items()})
     return [
         Section(
@@ -178,7 +185,7 @@ def score_table(run: Run, groups: Groups, summary: GroupScores) -> Table:
 def examples(run: Run, groups: Groups, number: int) -> pd.DataFrame:
     """The first question of each kind of some records, with what each method's model writes."""
     written = {UNEDITED: {one.question.prompt: one.generated for one in unedited(run, groups, number)}}
-    for row in run.rows("groups"):
+    for row in latest(run):
         if (row["edits"], row["group"]) == (number, 0):
             written[f"{row['method']}, {number}"] = {one["prompt"]: one["generated"] for one in row["answers"]}
     lines = []
@@ -186,7 +193,7 @@ def examples(run: Run, groups: Groups, number: int) -> pd.DataFrame:
         first = {one.score: one for one in reversed(questions([record]))}
         for score in (score for score in SCORES if score in first):
             line = {"Kind": score, "Prompt": first[score].prompt, "Right": " / ".join(first[score].new)}
-            texts = {name: by_prompt[first[score].prompt].strip() for name, by_prompt in written.items()}
+            texts = {name: by_prompt.get(first[score].prompt, "-").strip() for name, by_prompt in written.items()}
             lines.append(line | texts)
     return pd.DataFrame(lines)
 
@@ -245,4 +252,4 @@ def shown(estimate: Estimate) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

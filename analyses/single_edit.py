@@ -23,68 +23,77 @@ prompt (right: the old answer, unchanged), a reversion (the subject, asked for b
 prompt (what follows from the edit), as far as it has them.
 """
 
-import argparse
+import hashlib
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
 
-from rich.console import Console
+import pandas as pd
+import typer
 
+from workbench.cli import options
+from workbench.cli.session import analysis, console, given, load, script
 from workbench.editors.make import check_editor
+from workbench.machine.jsonl import dumps
 from workbench.models.generation import generate
-from workbench.models.loading import load_model
 from workbench.models.model import Model
 from workbench.records.counterfact import read_records
 from workbench.records.course import GenerationPrompt, SingleEdit, read_single_edit
 from workbench.records.facts import Record
+from workbench.report.elements import Section
+from workbench.runs.run import Run
 from workbench.studies.defaults import default_records, default_text, records_path
 from workbench.studies.edit import SHOWN_TOKENS, make_editor
-from workbench.studies.locate import find_layer, true_facts
-from workbench.tracing.fact import ENGINES
+from workbench.studies.locate import check_tracing, settled_layer
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "data" / "examples" / "single_edit.yaml"
 
 
-def main() -> None:
+def main(
+    file: Annotated[Path, typer.Argument(help="The request and its prompts.")] = EXAMPLE,
+    model: options.Model = "atlas",
+    records: options.Records = None,
+    case: Annotated[
+        int | None, typer.Option("--case", help="The case_id of a record of --records, instead of the file.")
+    ] = None,
+    method: options.Method = "rome",
+    preset: options.Preset = None,
+    layer: options.Layer = None,
+    engine: options.Engine = "auto",
+    text: options.Text = None,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="How many are generated.")] = SHOWN_TOKENS,
+    seed: options.Seed = 0,
+    out: options.Out = None,
+    retry: options.Retry = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "float32",
+    precision: options.Precision = "float32",
+) -> None:
     """Make the edit and print its prompts."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path, nargs="?", default=EXAMPLE, help="the request and its prompts")
-    parser.add_argument("--model", default="atlas")
-    parser.add_argument("--records", help="to locate the layer by: a CounterFact file, 'atlas' or 'smollm2'")
-    parser.add_argument("--case", type=int, help="case_id of a record of --records, instead of the file")
-    parser.add_argument("--method", default="rome", help="any of workbench.editors.EDITORS")
-    parser.add_argument("--preset", help="model whose hyperparameters are used (default: --model's)")
-    parser.add_argument("--layer", type=int, help="default: the one located by tracing the records' facts")
-    parser.add_argument("--engine", choices=ENGINES, default="auto", help="what traces for it")
-    parser.add_argument("--text", help="for second moments: a file, 'wikitext', 'self', 'atlas' (default: by model)")
-    parser.add_argument("--tokens", type=int, default=SHOWN_TOKENS, help="how many are generated")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-
-    arguments.records = arguments.records or default_records(arguments.model)
-    records = read_records(records_path(arguments.records))
-    single = read_single_edit(arguments.file) if arguments.case is None else of_record(find(records, arguments.case))
-    model, layer = load_model(arguments.model), arguments.layer
-    check_editor(model, arguments.method, layer=layer, preset_of=arguments.preset)
-    if layer is None:
-        layer = find_layer(model, true_facts(records), seed=arguments.seed, engine=arguments.engine)
-    editor = make_editor(
-        model,
-        arguments.method,
-        preset_of=arguments.preset,
-        layer=layer,
-        text=arguments.text or default_text(model),
-        seed=arguments.seed,
-    )
-    pre = continuations(model, single, arguments.tokens)
-    edit = editor(model, [single.request])
-    with edit.applied(model):
-        post = continuations(model, single, arguments.tokens)
-    request, console = single.request, Console(soft_wrap=True, highlight=False, markup=False)
-    old = "" if request.target_true is None else f"{request.target_true} -> "
-    layers = sorted({layer for layer, _ in edit.places})
-    where = f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
-    console.print(f"{request.prompt}: {old}{request.target_new}  ({edit.method}, {where})\n")
-    console.print(shown(single, pre, post))
+    check_tracing("last_subject", engine)
+    records = records or default_records(model)
+    every = read_records(records_path(records))
+    single = read_single_edit(file) if case is None else of_record(find(every, case))
+    loaded = load(model, device=device, dtype=dtype)
+    check_editor(loaded, method, layer=layer, preset_of=preset)
+    text = text or default_text(loaded)
+    settings = given(records=records, text=text, single=asdict(single), without=["file"])
+    digest = hashlib.sha256(dumps(settings).encode()).hexdigest()[:8]
+    folder = out or Path("runs") / f"single_edit-{loaded.name}-{digest}"  # so that the next request needs no --out
+    with analysis(folder, settings, loaded, retry=retry, title="What one edit changes", headline=headline) as page:
+        run = page.run
+        page.show = lambda: show(run, single)
+        layer = settled_layer(run, loaded, every, layer=layer, seed=seed, engine=engine)
+        if not run.rows("written"):
+            editor = make_editor(loaded, method, preset_of=preset, layer=layer, text=text, seed=seed)
+            pre = continuations(loaded, single, tokens)
+            edit = editor(loaded, [single.request])
+            edit.save(run.folder / "edits" / "edit.safetensors")
+            with edit.applied(loaded):
+                post = continuations(loaded, single, tokens)
+            layers = sorted({layer for layer, _ in edit.places})
+            run.append("written", {"method": edit.method, "layers": layers, "pre": pre, "post": post})
 
 
 def find(records: Sequence[Record], case: int) -> Record:
@@ -115,6 +124,32 @@ def continuations(model: Model, single: SingleEdit, tokens: int) -> list[str]:
     return [text.strip().replace("\n", " ") for text in written]
 
 
+def show(run: Run, single: SingleEdit) -> list[Section]:
+    """Print the prompts and save them as a table; the section of the report."""
+    if not (rows := run.rows("written")):
+        return []
+    (row,), request = rows, single.request
+    old = "" if request.target_true is None else f"{request.target_true} -> "
+    where = f"layer{'s' * (len(row['layers']) > 1)} {', '.join(map(str, row['layers']))}"
+    said = f"{request.prompt}: {old}{request.target_new}  ({row['method']}, {where})"
+    console.print(f"{said}\n")
+    console.print(shown(single, row["pre"], row["post"]))
+    right = [asked.succeeded(after) for asked, after in zip(single.prompts, row["post"], strict=True)]
+    table = pd.DataFrame({
+        "Prompt": [asked.prompt for asked in single.prompts], "Before": row["pre"], "After": row["post"],
+        "Succeeded": ["-" if one is None else "yes" if one else "no" for one in right],
+    })  # fmt: skip
+    run.save_table("prompts", table, caption=f"What is written after each prompt before and after the edit. {said}.")
+    run.note(succeeded=sum(one is True for one in right), judged=sum(one is not None for one in right))
+    return [Section(title="Before and after", elements=[run.tables()["prompts"]])]
+
+
+def headline(run: Run) -> str:
+    """How many prompts came out right."""
+    found = run.read_json("results.json")
+    return f"{found['succeeded']} of {found['judged']} prompts succeeded." if "judged" in found else "Not edited yet."
+
+
 def shown(single: SingleEdit, pre: Sequence[str], post: Sequence[str]) -> str:
     """A block a prompt, then which of them succeeded."""
     blocks, judged, succeeded = [], 0, []
@@ -132,4 +167,4 @@ def shown(single: SingleEdit, pre: Sequence[str], post: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -1,6 +1,6 @@
 """Which hyperparameters suit a model? Some fields of every method's preset are tried on training records.
 
-    python analyses/tune_editors.py --model smollm2 --methods rome memit
+    python analyses/tune_editors.py --model smollm2 --methods rome,memit
     python analyses/tune_editors.py --model smollm2 --write     # and put the best into data/presets
 
 What is tried stands in data/searches/MODEL.yaml, a list of fields and their values for each method. Each is scored on
@@ -11,72 +11,76 @@ has.
 A run that is stopped goes on after the last record, when the same command is given again.
 """
 
-import argparse
 import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any
 
 import pandas as pd
+import typer
 import yaml
 from rich.progress import track
 
+from workbench.cli import options
+from workbench.cli.session import analysis, given, load, one_of, script
 from workbench.editors.registry import EDITORS
 from workbench.editors.setup.presets import PRESETS
+from workbench.editors.spread import SpreadEditor
 from workbench.edits.ledger import check_restored
 from workbench.measuring.evaluate import evaluate
 from workbench.measuring.scores import Evaluation
 from workbench.measuring.summaries import Summary, summarise
-from workbench.models.loading import load_model
 from workbench.models.model import Model
 from workbench.records.counterfact import read_records
 from workbench.records.facts import Record
 from workbench.report.elements import Section
-from workbench.report.write import write_report
 from workbench.runs.run import Run
 from workbench.studies.defaults import RECORDS, default_text
 from workbench.studies.edit import make_editor
-from workbench.studies.locate import settled_layer
+from workbench.studies.going_on import complete, failing, going_on, left_out, refusing, sound
+from workbench.studies.locate import check_tracing, settled_layer
 from workbench.studies.stacked_edits import change_by_layer, distinct, evaluations, score_stack, untouched
 
 SEARCHES = PRESETS.parent / "searches"
 SCORES = ("S", "ES", "PS", "NS")
 
 
-def main() -> None:
+def main(
+    model: options.Model = "smollm2",
+    methods: options.Methods = None,
+    limit: options.Limit = 12,
+    edits: Annotated[
+        int, typer.Option("--edits", min=1, help="Records kept together, for methods that write a batch.")
+    ] = 40,
+    layer: options.Layer = None,
+    engine: options.Engine = "auto",
+    text: options.Text = None,
+    write: Annotated[bool, typer.Option("--write", help="Put the best of each method into data/presets.")] = False,
+    seed: options.Seed = 0,
+    out: options.Out = None,
+    retry: options.Retry = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "float32",
+    precision: options.Precision = "float32",
+) -> None:
     """Try everything, print what came of it and, if asked, write the presets."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--methods", nargs="+", choices=list(EDITORS), default=list(EDITORS))
-    parser.add_argument("--limit", type=int, default=12, help="records edited one at a time")
-    parser.add_argument("--edits", type=int, default=40, help="records kept together, for methods that write a batch")
-    parser.add_argument("--layer", type=int, help="default: the one located by tracing the records' facts")
-    parser.add_argument("--text", help="text for second moments: a file, 'wikitext', 'self' or 'atlas'")
-    parser.add_argument("--write", action="store_true", help="put the best of each method into data/presets")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/tune_editors"))
-    arguments = parser.parse_args()
-
-    searches = yaml.safe_load((SEARCHES / f"{arguments.model}.yaml").read_text(encoding="utf-8"))
-    records = distinct(read_records(RECORDS[arguments.model] / "records_train.json"))
-    model = load_model(arguments.model, device=arguments.device)
-    settings = vars(arguments) | {"command": "tune_editors", "text": arguments.text or default_text(model)}
-    write, methods = settings.pop("write"), settings.pop("methods")  # another method goes on in the same folder
-    run = Run.create(settings.pop("out"), settings)
-    run.check_model(model.fingerprint())
-    try:
-        with run.running():
-            layer = settled_layer(run, model, records, layer=arguments.layer, seed=arguments.seed)
+    check_tracing("last_subject", engine)
+    methods = methods or list(EDITORS)
+    searches = yaml.safe_load((SEARCHES / f"{model}.yaml").read_text(encoding="utf-8"))
+    for method in methods:
+        one_of("--methods", method, searches)
+    records = distinct(read_records(RECORDS[model] / "records_train.json"))
+    loaded = load(model, device=device, dtype=dtype)
+    text = text or default_text(loaded)
+    settings = given(text=text, without=["write", "methods"])  # another method goes on in the same folder
+    with analysis(out, settings, loaded, retry=retry, title="Which hyperparameters?", headline="") as page:
+        page.show = lambda: show(page.run)
+        layer = settled_layer(page.run, loaded, records, layer=layer, seed=seed, engine=engine)
+        for method in methods:
+            for changes in searches[method]:
+                try_changes(page.run, loaded, method, changes, records, layer)
+        if write:
             for method in methods:
-                for changes in searches[method]:
-                    try_changes(run, model, method, changes, records, layer)
-            show(run)
-            if write:
-                for method in methods:
-                    write_preset(run, method, arguments.model)
-    finally:
-        print(f"report: {write_report(run, sections(run), title='Which hyperparameters?', headline='')}")
+                write_preset(page.run, method, model)
 
 
 def try_changes(
@@ -85,29 +89,39 @@ def try_changes(
     """Score one set of hyperparameters on the records that are not done yet, alone and together."""
     key = json.dumps([method, changes], sort_keys=True)
     limit, edits, seed = run.settings["limit"], run.settings["edits"], run.settings["seed"]
+    named = f"{method} ({said(changes)})"
     finished = {row["case_id"] for row in run.rows("evaluations") if row["key"] == key}
-    left = [record for record in records[:limit] if record.case_id not in finished]
-    batches = EDITORS[method].batches
-    stacked = not batches or any(row["key"] == key for row in run.rows("stacked"))
+    left = [record for record in sound(run, records[:limit], named) if record.case_id not in finished]
+    batches, together = issubclass(EDITORS[method], SpreadEditor), failing(named, edits)
+    stacked = not batches or any(row["key"] == key and complete(run, row, together) for row in run.rows("stacked"))
     if not left and stacked:
         return
     editor = make_editor(model, method, layer=layer, text=run.settings["text"], seed=seed, **changes)
     weights, row = model.fingerprint(), {"key": key, "method": method, "changes": changes}
-    for record in track(left, f"{method} {said(changes)}", len(left)):
-        edit = editor(model, [record.request])
-        found = evaluate(model, edit, record, generate=False, fluency_tokens=None)
+    for record in track(left, named, len(left)):
+        with run.keeping(record.case_id, of=len(records[:limit]), method=named):
+            edit = editor(model, [record.request])
+            found = evaluate(model, edit, record, generate=False, fluency_tokens=None)
+            run.append("evaluations", found.to_dict() | row)
         check_restored(model, weights, after=f"the edit of record {record.case_id} with {method}")
-        run.append("evaluations", found.to_dict() | row)
-    if not stacked:
-        together = records[:edits]
-        requests = [record.request for record in together]
-        asked = [untouched(record, requests) for record in together]
-        before = score_stack(model, asked)
-        with editor(model, requests).applied(model):
+
+    def attempt(some: Sequence[Record]) -> Iterator[None]:
+        requests = [record.request for record in some]
+        asked = [untouched(record, requests) for record in some]
+        with refusing(some, lambda record: score_stack(model, [record])):
+            before = score_stack(model, asked)
+        with refusing(some, lambda record: editor(model, [record.request])):
+            edit = editor(model, requests)
+        with edit.applied(model):
             norms, after = change_by_layer(model), score_stack(model, asked)
-        check_restored(model, weights, after=f"{edits} edits with {method}")
         found = evaluations(asked, before, after, norms=norms, seconds=0.0)
-        run.append("stacked", row | {"evaluations": [one.to_dict() for one in found]})
+        scores = {"evaluations": [one.to_dict() for one in found], "left_out": left_out(records[:edits], some)}
+        run.append("stacked", row | scores)
+        yield
+
+    if not stacked:
+        list(going_on(run, model, records[:edits], attempt, method=together))
+        check_restored(model, weights, after=f"{edits} edits with {method}")
 
 
 def tried_methods(run: Run) -> list[str]:
@@ -145,20 +159,17 @@ def _mean(one: Mapping[str, float]) -> float:
     return sum(values) / len(values)
 
 
-def show(run: Run) -> None:
-    """Save and print a table a method."""
+def show(run: Run) -> list[Section]:
+    """Save and print a table a method; the sections of the report."""
+    sections = []
     for method in tried_methods(run):
         lines = [one | {"changes": said(one["changes"])} for one in tried(run, method)]
         if lines:
             frame = pd.DataFrame(lines)
             run.save_table(method, frame, caption=f"{method}: what was tried on training records, scores in %.")
             print(f"{method}\n{frame.to_string(index=False)}\n")
-
-
-def sections(run: Run) -> list[Section]:
-    """A section a method."""
-    saved = run.tables()
-    return [Section(title=name, elements=[saved[name]]) for name in tried_methods(run) if name in saved]
+            sections.append(Section(title=method, elements=[run.tables()[method]]))
+    return sections
 
 
 def write_preset(run: Run, method: str, model: str) -> None:
@@ -176,4 +187,4 @@ def write_preset(run: Run, method: str, model: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -8,13 +8,16 @@ Runs the study and the analyses with their defaults, copies what a reader looks 
 puts tables into README.md between their markers.
 """
 
-import argparse
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
+
+from workbench.cli.session import one_of, script
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "runs" / "reports"
@@ -44,10 +47,10 @@ REAL = {
         for name, options in {
             "tune_editors": "--limit 4 --edits 16 --layer 5",
             "locate_facts": "--limit 1000",
-            "compare_layers": "--limit 20 --layers 0 1 2 3 4 5 7 9 12 16 20 26",
+            "compare_layers": "--limit 20 --layers 0,1,2,3,4,5,7,9,12,16,20,26",
             "compare_editors": "--limit 60 --fluency 20",
             "multiple_edits": "",
-            "scale_edits": "--edits 1 10 32 100 200",
+            "scale_edits": "--edits 1,10,32,100,200",
         }.items()
     },
 }
@@ -70,16 +73,15 @@ TABLES = {
 """Shown in README.md, between markers of these names."""
 
 
-def main() -> None:
+def main(
+    names: Annotated[list[str] | None, typer.Argument(help="Some of the reports; an unknown one lists all.")] = None,
+    real: Annotated[bool, typer.Option("--real", help="All of SmolLM2 (after `workbench fetch smollm2`).")] = False,
+) -> None:
     """Run what is asked for, or everything, and put its results in place."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     every = COMMANDS | REAL
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(every)}")
-    parser.add_argument("--real", action="store_true", help="all of SmolLM2 (after `workbench fetch smollm2`)")
-    arguments = parser.parse_args()
-    names = arguments.names or list(REAL if arguments.real else COMMANDS)
-    if unknown := set(names) - every.keys():
-        parser.error(f"no report {', '.join(sorted(unknown))}; there are {', '.join(every)}")
+    names = names or list(REAL if real else COMMANDS)
+    for name in names:
+        one_of("NAME", name, every)
     for name in names:
         command = every[name]
         run, shown = RUNS / name, ROOT / "reports" / name
@@ -108,4 +110,4 @@ def with_tables(text: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -4,11 +4,13 @@ import jaxtyping
 
 jaxtyping.install_import_hook("workbench", "beartype.beartype")
 
+import json  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 import pytest  # noqa: E402
 import transformers  # noqa: E402
+from command import Analyse, make_analyse  # noqa: E402
 
 from workbench.machine import paths  # noqa: E402
 from workbench.models.loading import load_model  # noqa: E402
@@ -79,6 +81,31 @@ def texts() -> list[str]:
 def tiny_gpt2() -> Model:
     """The trained GPT-2 of the golden numbers (6 layers x 64); tests that write weights restore them."""
     return load_model(str(GOLDEN / "tiny-gpt2"), device="cpu")
+
+
+@pytest.fixture
+def analyse(cache: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Analyse:
+    """Runs a script of `analyses/` with arguments, see `Said`."""
+    return make_analyse(monkeypatch, capsys)
+
+
+@pytest.fixture
+def quick_presets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Presets of the golden model whose edits take no time."""
+    shared = {"steps": 3, "weight_decay": 0.01, "loss_layer": None}
+    options = {
+        "ft": {"around": [0], "steps": 2},
+        "rome": {"layer": None, **shared},
+        "memit": {"around": [-1, 0], "moment_weight": 1.0, **shared},
+    }
+    (tmp_path / "presets").mkdir()
+    for method, fields in options.items():
+        entry = {"fields": fields, "context_lengths": [[3, 2]]}
+        published = {"fields": {**fields, "layer": 17} if method == "rome" else {**fields, "layers": [13, 17]}}
+        published["fields"].pop("around", None)
+        content = {"tiny-gpt2": entry, "gpt2-xl": published | {"context_lengths": [[3, 2]]}}
+        (tmp_path / "presets" / f"{method}.json").write_text(json.dumps(content))
+    monkeypatch.setattr("workbench.editors.setup.presets.PRESETS", tmp_path / "presets")
 
 
 # A small study of the golden model ---------------------------------------------------------------------

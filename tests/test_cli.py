@@ -1,12 +1,19 @@
 """The commands as a user types them, on the tiny golden model and a few records of its own small world."""
 
+import inspect
 import json
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
-from command import TINY, run
+from command import ANALYSES, TINY, Analyse, run
 
 import workbench.studies.measure
+from workbench.cli import app
 from workbench.runs.run import Run
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -18,14 +25,47 @@ def study(records: Path, text: Path) -> list[object]:
             "--traces", 2, "--samples", 2, "--window", 3, "--layer", 2, "--fluency", 1]  # fmt: skip
 
 
-def test_help_names_every_command_and_option() -> None:
-    shown = run("--help")
-    assert shown.exit_code == 0
-    for command in ("trace", "edit", "evaluate", "study"):
-        assert command in shown.stdout
-        options = run(command, "--help").stdout
-        for option in ("--out", "--seed") + (() if command == "evaluate" else ("--model", "--records", "--limit")):
-            assert option in options
+def options_of(command: Callable[..., None]) -> list[str]:
+    """The options that a command's signature declares."""
+    hints = get_type_hints(command, include_extras=True)
+    infos = [hints[name].__metadata__[0] for name in inspect.signature(command).parameters]
+    names = [name for info in infos for name in (info.default, *(info.param_decls or ()))]
+    return [name for name in names if isinstance(name, str) and name.startswith("--")]
+
+
+@pytest.mark.parametrize("command", [each.callback for each in app.registered_commands], ids=lambda c: c.__name__)
+def test_a_command_shows_its_options(command: Callable[..., None]) -> None:
+    shown = run(command.__name__, "--help")
+    assert shown.exit_code == 0 and command.__name__ in run("--help").stdout
+    told = command.__wrapped__  # pyright: ignore[reportFunctionMemberAccess]
+    options = options_of(told)
+    assert "--out" in options or command.__name__ == "fetch"
+    assert not [option for option in options if option not in shown.stdout]
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in ANALYSES.glob("*.py")))
+def test_an_analysis_shows_its_question_and_its_options(
+    script: str, analyse: Analyse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def computes(*_: object, **__: object) -> None:
+        raise AssertionError("help needs no model")
+
+    monkeypatch.setattr("workbench.models.loading.load_model", computes)
+    main = runpy.run_path(str(ANALYSES / script), run_name="script")
+    options = options_of(main["main"])
+    shown = analyse(script, "--help").printed
+    assert "--out" in options and not [option for option in options if option not in shown]
+    question, command = main["__doc__"].split("\n")[0], f"python analyses/{script}"
+    assert question in shown and command in shown
+    edits_or_traces = script != "check_families.py" and not script.startswith("benchmark_")
+    assert {"--device", "--dtype", "--retry", "--precision"} <= set(options) or not edits_or_traces
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = "import sys, workbench.cli; sys.argv = ['workbench', 'study', '--help']\n"
+    code += "try: workbench.cli.main()\nfinally: assert not {'torch', 'pandas', 'matplotlib'} & sys.modules.keys()"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ANALYSES.parent)
+    assert found.returncode == 0 and "--fluency" in found.stdout, found.stderr
 
 
 def test_study_ends_with_a_report_and_goes_on_after_ctrl_c(
@@ -122,7 +162,7 @@ def test_bad_input_is_one_clear_line(study: list[object], records: Path, tmp_pat
     assert "no-such-model" in error("--model", tmp_path / "no-such-model")
     assert "no rome preset" in error("--preset", "no-such-model")
     assert "there are alphaedit" in error("--method", "magic")
-    assert "--dtype is float32" in error("--dtype", "int8")
+    assert "--dtype is one of float32, bfloat16, float16" in error("--dtype", "int8")
     assert "got '3;7'" in error("--positions", "3;7")
     assert "--engine is one of auto, fast, plain" in error("--engine", "quick")
     assert "one of float32, tf32" in error("--precision", "float64")

@@ -1,48 +1,63 @@
 """The analyses as a user runs them, on the tiny golden model."""
 
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
+from command import TINY, Analyse
 
 from workbench.runs.run import Run
 
-ROOT = Path(__file__).resolve().parents[2]
-GOLDEN = Path(__file__).parents[1] / "golden" / "tiny-gpt2"
-
-pytestmark = pytest.mark.usefixtures("cache")
-
 
 @pytest.fixture
-def analyse(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], records: Path):
-    """Runs a script with arguments; what it printed."""
-
-    def run(script: str, *arguments: object) -> str:
-        common = ["--model", GOLDEN, "--records", records]
-        monkeypatch.setattr(sys, "argv", [script, *map(str, [*common, *arguments])])
-        runpy.run_path(str(ROOT / "analyses" / script), run_name="__main__")
-        return capsys.readouterr().out
-
-    return run
+def given(records: Path) -> list[object]:
+    return ["--model", TINY, "--records", records]
 
 
-def test_locate_facts_draws_them(analyse, tmp_path: Path) -> None:
+def test_locate_facts_draws_them(analyse: Analyse, given: list[object], tmp_path: Path) -> None:
     out = tmp_path / "run"
-    printed = analyse("locate_facts.py", "--limit", 2, "--samples", 2, "--window", 3, "--out", out)
-    assert "mediating layer: " in printed
+    printed = analyse(
+        "locate_facts.py",
+        *given,
+        "--limit",
+        2,
+        "--samples",
+        2,
+        "--window",
+        3,
+        "--out",
+        out,
+    )
+    layer = Run.open(out).read_json("results.json")["layer"]
+    assert f"mediating layer: {layer}" in printed.printed and 0 <= layer < 6
     assert {"average_effects", "trace_1", "trace_2"} <= Run.open(out).figures().keys()
-    assert str(tmp_path) not in (out / "settings.json").read_text().replace(str(GOLDEN), "").split("records")[0]
+    settings = Run.open(out).settings
+    assert settings["command"] == "locate_facts" and (settings["limit"], settings["samples"], settings["window"]) == (
+        2,
+        2,
+        3,
+    )
+    assert not settings.keys() & {"out", "device", "retry", "workers"}, "a run may go on with others"
+    assert str(out) not in (out / "report.html").read_text(encoding="utf-8"), "a report can be handed on"
 
 
-def test_a_single_fact_of_ones_own_can_be_located(analyse, tmp_path: Path) -> None:
+def test_a_single_fact_of_ones_own_can_be_located(analyse: Analyse, given: list[object], tmp_path: Path) -> None:
     own = ("--prompt", "{}'s capital city is", "--subject", "Norway", "--object", "Oslo")
-    printed = analyse("locate_facts.py", *own, "--samples", 2, "--window", 3, "--out", tmp_path / "run")
-    assert "1 facts traced" in printed
+    printed = analyse(
+        "locate_facts.py",
+        *given,
+        *own,
+        "--samples",
+        2,
+        "--window",
+        3,
+        "--out",
+        tmp_path / "run",
+    )
+    assert printed.printed.startswith("1 facts traced, 0 not known")
     assert Run.open(tmp_path / "run").rows("traces")[0]["prompt"] == "Norway's capital city is"
 
 
-def test_single_edit_shows_a_file_of_prompts(analyse, text: Path, tmp_path: Path) -> None:
+def test_single_edit_shows_a_file_of_prompts(analyse: Analyse, given: list[object], text: Path, tmp_path: Path) -> None:
     file = tmp_path / "edit.yaml"
     file.write_text(
         """
@@ -56,9 +71,23 @@ def test_single_edit_shows_a_file_of_prompts(analyse, text: Path, tmp_path: Path
           - People in Portugal speak
         """
     )
-    printed = analyse("single_edit.py", file, "--preset", "gpt2-xl", "--layer", 2, "--text", text, "--tokens", 5)
-    assert printed.lstrip().startswith("The capital of Portugal is: Moscow  (ROME, layer 2)")
-    blocks = printed.strip().split("\n\n")
+    said = analyse(
+        "single_edit.py",
+        file,
+        *given,
+        "--out",
+        tmp_path / "run",
+        "--preset",
+        "gpt2-xl",
+        "--layer",
+        2,
+        "--text",
+        text,
+        "--tokens",
+        5,
+    )
+    assert said.printed.startswith("The capital of Portugal is: Moscow  (ROME, layer 2)")
+    blocks = said.printed.split("\n\n")
     assert [block.count("\n") for block in blocks] == [0, 3, 3, 3, 2, 0]
     for block, prompt in zip(blocks[1:5], ("Portugal", "France", "Egypt", "People in Portugal"), strict=True):
         assert "[Prompt]" in block.splitlines()[0] and prompt in block.splitlines()[0]
@@ -66,25 +95,41 @@ def test_single_edit_shows_a_file_of_prompts(analyse, text: Path, tmp_path: Path
     succeeded = [str(number) for number, block in enumerate(blocks[1:5], start=1) if "[Succeeded]  yes" in block]
     assert "3" not in succeeded
     assert blocks[5] == f"{len(succeeded)} of 3 succeeded: {', '.join(succeeded)}"
+    run = Run.open(tmp_path / "run")
+    assert run.status == "complete" and (run.folder / "edits" / "edit.safetensors").exists()
+    assert run.read_json("results.json") == {"layer": 2, "succeeded": len(succeeded), "judged": 3}
+    assert [row[0] for row in run.tables()["prompts"].rows][3] == "People in Portugal speak"
 
 
-def test_single_edit_takes_a_record_too(analyse, text: Path) -> None:
-    printed = analyse("single_edit.py", "--preset", "gpt2-xl", "--layer", 2, "--text", text, "--case", 1)
-    assert "The capital of Japan is: Tokyo -> Rome  (ROME, layer 2)" in printed
-    assert "[Succeeded]  no: begins with 'Japan' was asked for" in printed  # ROME does not edit the reverse
-    assert "of 4 succeeded" in printed
-    with pytest.raises(ValueError, match="no record has case_id 77"):
-        analyse("single_edit.py", "--case", 77)
+def test_single_edit_takes_a_record_too(analyse: Analyse, given: list[object], text: Path, tmp_path: Path) -> None:
+    said = analyse(
+        "single_edit.py",
+        "--preset",
+        "gpt2-xl",
+        "--layer",
+        2,
+        "--text",
+        text,
+        "--case",
+        1,
+        *given,
+        "--out",
+        tmp_path / "run",
+    )
+    assert "The capital of Japan is: Tokyo -> Rome  (ROME, layer 2)" in said.printed
+    assert "[Succeeded]  no: begins with 'Japan' was asked for" in said.printed  # ROME does not edit the reverse
+    assert "of 4 succeeded" in said.printed
+    refused = analyse("single_edit.py", "--case", 77, *given, code=1)
+    assert refused.errors == "error: no record has case_id 77; the file has 3, such as [0, 1, 2]\n"
 
 
-def test_families_are_checked_and_what_is_done_is_not_done_again(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_families_are_checked_and_what_is_done_is_not_done_again(analyse: Analyse, tmp_path: Path) -> None:
     for _ in range(2):
-        monkeypatch.setattr(sys, "argv", ["check_families.py", "--families", "gpt2", "--out", str(tmp_path / "run")])
-        runpy.run_path(str(ROOT / "analyses" / "check_families.py"), run_name="__main__")
+        analyse("check_families.py", "--families", "gpt2", "--out", tmp_path / "run")
     run = Run.open(tmp_path / "run")
     assert run.status == "complete"
     assert [row["family"] for row in run.rows("families")] == ["gpt2"]
     assert run.read_json("results.json") == {"families": 1, "faulty": []}
     assert "1 of 1 families hold in everything" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    refused = analyse("check_families.py", "--families", "gpt2,t5", "--out", tmp_path / "other", code=1)
+    assert refused.errors.startswith("error: --families is one of gpt2, ") and refused.errors.count("\n") == 1

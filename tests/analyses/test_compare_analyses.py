@@ -1,14 +1,13 @@
 """The two comparisons as a user runs them, on the tiny golden model, and the figures and tables they make."""
 
 import dataclasses
-import runpy
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from command import TINY, Analyse
 from matplotlib.text import Text
 from scipy.stats import binomtest
 
@@ -21,20 +20,13 @@ from workbench.studies.tracing_methods import TracingMethod, draw_partners, meth
 from workbench.studies.tracing_report import method_table, tracing_headline
 from workbench.tracing.trace import CausalTrace
 
-ROOT = Path(__file__).resolve().parents[2]
-GOLDEN = Path(__file__).parents[1] / "golden" / "tiny-gpt2"
-
-pytestmark = pytest.mark.usefixtures("cache")
-
 
 @pytest.fixture
-def analyse(monkeypatch: pytest.MonkeyPatch, records: Path):
-    """Runs a script with arguments; its run folder."""
+def compare(analyse: Analyse, records: Path):
+    """Runs a comparison of the golden model with arguments; its run folder."""
 
     def run(script: str, out: Path, *arguments: object) -> Run:
-        command = [script, "--model", GOLDEN, "--records", records, "--out", out, *arguments]
-        monkeypatch.setattr(sys, "argv", list(map(str, command)))
-        runpy.run_path(str(ROOT / "analyses" / script), run_name="__main__")
+        analyse(script, "--model", TINY, "--records", records, "--out", out, *arguments)
         return Run.open(out)
 
     return run
@@ -44,9 +36,9 @@ def analyse(monkeypatch: pytest.MonkeyPatch, records: Path):
 
 
 @pytest.mark.slow
-def test_compare_layers_says_what_locating_bought(analyse, monkeypatch, text: Path, tmp_path: Path) -> None:
-    options = ("--preset", "gpt2-xl", "--text", text, "--layers", 1, 4, "--limit", 2, "--window", 3)
-    run = analyse("compare_layers.py", tmp_path / "run", *options)
+def test_compare_layers_says_what_locating_bought(compare, monkeypatch, text: Path, tmp_path: Path) -> None:
+    options = ("--preset", "gpt2-xl", "--text", text, "--layers", "1,4", "--limit", 2, "--window", 3)
+    run = compare("compare_layers.py", tmp_path / "run", *options)
     rows, found = run.rows("by_layer"), run.read_json("results.json")
     assert {(row["method"], row["layer"], row["case_id"]) for row in rows} == {
         (method, layer, case) for method in ("rome", "ft") for layer in (1, 4) for case in (0, 1)
@@ -64,16 +56,18 @@ def test_compare_layers_says_what_locating_bought(analyse, monkeypatch, text: Pa
     lines = (run.folder / "by_layer.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (run.folder / "by_layer.jsonl").write_text("".join(lines[:-3]), encoding="utf-8")
     monkeypatch.setattr(Run, "save_figure", lambda *_, **__: None)  # they are there already
-    again = analyse("compare_layers.py", tmp_path / "run", *options)
+    again = compare("compare_layers.py", tmp_path / "run", *options)
     assert len(again.rows("by_layer")) == len(rows)
     assert again.read_json("results.json") == found
 
 
-def test_compare_layers_refuses_what_no_layer_can_be_asked_of(analyse, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit):
-        analyse("compare_layers.py", tmp_path / "run", "--methods", "memit")
-    with pytest.raises(IndexError, match="layer 6"):
-        analyse("compare_layers.py", tmp_path / "run", "--preset", "gpt2-xl", "--layers", 6)
+def test_compare_layers_refuses_what_no_layer_can_be_asked_of(analyse: Analyse, records: Path, tmp_path: Path) -> None:
+    common = ("compare_layers.py", "--model", TINY, "--records", records, "--out", tmp_path / "run")
+    refused = analyse(*common, "--methods", "memit", code=1)
+    assert refused.errors == "error: --methods is one of rome, r_rome, ft, ft_l, got 'memit'\n"
+    assert "layer 6" in analyse(*common, "--preset", "gpt2-xl", "--layers", 6, code=1).errors
+    assert "'1,one' is not whole numbers" in analyse(*common, "--layers", "1,one", code=2).errors
+    assert "--engine is one of auto, fast, plain" in analyse(*common, "--engine", "quick", code=1).errors
     assert not (tmp_path / "run").exists()
 
 
@@ -81,9 +75,9 @@ def test_compare_layers_refuses_what_no_layer_can_be_asked_of(analyse, tmp_path:
 
 
 @pytest.mark.slow
-def test_compare_tracing_on_a_model_without_planted_layers(analyse, monkeypatch, tmp_path: Path) -> None:
-    options = ("--windows", 1, 3, "--noise", "s1", "replace:m", "--window", 3, "--levels", 1, 3, "--samples", 1, 2)
-    run = analyse("compare_tracing.py", tmp_path / "run", *options)
+def test_compare_tracing_on_a_model_without_planted_layers(compare, monkeypatch, tmp_path: Path) -> None:
+    options = ("--windows", "1,3", "--noise", "s1,replace:m", "--window", 3, "--levels", "1,3", "--samples", "1,2")
+    run = compare("compare_tracing.py", tmp_path / "run", *options)
     table = run.tables()["methods"]
     assert "Inside planted (%)" not in table.columns
     names = [row[0] for row in table.rows]
@@ -100,7 +94,7 @@ def test_compare_tracing_on_a_model_without_planted_layers(analyse, monkeypatch,
 
     (run.folder / "traced.jsonl").write_text("".join(line for line in open_lines(run) if '"index": 1' not in line))
     monkeypatch.setattr(Run, "save_figure", lambda *_, **__: None)
-    again = analyse("compare_tracing.py", tmp_path / "run", *options)
+    again = compare("compare_tracing.py", tmp_path / "run", *options)
     assert len(again.rows("traced")) == len(rows)
     for name, one in again.read_json("results.json")["methods"].items():
         assert one | {"seconds": 0} == found["methods"][name] | {"seconds": 0}

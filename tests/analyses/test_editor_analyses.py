@@ -2,8 +2,6 @@
 
 import json
 import math
-import runpy
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from command import TINY, Analyse
 from conftest import load_hf
 
 from workbench.atlas.world import World
@@ -38,9 +37,6 @@ from workbench.studies.stacked_edits import (
 )
 from workbench.tables.published import published_table
 from workbench.tables.table import Column, Row, Table
-
-ROOT = Path(__file__).resolve().parents[2]
-GOLDEN = Path(__file__).parents[1] / "golden" / "tiny-gpt2"
 
 
 def capital(case_id: int, subject: str, new: str, **prompts: Any) -> Record:
@@ -75,7 +71,7 @@ def test_perplexity_is_hugging_faces_loss(tiny_gpt2: Model) -> None:
     text = "The capital of Portugal is Lisbon."
     ids = tiny_gpt2.tokenize([text]).ids
     with torch.no_grad():
-        loss = load_hf(GOLDEN)(ids, labels=ids).loss
+        loss = load_hf(TINY)(ids, labels=ids).loss
     assert perplexity(tiny_gpt2, [text]) == pytest.approx(loss.exp().item(), rel=1e-5)
 
 
@@ -202,9 +198,10 @@ def test_every_number_of_edits_scores_the_same_records() -> None:
     sample = {record.case_id for record in plan.sample}
     assert len(sample) == 6
     assert list(plan.stacks) == [*((1, group) for group in range(6)), (4, 0), (4, 1), (20, 0), (30, 0)]
-    for (number, group), requests in plan.stacks.items():
-        assert len(set(requests)) == number
-        assert {record.request for record in plan.scored(number, group)} <= set(requests)
+    for (number, group), stacked in plan.stacks.items():
+        cases = {record.case_id for record in stacked}
+        assert len(cases) == len(stacked) == number
+        assert {record.case_id for record in plan.scored(number, group)} <= cases
     for number in (1, 4, 20, 30):
         scored = [record.case_id for place in plan.stacks if place[0] == number for record in plan.scored(*place)]
         assert sorted(scored) == sorted(sample)
@@ -223,7 +220,7 @@ def test_the_sample_keeps_neighbors() -> None:
 
 def test_stacked_scores_are_the_single_ones(tiny_gpt2: Model, records: Path) -> None:
     some = read_records(records)
-    found = score_stack(tiny_gpt2, some, texts_of=2, seed=3)
+    found = score_stack(tiny_gpt2, some, sampled={0, 1}, seed=3)
     for record, one in zip(some, found, strict=True):
         assert one.prompts == score_state(tiny_gpt2, record, generate=False, fluency_tokens=None).prompts
     assert [len(one.texts) for one in found] == [1, 1, 0]
@@ -321,45 +318,14 @@ def test_the_curves_have_a_panel_each_measure() -> None:
 # The analyses ------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def analyse(
-    cache: None,
-    records: Path,
-    text: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Any:
-    """Runs a script on the golden model with quick presets; what it printed, without progress bars."""
-    presets, shared = tmp_path / "presets", {"steps": 3, "weight_decay": 0.01, "loss_layer": None}
-    options = {
-        "ft": {"around": [0], "steps": 2},
-        "rome": {"layer": None, **shared},
-        "memit": {"around": [-1, 0], "moment_weight": 1.0, **shared},
-    }
-    presets.mkdir()
-    for method, fields in options.items():
-        entry = {"fields": fields, "context_lengths": [[3, 2]]}
-        published = {"fields": {**fields, "layer": 17} if method == "rome" else {**fields, "layers": [13, 17]}}
-        published["fields"].pop("around", None)
-        content = {"tiny-gpt2": entry, "gpt2-xl": published | {"context_lengths": [[3, 2]]}}
-        (presets / f"{method}.json").write_text(json.dumps(content))
-    monkeypatch.setattr("workbench.editors.setup.presets.PRESETS", presets)
-
-    def run(script: str, *arguments: object) -> str:
-        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        runpy.run_path(str(ROOT / "analyses" / script), run_name="__main__")
-        printed = capsys.readouterr().out.splitlines(keepends=True)
-        return "".join(line for line in printed if "━" not in line).strip()
-
-    return run
+pytestmark = pytest.mark.usefixtures("quick_presets")
 
 
-def test_compare_editors_scores_and_resumes(analyse: Any, records: Path, text: Path, tmp_path: Path) -> None:
+def test_compare_editors_scores_and_resumes(analyse: Analyse, records: Path, text: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    arguments = ["compare_editors.py", "--model", GOLDEN, "--records", records, "--methods", "ft", "rome", "memit",
+    arguments = ["compare_editors.py", "--model", TINY, "--records", records, "--methods", "ft,rome,memit",
                  "--fluency", 1, "--layer", 2, "--text", text, "--out", out]  # fmt: skip
-    first = analyse(*arguments)
+    first = analyse(*arguments).printed
     run = Run.open(out)
     assert run.status == "complete" and len(run.rows("evaluations")) == 9 and len(run.rows("memory")) == 9
     assert all(row["bytes"] > 0 for row in run.rows("memory")) and len(run.rows("stacked")) == 1
@@ -369,7 +335,7 @@ def test_compare_editors_scores_and_resumes(analyse: Any, records: Path, text: P
     assert "untouched model after every edit: FT 3, ROME 3, MEMIT 3." in first
     assert "| ROME, GPT2-XL | 89.2 |" in first and "not measured here" in first
     assert "Fewer records have: Fluency 1" in run.tables()["scores"].caption
-    again = analyse(*arguments)
+    again = analyse(*arguments).printed
     assert again == first and len(run.rows("evaluations")) == 9
     # Stopped before the last record: that one is done again, and no other.
     lines = (out / "evaluations.jsonl").read_text().splitlines(keepends=True)
@@ -381,13 +347,13 @@ def test_compare_editors_scores_and_resumes(analyse: Any, records: Path, text: P
 
 
 @pytest.mark.slow
-def test_scale_edits_stacks_and_resumes(analyse: Any, records: Path, text: Path, tmp_path: Path) -> None:
+def test_scale_edits_stacks_and_resumes(analyse: Analyse, records: Path, text: Path, tmp_path: Path) -> None:
     out, held_out = tmp_path / "run", tmp_path / "held_out.txt"
     held_out.write_text("The capital of Norway is Oslo.\nPeople in Spain speak Spanish.\n")
-    arguments = ["scale_edits.py", "--model", GOLDEN, "--records", records, "--methods", "ft", "rome", "memit",
-                 "--edits", 1, 3, "--sample", 2, "--fluency", 1, "--layer", 2, "--text", text, "--held-out", held_out,
+    arguments = ["scale_edits.py", "--model", TINY, "--records", records, "--methods", "ft,rome,memit",
+                 "--edits", "1,3", "--sample", 2, "--fluency", 1, "--layer", 2, "--text", text, "--held-out", held_out,
                  "--out", out]  # fmt: skip
-    first = analyse(*arguments)
+    first = analyse(*arguments).printed
     run = Run.open(out)
     rows = run.rows("stacks")
     places = [(1, 0), (1, 1), (3, 0)]
@@ -407,11 +373,11 @@ def test_scale_edits_stacks_and_resumes(analyse: Any, records: Path, text: Path,
     assert {**ours[0], "seconds": 0} == {**ours[1], "seconds": 0}
 
 
-def test_benchmark_editing_compares_equal_searches(analyse: Any, tmp_path: Path) -> None:
+def test_benchmark_editing_compares_equal_searches(analyse: Analyse, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    arguments = ["benchmark_editing.py", "--models", GOLDEN, "--requests", 3, "--plain", 2, "--repeats", 1,
+    arguments = ["benchmark_editing.py", "--models", TINY, "--requests", 3, "--plain", 2, "--repeats", 1,
                  "--tokens", 300, "--out", out]  # fmt: skip
-    printed = analyse(*arguments)
+    printed = analyse(*arguments).printed
     run = Run.open(out)
     rome, memit = run.rows("edits")
     assert max(rome["difference"], memit["difference"]) < 1e-4
@@ -419,4 +385,4 @@ def test_benchmark_editing_compares_equal_searches(analyse: Any, tmp_path: Path)
     assert 0 < memit["fast"]["values"] < memit["fast"]["whole"]
     (moments,) = run.rows("moments")
     assert moments["tokens"] == 300 and moments["layers"] == [2, 3, 4]
-    assert "Ratio" in printed and analyse(*arguments) == printed
+    assert "Ratio" in printed and analyse(*arguments).printed == printed

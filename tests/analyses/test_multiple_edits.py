@@ -1,15 +1,14 @@
 """Groups of edits that are kept together, and the analysis that compares them."""
 
-import json
 import math
 import runpy
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from command import ANALYSES, TINY, Analyse
 from known_records import RECORDS
 
 from workbench.editors.memit import MEMIT
@@ -22,9 +21,6 @@ from workbench.models.model import Model
 from workbench.records.course import write_requests
 from workbench.runs.run import Run
 from workbench.studies.edit_groups import change, edit_group, grouped, summarise, unedited
-
-ROOT = Path(__file__).resolve().parents[2]
-GOLDEN = Path(__file__).parents[1] / "golden" / "tiny-gpt2"
 
 
 def given(case_id: int, generated: str) -> dict[str, Any]:
@@ -111,7 +107,7 @@ def test_groups_are_summed_up_by_method_and_number(tmp_path: Path) -> None:
         drift = [0.1, 0.2, 0.6] if edits > 1 else []
         answers = [given(case, text)]
         row = {"answers": answers, "at_once": [True], "change": 0.1 * case, "drift": drift}
-        run.append("groups", row | {"method": method, "edits": edits})
+        run.append("groups", row | {"key": method, "group": case, "method": method, "edits": edits})
     run.append("unedited", {"answers": [given(case, "old") for case in (1, 2, 3)]})
     summary = summarise(run)
     assert list(summary) == [("A", 1), ("B", 2)]
@@ -127,7 +123,7 @@ def test_groups_are_summed_up_by_method_and_number(tmp_path: Path) -> None:
 
 @pytest.fixture
 def script() -> dict[str, Any]:
-    return runpy.run_path(str(ROOT / "analyses" / "multiple_edits.py"))
+    return runpy.run_path(str(ANALYSES / "multiple_edits.py"))
 
 
 def summary_of(**overall: float) -> dict[tuple[str, int], dict[str, Estimate]]:
@@ -160,26 +156,12 @@ def test_what_is_said_follows_from_the_numbers(script: dict[str, Any]) -> None:
 
 
 def test_the_analysis_compares_resumes_and_reports(
-    cache: None, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    quick_presets: None, analyse: Analyse, text: Path, tmp_path: Path
 ) -> None:
-    presets, shared = tmp_path / "presets", {"steps": 4, "weight_decay": 0.01, "loss_layer": None}
-    fields = {
-        "ft": {"around": [0], "steps": 4},
-        "rome": {"layer": None, **shared},
-        "memit": {"around": [-1, 0], "moment_weight": 1.0, **shared},
-    }
-    presets.mkdir()
-    for method, options in fields.items():
-        entry = {"fields": options, "context_lengths": [[3, 2]]}
-        (presets / f"{method}.json").write_text(json.dumps({"tiny-gpt2": entry}))
-    monkeypatch.setattr("workbench.editors.setup.presets.PRESETS", presets)
     write_requests(RECORDS, tmp_path / "requests.json")
-    arguments = ["--model", GOLDEN, "--requests", tmp_path / "requests.json", "--edits", 1, 3, "--groups", 2,
-                 "--layer", 2, "--text", text, "--out", tmp_path / "run"]  # fmt: skip
-    monkeypatch.setattr(sys, "argv", ["multiple_edits.py", *map(str, arguments)])
-    path = str(ROOT / "analyses" / "multiple_edits.py")
-    runpy.run_path(path, run_name="__main__")
-    first = capsys.readouterr().out
+    arguments = ["multiple_edits.py", "--model", TINY, "--requests", tmp_path / "requests.json", "--edits", "1,3",
+                 "--groups", 2, "--layer", 2, "--text", text, "--out", tmp_path / "run"]  # fmt: skip
+    first = analyse(*arguments).printed
     assert "each on the unedited model: 2 of 1, 1 of 3" in first
     run = Run.open(tmp_path / "run")
     assert run.status == "complete" and len(run.rows("groups")) == 9
@@ -197,9 +179,7 @@ def test_the_analysis_compares_resumes_and_reports(
     assert "| ROME, 3 |" in first and "the course teaches" in first
     assert (run.folder / "tables" / "scores.tex").exists() and (run.folder / "report.html").exists()
     assert set(run.tables()["examples"].columns) >= {"Unedited", "FT, 3", "ROME, 3", "MEMIT, 3"}
-    runpy.run_path(path, run_name="__main__")
-    again = capsys.readouterr().out
-    assert again == first[first.index("Prompts (%)") :] and len(run.rows("groups")) == 9
-    monkeypatch.setattr(sys, "argv", ["multiple_edits.py", *map(str, arguments), "--edits", "4"])
-    with pytest.raises(ValueError, match="cannot keep 4 edits together: the file has 3 requests"):
-        runpy.run_path(path, run_name="__main__")
+    again = analyse(*arguments).printed
+    assert again == first and len(run.rows("groups")) == 9
+    refused = analyse(*arguments, "--edits", 4, code=1)
+    assert refused.errors == "error: cannot keep 4 edits together: the file has 3 requests\n"

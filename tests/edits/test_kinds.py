@@ -355,7 +355,7 @@ def test_the_steps_of_a_study(tiny_gpt2: Model, editor: Any, records: Path, tmp_
     out = Run.create(tmp_path / "run", {"model": "tiny"})
     located = locate(out, tiny_gpt2, true_facts(every), limit=1, seed=0, window=2, samples=2, workers=1)
     list(edit_records(out, tiny_gpt2, editor, every))
-    found = score_edits(out, tiny_gpt2, load_edits(out, every), total=len(every), seed=0, fluency=0)
+    found = score_edits(out, tiny_gpt2, load_edits(out, every), records=every, seed=0, fluency=0)
     expected = [evaluate(tiny_gpt2, editor(tiny_gpt2, [r.request]), r, fluency_tokens=None) for r in every]
     for metric, estimate in summarise(expected).post.items():
         if metric != "seconds":

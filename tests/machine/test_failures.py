@@ -47,7 +47,7 @@ def test_one_bad_record_does_not_end_a_study(study: list[object], tmp_path: Path
     assert "record 77: ValueError: a text has" in result.output and "Traceback" not in result.output
     kept = Run.open(tmp_path / "run")
     assert kept.status == "complete"
-    assert [row["case_id"] for row in kept.rows("failures")] == [1, 77]
+    assert [row["case_id"] for row in kept.rows("failures")] == [77, 77]
     assert {row["case_id"] for row in kept.rows("evaluations")} == {0, 1, 2}
     told = captions(tmp_path / "run")
     assert "1 of 4 facts failed" in told["average_effects"]
@@ -117,7 +117,7 @@ def test_a_run_of_failures_alone_says_why(records: Path, tiny_gpt2, tmp_path: Pa
     kept = Run.create(tmp_path / "run", {})
     edits = edit_records(kept, tiny_gpt2, editor, read_records(records))
     with pytest.raises(ValueError, match="none of the 3 records could be edited and scored: ValueError: no way"):
-        score_edits(kept, tiny_gpt2, edits, total=3, seed=0)
+        score_edits(kept, tiny_gpt2, edits, records=read_records(records), seed=0)
 
 
 def test_failures_in_words() -> None:

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from workbench.edits.edit import Edit, provenance
 from workbench.edits.weights import WeightEdit
@@ -10,7 +11,8 @@ from workbench.models.model import Model
 from workbench.records.counterfact import read_records
 from workbench.runs.run import Run
 from workbench.studies.edit import edit_records
-from workbench.studies.locate import locate, trace_edited, true_facts
+from workbench.studies.locate import locate, trace_edited, trace_path, true_facts
+from workbench.studies.measure import score_edits
 from workbench.tracing.trace import CausalTrace
 
 
@@ -31,9 +33,40 @@ def test_a_trace_after_an_edit_has_the_noise_of_the_one_before(tiny_gpt2: Model,
     list(edit_records(run, tiny_gpt2, nothing, edited))
     trace_edited(run, tiny_gpt2, edited, located)
     after = sorted((run.folder / "traces_after").glob("*.safetensors"))
-    assert [path.stem for path in after] == ["00001", "00002"]
+    assert [path.stem for path in after] == ["00001", "00051"]
     for path in after:
         one, other = CausalTrace.load(run.folder / "traces" / path.name), CausalTrace.load(path)
         assert one.fact == other.fact and one.span == other.span == 2
         assert math.isclose(one.corrupted, other.corrupted, rel_tol=1e-5)
         assert math.isclose(one.total_effect, other.total_effect, rel_tol=1e-5)
+
+
+def test_traces_are_paired_with_records_by_case_id(tiny_gpt2: Model, records: Path, tmp_path: Path) -> None:
+    """Also where the records come in another order, and fewer, than when they were traced."""
+    run = Run.create(tmp_path / "run", {})
+    form: dict[str, Any] = {"seed": 3, "window": 2, "samples": 2, "workers": 1}
+    every = [replace(record, case_id=40 - record.case_id) for record in read_records(records)]
+    first = locate(run, tiny_gpt2, true_facts(every), limit=2, **form)
+    assert list(first.traces) == [40, 39]
+    other = [every[1], every[2], replace(every[0], case_id=70)]  # one traced record is gone, the other elsewhere
+    again = locate(run, tiny_gpt2, true_facts(other), limit=3, **form)
+    assert list(again.traces) == [39, 38, 70]
+    for record in other:
+        assert again.traces[record.case_id].fact == record.request.fact
+    assert [row["case_id"] for row in run.rows("traces")] == [40, 39, 38, 70], "what was traced is not traced again"
+    list(edit_records(run, tiny_gpt2, nothing, other))
+    trace_edited(run, tiny_gpt2, other, again)
+    for record in other:
+        after = CausalTrace.load(trace_path(run, record.case_id, after=True))
+        assert after.fact == record.request.fact
+        # The noise is that of the trace before, by the index that it then had.
+        assert math.isclose(after.corrupted, again.traces[record.case_id].corrupted, rel_tol=1e-5)
+
+
+def test_texts_are_sampled_of_the_first_records_also_when_one_of_them_fails(
+    tiny_gpt2: Model, records: Path, tmp_path: Path
+) -> None:
+    run, chosen = Run.create(tmp_path / "run", {}), read_records(records)
+    run.fail(chosen[0].case_id, "no way", of=3)
+    score_edits(run, tiny_gpt2, edit_records(run, tiny_gpt2, nothing, chosen), records=chosen, seed=0, fluency=2)
+    assert {row["case_id"]: bool(row["post"]["texts"]) for row in run.rows("evaluations")} == {1: True, 2: False}

@@ -293,7 +293,9 @@ def test_a_run_that_located_no_layer_says_so(
 ) -> None:
     monkeypatch.setattr(workbench.studies.locate, "HEAT_MAPS", 1)
     run = Run.create(tmp_path / "run", {"command": "trace"})
-    located = locate(run, tiny_gpt2, [PORTUGAL], limit=1, seed=0, window=3, samples=2, positions=positions, workers=1)
+    located = locate(
+        run, tiny_gpt2, {7: PORTUGAL}, limit=1, seed=0, window=3, samples=2, positions=positions, workers=1
+    )
     assert located.layer is None and run.read_json("results.json")["layer"] is None
     assert run.figures().keys() == figures and "NaN" not in (run.folder / "results.json").read_text()
     page = write_report(run).read_text(encoding="utf-8")

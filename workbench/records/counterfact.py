@@ -73,14 +73,19 @@ def read_records(path: str | Path) -> list[Record]:
 
 def read_facts(path: str | Path) -> list[Fact]:
     """Facts of a file in a schema that is known; of CounterFact the request with its true target."""
+    return list(read_cases(path).values())
+
+
+def read_cases(path: str | Path) -> dict[int, Fact]:
+    """`read_facts` by the `case_id` of their records; those of known_1000, which has none, by their place in it."""
     if _schema(Path(path)) == "known_1000":
-        return read_known_1000(path)
-    facts = []
+        return dict(enumerate(read_known_1000(path)))
+    facts = {}
     for index, record in enumerate(read_counterfact(path)):
         if record.request.target_true is None:
             field = Node(file=Path(path), record=index, field="requested_rewrite.target_true", value=None)
             field.fail("the true target")
-        facts.append(record.request.fact)
+        facts[record.case_id] = record.request.fact
     return facts
 
 

@@ -3,7 +3,7 @@
 import math
 import shutil
 import statistics
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,11 +13,13 @@ from workbench.editors.shared.keys import mean_keys
 from workbench.edits.edit import Edit
 from workbench.edits.sequence import sequence
 from workbench.edits.weights import WeightEdit
+from workbench.machine.failures import FAILURES
 from workbench.machine.intervals import Estimate, wilson
 from workbench.measuring.prefix_match import Answer, answer, questions, scores
 from workbench.models.model import Model
 from workbench.records.facts import Record
 from workbench.runs.run import Run
+from workbench.studies.going_on import complete, failing, going_on, left_out, made, sound
 
 Groups = Mapping[tuple[int, int], Sequence[Record]]
 """(number of edits, group) -> its records."""
@@ -39,25 +41,45 @@ def grouped(records: Sequence[Record], numbers: Sequence[int], most: int) -> Gro
     }
 
 
+def answer_unedited(run: Run, model: Model, records: Sequence[Record]) -> None:
+    """Note what the unedited model writes; a record that it cannot take is kept as failed for all methods."""
+    if any(complete(run, row) for row in run.rows("unedited")):
+        return
+    try:
+        given = answer(model, questions(records))
+    except FAILURES:
+        for record in records:
+            with run.keeping(record.case_id, of=len(records)):
+                answer(model, questions([record]))
+        given = answer(model, questions(sound(run, records)))
+    row = {"answers": [one.to_dict() for one in given], "left_out": left_out(records, sound(run, records))}
+    run.append("unedited", row)
+
+
 def edit_group(
     run: Run, model: Model, method: str, editor: Editor, place: tuple[int, int], groups: Groups
 ) -> Generator[Record, None, None]:
     """Make and keep a group's edits, yielding each record once it is edited; then score and note the group."""
     (edits, group), records = place, groups[place]
     folder = run.folder / "edits" / f"{method}-{edits}-{group}"
-    requests = [record.request for record in records]
-    name, at_once = "", []
-    with sequence(model, editor, requests, chunk=edits if editor.batches else 1, folder=folder) as steps:
-        for edit in steps:
-            name, newest = edit.method, records[len(at_once) : steps.done]
-            given = answer(model, [one for one in questions(newest) if one.score == "efficacy"])
-            at_once += [one.right for one in given]
-            yield from newest
-        row = {"answers": [one.to_dict() for one in answer(model, questions(records))]}
-        row |= {"change": change(model), "drift": drift(model, steps.edits)}
-    row |= {"key": method, "method": name, "batch": editor.batches, "edits": edits, "group": group, "at_once": at_once}
-    run.append("groups", row)
-    shutil.rmtree(folder)  # large, and not needed once the group is noted
+
+    def attempt(some: Sequence[Record]) -> Iterator[Record]:
+        requests = [record.request for record in some]
+        name, at_once = "", []
+        with sequence(model, editor, requests, chunk=len(some) if editor.batches else 1, folder=folder) as steps:
+            for edit, newest in made(steps, some):
+                name = edit.method
+                given = answer(model, [one for one in questions(newest) if one.score == "efficacy"])
+                at_once += [one.right for one in given]
+                yield from newest
+            row = {"answers": [one.to_dict() for one in answer(model, questions(some))]}
+            row |= {"change": change(model), "drift": drift(model, steps.edits)}
+        row |= {"key": method, "method": name, "batch": editor.batches, "edits": edits, "group": group}
+        row |= {"at_once": at_once}
+        run.append("groups", row | {"left_out": left_out(records, some)})
+        shutil.rmtree(folder)  # large, and not needed once the group is noted
+
+    yield from going_on(run, model, records, attempt, method=failing(method, edits), folder=folder)
 
 
 def change(model: Model) -> float:
@@ -102,7 +124,7 @@ def drift(model: Model, edits: Sequence[Edit]) -> list[float]:
 def summarise(run: Run) -> GroupScores:
     """Scores of every method at every number of edits so far, all groups together; fewest edits first."""
     rows: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for row in run.rows("groups"):
+    for row in latest(run):
         rows.setdefault((row["method"], row["edits"]), []).append(row)
     return {
         key: scores([Answer.from_dict(one) for row in rows[key] for one in row["answers"]])
@@ -111,6 +133,11 @@ def summarise(run: Run) -> GroupScores:
         | {"drift": plain([value for row in rows[key] for value in row["drift"]])}
         for key in sorted(rows, key=lambda key: key[1])
     }
+
+
+def latest(run: Run) -> list[dict[str, Any]]:
+    """The rows of the groups; of one that was made again, after what failed was tried again, the last."""
+    return list({(row["key"], row["edits"], row["group"]): row for row in run.rows("groups")}.values())
 
 
 def plain(values: Sequence[float]) -> Estimate:
@@ -122,5 +149,5 @@ def plain(values: Sequence[float]) -> Estimate:
 def unedited(run: Run, groups: Groups, number: int) -> list[Answer]:
     """What the unedited model answers about the records of a number's groups."""
     covered = {record.case_id for (edits, _), records in groups.items() if edits == number for record in records}
-    given = [Answer.from_dict(one) for row in run.rows("unedited")[:1] for one in row["answers"]]
+    given = [Answer.from_dict(one) for row in run.rows("unedited")[-1:] for one in row["answers"]]
     return [one for one in given if one.question.case_id in covered]

@@ -74,9 +74,10 @@ def single_summaries(run: Run, *, seed: int) -> dict[str, Summary]:
 
 def stacked_summaries(run: Run, *, seed: int) -> dict[tuple[str, int], Summary]:
     """Scores of the stacks so far, by the editor's name and the number of edits."""
+    latest = {row["method"]: row for row in run.rows("stacked")}  # made again after what failed was tried again
     return {
         (row["name"], row["edits"]): summarise([Evaluation.from_dict(one) for one in row["evaluations"]], seed=seed)
-        for row in run.rows("stacked")
+        for row in latest.values()
     }
 
 

@@ -22,7 +22,7 @@ from workbench.tracing.averages import ROLES, AverageEffect, average_effects, me
 from workbench.tracing.fact import ENGINES, trace_fact
 from workbench.tracing.noise import Noise, NoiseRule, subject_span
 from workbench.tracing.positions import POSITIONS, Positions, parse_positions
-from workbench.tracing.sweep import NOT_KNOWN, TracedFact, TraceSet, default_workers, fact_generator, trace_facts
+from workbench.tracing.sweep import NOT_KNOWN, TraceSet, default_workers, fact_generator, trace_facts
 from workbench.tracing.trace import CausalTrace
 
 HEAT_MAPS = 3
@@ -34,13 +34,15 @@ class Located:
     """What tracing a set of facts shows."""
 
     found: TraceSet
+    traces: Mapping[int, CausalTrace]
+    """The traces by the `case_id` of their facts."""
     averages: tuple[AverageEffect, ...]
     """By site, in the order of `SITES`."""
     layer: int | None
     """The layer whose MLPs mediate recall at the last subject token: handed to the editors. None where no fact was
     traced there."""
-    facts: tuple[Fact, ...]
-    """All facts, also those beyond the limit; a trace's index counts these."""
+    facts: Mapping[int, Fact]
+    """All facts by `case_id`, also those beyond the limit."""
     noise: Noise
     """What subjects were corrupted with, fitted once: `trace_edited` takes it from here."""
     samples: int
@@ -65,7 +67,7 @@ def check_tracing(positions: Positions, engine: str, *, layer_needed: bool = Fal
 def locate(
     run: Run,
     model: Model,
-    facts: Sequence[Fact],
+    facts: Mapping[int, Fact],
     *,
     limit: int,
     seed: int,
@@ -77,61 +79,58 @@ def locate(
 ) -> Located:
     """Trace the first `limit` facts, find the mediating layer, and save traces, figures and tables.
 
-    `noise` is the short form of a rule (`NoiseRule.parse`), fitted to the subjects of all `facts`. Facts traced in
-    an earlier, interrupted run are read. `workers` are facts traced at once (`default_workers` unless given). `form`
-    goes on to `trace_fact`: positions, span, severed, metric, engine, ... A fact that cannot be traced is kept as
-    failed.
+    `facts` are by `case_id` (`true_facts`, `read_cases`), which links a trace to its record whatever their order. Those
+    traced in an earlier, interrupted run are read. `noise` is the short form of a rule (`NoiseRule.parse`), fitted to
+    the subjects of all facts. `workers` are facts traced at once (`default_workers` unless given). `form` goes on to
+    `trace_fact`: positions, span, severed, metric, engine, ... A fact that cannot be traced is kept as failed.
     ValueError if the model knows none of the facts.
     """
-
-    def path(index: int) -> Path:
-        return run.folder / "traces" / f"{index:05d}.safetensors"
-
-    known = {row["index"]: row["known"] for row in run.rows("traces")}
-    earlier = [
-        TracedFact(index=index, fact=facts[index], trace=CausalTrace.load(path(index)))
-        if ok
-        else TracedFact(index=index, fact=facts[index], trace=None, reason=NOT_KNOWN)
-        for index, ok in known.items()
-    ]
-    chosen, form = facts[:limit], {"window": window, **form}
-    fitted = _fitted(model, facts, noise)
-    failed = run.failed(what="fact")
+    cases = list(facts)[:limit]
+    rows = {row["case_id"]: row for row in run.rows("traces") if row["case_id"] in facts}
+    form = {"window": window, **form}
+    fitted = _fitted(model, list(facts.values()), noise)
+    finished = rows.keys() | run.failed(what="fact")
+    left = [index for index, case in enumerate(cases) if case not in finished]
     results = trace_facts(
         model,
-        chosen,
+        [facts[case] for case in cases],
         seed=seed,
         noise_rule=fitted,
         samples=samples,
-        done=known.keys() | failed,
+        done=set(range(len(cases))) - set(left),
         workers=default_workers(model) if workers is None else workers,
         keep_failures=True,
         **form,
     )
-    new, began = [], time.perf_counter()
-    for traced in track(results, "Tracing facts", len(chosen) - len(known.keys() | failed)):
+    began = time.perf_counter()
+    for traced in track(results, "Tracing facts", len(left)):
+        case = cases[traced.index]
         if traced.failed:
-            run.fail(traced.index, traced.reason, of=len(chosen), what="fact")
+            run.fail(case, traced.reason, of=len(cases), what="fact")
             continue
-        row = {"index": traced.index, "known": traced.trace is not None, "prompt": traced.fact.prompt}
+        # The noise was drawn by the index, so who traces the fact again needs it.
+        row = {"case_id": case, "index": traced.index, "known": traced.trace is not None, "prompt": traced.fact.prompt}
         row["seconds"], began = time.perf_counter() - began, time.perf_counter()
         if traced.trace is not None:
-            traced.trace.save(path(traced.index))
+            traced.trace.save(trace_path(run, case))
         run.append("traces", row)
-        new.append(traced)
-    found = TraceSet.collect([*earlier, *new])
+        rows[case] = row
+    traces = {case: CausalTrace.load(trace_path(run, case)) for case in facts if rows.get(case, {}).get("known")}
+    skipped = tuple(facts[case] for case in facts if case in rows and case not in traces)
+    found = TraceSet(traces=tuple(traces.values()), skipped=skipped, reasons=(NOT_KNOWN,) * len(skipped))
     if not found.traces:
         raise ValueError(
-            f"{model.name} knows none of the {len(chosen)} facts traced (its top token is never the answer): "
+            f"{model.name} knows none of the {len(cases)} facts traced (its top token is never the answer): "
             "choose records that it knows, or raise --limit"
         )
     averages = tuple(average_effects(found.traces, site) for site in SITES)
     seen = averages[0].counts["last_subject"]
     located = Located(
         found=found,
+        traces=traces,
         averages=averages,
         layer=mediating_layer(found.traces) if seen else None,
-        facts=tuple(facts),
+        facts=facts,
         noise=fitted,
         samples=samples,
         seed=seed,
@@ -142,34 +141,37 @@ def locate(
     return located
 
 
+def trace_path(run: Run, case_id: int, *, after: bool = False) -> Path:
+    """Where the trace of a record's fact is kept, or that of the edited model."""
+    return run.folder / ("traces_after" if after else "traces") / f"{case_id:05d}.safetensors"
+
+
 def trace_edited(run: Run, model: Model, records: Sequence[Record], located: Located) -> None:
     """Trace the first few facts that were traced and edited again, on the edited model, exactly as they were traced."""
-    edits = {r.request.fact: edit_path(run, r) for r in reversed(records) if r.request.target_true is not None}
-    indices = [
-        index
-        for index, fact in enumerate(located.facts)
-        if fact in edits and edits[fact].exists() and (run.folder / "traces" / f"{index:05d}.safetensors").exists()
-    ]
-    for index in track(indices[:HEAT_MAPS], "Tracing edited facts", len(indices[:HEAT_MAPS])):
-        path, fact, noise = (
-            run.folder / "traces_after" / f"{index:05d}.safetensors",
-            located.facts[index],
-            located.noise,
-        )
+    edits = {record.case_id: edit_path(run, record) for record in records}
+    index = {row["case_id"]: row["index"] for row in run.rows("traces")}
+    cases = [case for case in located.traces if case in edits and edits[case].exists()][:HEAT_MAPS]
+    for case in track(cases, "Tracing edited facts", len(cases)):
+        path, fact, noise = trace_path(run, case, after=True), located.facts[case], located.noise
         if path.exists():
             continue
         first, end = subject_span(model, fact)
-        drawn = noise.draw(located.samples, end - first, generator=fact_generator(located.seed, index))
-        edit = Edit.load(edits[fact])
+        drawn = noise.draw(located.samples, end - first, generator=fact_generator(located.seed, index[case]))
+        edit = Edit.load(edits[case])
         if edit.redirects:  # it changes nothing of how this model recalls
             continue
-        with run.keeping(index, of=len(located.facts), what="fact"), edit.applied(model):
+        with run.keeping(case, of=len(located.facts), what="fact"), edit.applied(model):
             trace_fact(model, fact, noise=drawn, replace=noise.replace, **located.form).save(path)
 
 
-def true_facts(records: Sequence[Record]) -> list[Fact]:
-    """The facts of those records that state what is true; ValueError if none does."""
-    facts = [record.request.fact for record in records if record.request.target_true is not None]
+def stating_facts(records: Sequence[Record]) -> list[Record]:
+    """Those that have a true target."""
+    return [record for record in records if record.request.target_true is not None]
+
+
+def true_facts(records: Sequence[Record]) -> dict[int, Fact]:
+    """By `case_id` the facts of those records that state what is true; ValueError if none does."""
+    facts = {record.case_id: record.request.fact for record in stating_facts(records)}
     if not facts:
         raise ValueError("none of the records has a true target, so there is no fact to trace")
     return facts
@@ -202,7 +204,7 @@ def settled_layer(
     if layer is None:
         layer = run.read_json("results.json").get("layer")
     if layer is None:
-        layer = find_layer(model, true_facts(records), seed=seed, engine=engine)
+        layer = find_layer(model, list(true_facts(records).values()), seed=seed, engine=engine)
     run.note(layer=layer)
     return layer
 

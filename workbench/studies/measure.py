@@ -1,6 +1,6 @@
 """Measure: score the edits of a run, into its evaluations, tables and figures."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
 from rich.progress import track
@@ -22,27 +22,29 @@ def score_edits(
     model: Model,
     edits: Iterable[tuple[Record, Edit]],
     *,
-    total: int,
+    records: Sequence[Record],
     seed: int,
     fluency: int | None = None,
 ) -> list[Evaluation]:
     """Score every record before and after its edit, one line of `evaluations.jsonl` each, then tables and figures.
 
-    `fluency` is how many of the records have texts sampled for it, which takes most of the time; None for all. A
+    `records` are all that were to be edited; the first `fluency` of them have texts sampled, which takes most of the
+    time; None for all. A
     record that cannot be scored is kept as failed. The weights are compared bit for bit after every record:
     RuntimeError if they did not come back exactly. ValueError if no record is left.
     """
     untouched, failed = state_fingerprint(model), run.failed()
+    sampled = {record.case_id for record in records[:fluency]}
     finished = {row["case_id"]: row for row in run.rows("evaluations")}
     method = ""
-    for number, (record, edit) in enumerate(track(edits, "Editing and scoring", total)):
+    for record, edit in track(edits, "Editing and scoring", len(records)):
         method = edit.method
         if record.case_id in finished or record.case_id in failed:
             continue
         evaluation = None
-        with run.keeping(record.case_id, of=total):
-            sampled = FLUENCY_TOKENS if fluency is None or number < fluency else None
-            evaluation = evaluate(model, edit, record, fluency_tokens=sampled, seed=seed)
+        with run.keeping(record.case_id, of=len(records)):
+            length = FLUENCY_TOKENS if record.case_id in sampled else None
+            evaluation = evaluate(model, edit, record, fluency_tokens=length, seed=seed)
         check_restored(model, untouched, after=f"the edit of record {record.case_id}")
         if evaluation is None:
             continue
@@ -51,7 +53,9 @@ def score_edits(
     evaluations = [Evaluation.from_dict(row) for row in finished.values()]
     if not evaluations:
         whys = {row["reason"] for row in run.rows("failures")}
-        raise ValueError(f"none of the {total} records could be edited and scored: {'; '.join(sorted(whys)[:3])}")
+        raise ValueError(
+            f"none of the {len(records)} records could be edited and scored: {'; '.join(sorted(whys)[:3])}"
+        )
     _show_scores(run, {method: summarise(evaluations, seed=seed)})
     return evaluations
 

@@ -10,6 +10,7 @@ from workbench.figures.editors import Panel
 from workbench.machine.intervals import Estimate, bootstrap_mean
 from workbench.measuring.scores import Evaluation, RecordScores
 from workbench.measuring.summaries import summarise
+from workbench.records.facts import Record
 from workbench.runs.run import Run
 from workbench.studies.stacked_edits import Plan, evaluations
 from workbench.tables.scores import UNEDITED
@@ -45,9 +46,10 @@ Summaries = Mapping[tuple[str, int], Mapping[str, Estimate]]
 
 
 def stacks(run: Run) -> dict[tuple[str, int], list[dict[str, Any]]]:
-    """(editor, number of edits) -> the rows of its groups, editors in the order that was asked for."""
+    """(editor, number of edits) -> the latest rows of its groups, editors in the order that was asked for."""
     methods = run.settings["methods"]
-    order = sorted(run.rows("stacks"), key=lambda row: (methods.index(row["method"]), row["edits"], row["group"]))
+    latest = {(methods.index(row["method"]), row["edits"], row["group"]): row for row in run.rows("stacks")}
+    order = [latest[place] for place in sorted(latest)]
     found: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in order:
         found.setdefault((row["name"], row["edits"]), []).append(row)
@@ -56,25 +58,24 @@ def stacks(run: Run) -> dict[tuple[str, int], list[dict[str, Any]]]:
 
 def summaries(run: Run, plan: Plan) -> Summaries:
     """The measures of every editor at every number of edits so far, all groups of the number together."""
-    (unedited,) = run.rows("unedited")
+    *_, unedited = run.rows("unedited")
     before = dict(zip(unedited["cases"], map(RecordScores.from_dict, unedited["scores"]), strict=True))
     records = {record.case_id: record for record in plan.sample}
-    found: dict[tuple[str, int], dict[str, Estimate]] = {}
+    seed = run.settings["seed"]
+    alone = _compared(records, before, before)
+    found: dict[tuple[str, int], dict[str, Estimate]] = {
+        (UNEDITED, 0): {**summarise(alone, seed=seed).pre, "perplexity": _over_groups([unedited["perplexity"]])}
+    }
     for key, groups in stacks(run).items():
         after = {
             case: RecordScores.from_dict(scores)
             for row in groups
             for case, scores in zip(row["cases"], row["scores"], strict=True)
+            if case in before
         }
-        some: list[Evaluation] = evaluations(
-            [records[case] for case in after],
-            [before[case] for case in after],
-            list(after.values()),
-            norms={},
-            seconds=math.nan,
-        )
-        summary = summarise(some, seed=run.settings["seed"])
-        found.setdefault((UNEDITED, 0), {**summary.pre, "perplexity": _over_groups([unedited["perplexity"]])})
+        if not after:  # all of its records have failed
+            continue
+        summary = summarise(_compared(records, before, after), seed=seed)
         norms = [math.sqrt(sum(n * n for n in row["norms"].values()) / len(row["norms"])) for row in groups]
         found[key] = {
             **summary.post,
@@ -85,10 +86,18 @@ def summaries(run: Run, plan: Plan) -> Summaries:
     return found
 
 
-def stack_table(found: Summaries, plan: Plan, said: str) -> Table:
+def _compared(
+    records: Mapping[int, Record], before: Mapping[int, RecordScores], after: Mapping[int, RecordScores]
+) -> list[Evaluation]:
+    """The cases that were scored after edits, beside what they were before."""
+    states = [records[case] for case in after], [before[case] for case in after], list(after.values())
+    return evaluations(*states, norms={}, seconds=math.nan)
+
+
+def stack_table(found: Summaries, said: str) -> Table:
     """A row an editor and number of edits, the unedited model first."""
     rows = [
-        Row(label=f"{name}, {edits:,}" if edits else name, estimates=estimates, records=len(plan.sample))
+        Row(label=f"{name}, {edits:,}" if edits else name, estimates=estimates, records=estimates["ES"].n)
         for (name, edits), estimates in found.items()
     ]
     return Table(

@@ -3,7 +3,7 @@
 import math
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,8 +23,8 @@ class Plan:
 
     sample: tuple[Record, ...]
     """The records scored, the same at every number, without prompts whose answers other edits change."""
-    stacks: Mapping[tuple[int, int], tuple[EditRequest, ...]]
-    """(number of edits, group) -> the requests kept together, in the order in which they are made."""
+    stacks: Mapping[tuple[int, int], tuple[Record, ...]]
+    """(number of edits, group) -> the records whose requests are kept together, in the order in which they are made."""
 
     def scored(self, number: int, group: int) -> tuple[Record, ...]:
         """The records of the sample that a group scores: at small numbers the groups share the sample."""
@@ -59,14 +59,14 @@ def plan_stacks(records: Sequence[Record], numbers: Sequence[int], *, sample: in
     scored = [place for place, record in enumerate(trimmed) if record.neighborhood_prompts][:sample]
     scored = scored or list(range(len(stacked)))[:sample]  # where no neighbor is left, NS has no value
     others = [place for place in range(len(stacked)) if place not in set(scored)]
-    stacks: dict[tuple[int, int], tuple[EditRequest, ...]] = {}
+    stacks: dict[tuple[int, int], tuple[Record, ...]] = {}
     for number in sorted({min(number, len(stacked)) for number in numbers}):
         groups = math.ceil(len(scored) / number)
         for group in range(groups):
             chosen = scored[number * group : number * (group + 1)]
             chosen = chosen + others[: number - len(chosen)]
             random.Random(seed + number).shuffle(chosen)
-            stacks[number, group] = tuple(requests[place] for place in chosen)
+            stacks[number, group] = tuple(stacked[place] for place in chosen)
     return Plan(sample=tuple(trimmed[place] for place in scored), stacks=stacks)
 
 
@@ -92,21 +92,22 @@ def untouched(record: Record, requests: Sequence[EditRequest]) -> Record:
 
 
 def score_stack(
-    model: Model, records: Sequence[Record], *, texts_of: int = 0, seed: int = 0, batch_size: int = 64
+    model: Model, records: Sequence[Record], *, sampled: Collection[int] = (), seed: int = 0, batch_size: int = 64
 ) -> list[RecordScores]:
-    """Each record's teacher-forced scores in the model as it is; the first `texts_of` records also have sampled texts.
+    """Each record's teacher-forced scores in the model as it is; those of the cases `sampled` also have sampled texts.
 
     Texts are sampled for all these records in one go (top 5), as long as the published ones.
     """
     scores = [
         score_state(model, record, generate=False, fluency_tokens=None, batch_size=batch_size) for record in records
     ]
-    prompts = [(index, prompt) for index, one in enumerate(records[:texts_of]) for prompt in one.generation_prompts]
+    some = [(index, record) for index, record in enumerate(records) if record.case_id in sampled]
+    prompts = [(index, prompt) for index, record in some for prompt in record.generation_prompts]
     if not prompts:
         return scores
     asked = [prompt for _, prompt in prompts]
     length = min(FLUENCY_TOKENS, model.n_ctx) - int(model.tokenize(asked).mask.sum(dim=1).max())
-    sampled = generate(
+    written = generate(
         model,
         asked,
         max_new_tokens=length,
@@ -116,7 +117,7 @@ def score_stack(
         batch_size=batch_size,
     )
     texts: dict[int, list[str]] = {}
-    for (index, prompt), text in zip(prompts, sampled, strict=True):
+    for (index, prompt), text in zip(prompts, written, strict=True):
         texts.setdefault(index, []).append(prompt + text)
     return [replace(one, texts=tuple(texts.get(index, ()))) for index, one in enumerate(scores)]
 

@@ -1,0 +1,27 @@
+"""`workbench trace | edit | evaluate | study`: the flow from a fact to a report, each command into a run folder.
+
+Heavy imports stand inside the commands, so that `--help` answers at once.
+"""
+
+import typer
+
+from workbench.cli.checkpoints import export, fetch
+from workbench.cli.editing import edit, evaluate
+from workbench.cli.session import told
+from workbench.cli.study import study
+from workbench.cli.tracing import trace
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    help="Where in a language model is a fact recalled, and can it be rewritten there without breaking the rest?\n\n"
+    "Start with `workbench study`: it runs everything on a small embedded model and ends with a report.",
+)
+for command in (fetch, trace, edit, evaluate, export, study):
+    app.command()(told(command, command.__name__))
+
+
+def main() -> None:
+    """Entry point."""
+    app()

@@ -1,0 +1,133 @@
+"""`workbench edit` and `workbench evaluate`: rewrite facts, and score what that did."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from workbench.cli import options
+from workbench.cli.session import analysis, console, load
+
+if TYPE_CHECKING:
+    from workbench.records.facts import Record
+
+
+def edit(
+    model: options.Model = "atlas",
+    records: options.Records = None,
+    out: options.Out = None,
+    seed: options.Seed = 0,
+    limit: options.Limit = 100,
+    method: options.Method = "rome",
+    preset: options.Preset = None,
+    layer: options.Layer = None,
+    located: Annotated[
+        Path | None, typer.Option("--trace", help="Folder of a `workbench trace` run, whose located layer is edited.")
+    ] = None,
+    prompt: Annotated[str, typer.Option("--prompt", help='One request: "{} stands in the city of".')] = "",
+    subject: Annotated[str, typer.Option("--subject", help="Its subject: 'Eiffel Tower'.")] = "",
+    target: Annotated[str, typer.Option("--target", help="Its new answer: 'Rome'.")] = "",
+    text: options.Text = None,
+    engine: options.Engine = "auto",
+    retry: options.Retry = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "float32",
+    precision: options.Precision = "float32",
+) -> None:
+    """Rewrite facts: one edit a record, saved as edits/CASE.safetensors; or one request, tried and shown."""
+    from rich.progress import track
+
+    from workbench.editors.make import check_editor
+    from workbench.records.counterfact import read_records
+    from workbench.studies.defaults import default_records, default_text, records_path
+    from workbench.studies.edit import edit_records, make_editor, show_edit
+    from workbench.studies.locate import check_tracing, find_layer, true_facts
+
+    given = {"--prompt": prompt, "--subject": subject, "--target": target}
+    if any(given.values()) and not all(given.values()):
+        missing = ", ".join(name for name, value in given.items() if not value)
+        raise ValueError(f"one request needs --prompt, --subject and --target: {missing} is missing")
+    check_tracing("last_subject", engine)
+    layer = _located_layer(located) if layer is None and located is not None else layer
+    records = records or default_records(model)
+    every = [] if prompt and layer is not None else read_records(records_path(records))
+    chosen = [_request(prompt, subject, target)] if prompt else every[:limit]
+    loaded = load(model, device=device, dtype=dtype)
+    check_editor(loaded, method, layer=layer, preset_of=preset)
+    text = text or default_text(loaded)
+    settings = {"command": "edit", "model": model, "records": records, "seed": seed, "limit": len(chosen),
+                "method": method, "preset": preset, "layer": layer, "text": text, "dtype": dtype,
+                "precision": precision,
+                "request": [prompt, subject, target] if prompt else None}  # fmt: skip
+    with analysis(out, settings, loaded, retry=retry, report=False) as page:
+        run = page.run
+        if layer is None:
+            layer = find_layer(loaded, list(true_facts(every).values()), seed=seed, engine=engine)
+        editor = make_editor(loaded, method, preset_of=preset, layer=layer, text=text, seed=seed)
+        edits, count = edit_records(run, loaded, editor, chosen), 0
+        for record, made in track(edits, f"Editing with {method}", len(chosen)):
+            count += 1
+            if prompt:
+                show_edit(console, loaded, record, made)
+        layers = getattr(editor, "layers", (layer,))
+        where = f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
+        console.print(f"{count} edits at {where}: {run.folder / 'edits'}")
+
+
+def evaluate(
+    edits: Annotated[Path, typer.Argument(help="Folder of a `workbench edit` run over records.")],
+    out: options.Out = None,
+    seed: options.Seed = 0,
+    fluency: options.AnyFluency = None,
+    retry: options.Retry = False,
+    device: options.Device = "auto",
+    precision: options.Precision = "float32",
+) -> None:
+    """Score the edits of a `workbench edit` run: efficacy, paraphrase, neighborhood, portability, fluency."""
+    from workbench.records.counterfact import read_records
+    from workbench.runs.run import Run
+    from workbench.studies.defaults import records_path
+    from workbench.studies.edit import edit_path, load_edits
+    from workbench.studies.measure import score_edits
+
+    made = Run.open(edits)
+    if made.settings.get("command") != "edit" or made.settings.get("request"):
+        raise ValueError(f"'{edits}' is not a run of `workbench edit` over records; make one with `workbench edit`")
+    every = read_records(records_path(made.settings["records"]))
+    chosen = [record for record in every if edit_path(made, record).exists()]
+    if not chosen:
+        raise ValueError(f"'{edits}' holds no edits; run `workbench edit --out {edits}` to the end")
+    loaded = load(made.settings["model"], device=device, dtype=made.settings["dtype"])
+    made.check_model(loaded.fingerprint())
+    settings = dict(made.settings) | {
+        "command": "evaluate",
+        "edits": str(edits),
+        "seed": seed,
+        "limit": len(chosen),
+        "precision": precision,
+        "fluency": fluency,
+    }
+    with analysis(out, settings, loaded, retry=retry) as page:
+        run = page.run
+        if not run.rows("failures"):
+            for row in made.rows("failures"):  # what could not be edited is missing here too
+                run.append("failures", row)
+        score_edits(run, loaded, load_edits(made, chosen), records=chosen, seed=seed, fluency=fluency)
+
+
+def _request(prompt: str, subject: str, target: str) -> "Record":
+    from workbench.records.facts import EditRequest, Record
+
+    return Record(case_id=0, request=EditRequest(template=prompt, subject=subject, target_new=target))
+
+
+def _located_layer(folder: Path) -> int:
+    from workbench.runs.run import Run
+
+    layer = Run.open(folder).read_json("results.json").get("layer")
+    if layer is None:
+        raise ValueError(
+            f"'{folder}' has located no layer: run `workbench trace --out {folder}` to the end, with the last subject "
+            "tokens among its --positions"
+        )
+    return layer

@@ -1,0 +1,124 @@
+"""The options of the commands and of the analyses: what each is called and means, once for all.
+
+Options of several values take them with commas between, or the option again: `--edits 10,80`, or `--edits 10 --edits
+80`. Nothing heavy is imported here, so that `--help` answers at once.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def several(name: str, kind: type, help: str) -> Any:
+    """An option of several values."""
+
+    def parse(text: Any) -> list[Any]:
+        if not isinstance(text, str):  # a default
+            return [text]
+        try:
+            return [kind(part.strip()) for part in text.split(",") if part.strip()]
+        except ValueError:
+            numbers = "whole numbers" if kind is int else "numbers"
+            raise typer.BadParameter(f"{text!r} is not {numbers} with commas between, such as 1,10") from None
+
+    def flat(values: Iterable[list[Any]] | None) -> list[Any] | None:
+        return [value for part in values or () for value in part] or None
+
+    metavar = "NAME,..." if kind is str else "NUMBER,..."
+    return typer.Option(name, parser=parse, callback=flat, metavar=metavar, help=help)
+
+
+# What is studied -----------------------------------------------------------------------------------------------
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        help="'atlas' (embedded), 'smollm2' (after `workbench fetch smollm2`), a local Hugging Face folder, a .gguf "
+        "file, or a hub name such as gpt2-xl.",
+    ),
+]
+Models = Annotated[
+    list[str],
+    several("--models", str, "Models, or shapes with random weights such as gpt2-small-shape."),
+]
+Records = Annotated[
+    str | None,
+    typer.Option(
+        "--records",
+        help="A JSON file in CounterFact's or known_1000's format (known_1000: tracing only), 'atlas', or 'smollm2': "
+        "facts that SmolLM2 knows. [default: atlas for the embedded model, else smollm2]",
+    ),
+]
+Limit = Annotated[int, typer.Option("--limit", min=1, help="How many records are edited.")]
+FactLimit = Annotated[int, typer.Option("--limit", min=1, help="How many facts are traced.")]
+Traces = Annotated[int, typer.Option("--traces", min=1, help="How many facts are traced.")]
+
+# Tracing -------------------------------------------------------------------------------------------------------
+
+Window = Annotated[
+    int | None,
+    typer.Option("--window", min=1, help="Layers restored together. [default: 10 as published; atlas: 3]"),
+]
+Positions = Annotated[
+    str,
+    typer.Option(
+        "--positions", help="Tokens traced: all, last_subject, roles (from the subject on), or indices such as 3,-1."
+    ),
+]
+Engine = Annotated[str, typer.Option("--engine", help="What traces: fast, plain (slow, for any model), or auto.")]
+Samples = Annotated[int, typer.Option("--samples", min=1, help="Noise samples a fact.")]
+Noise = Annotated[
+    str,
+    typer.Option(
+        "--noise",
+        help="s3: 3 standard deviations of embeddings; also 0.2, us3, u0.2, m, and replace: before one (see README).",
+    ),
+]
+
+# Editing -------------------------------------------------------------------------------------------------------
+
+Method = Annotated[str, typer.Option("--method", help="The editor, such as rome or memit; an unknown one lists all.")]
+Methods = Annotated[
+    list[str] | None, several("--methods", str, "Editors, such as rome,memit; an unknown one lists all. [default: all]")
+]
+SomeMethods = Annotated[list[str], several("--methods", str, "Editors; an unknown one lists all.")]
+Layer = Annotated[int | None, typer.Option("--layer", help="The layer to edit. [default: the located one]")]
+Text = Annotated[
+    str | None,
+    typer.Option(
+        "--text",
+        help="Text for the second moment of keys: a .txt or .jsonl file, 'wikitext' (hub), 'self' (sampled from the "
+        "model), or 'atlas'. [default: wikitext; atlas and self for the models at hand]",
+    ),
+]
+Preset = Annotated[
+    str | None, typer.Option("--preset", help="Model whose published hyperparameters are used. [default: --model's]")
+]
+Kept = Annotated[list[int], several("--edits", int, "How many edits are kept together.")]
+
+# Measuring -----------------------------------------------------------------------------------------------------
+
+_FLUENCY = "Records whose fluency is measured, which takes long."
+Fluency = Annotated[int, typer.Option("--fluency", min=0, help=_FLUENCY)]
+AnyFluency = Annotated[int | None, typer.Option("--fluency", min=0, help=f"{_FLUENCY} [default: all]")]
+Repeats = Annotated[int, typer.Option("--repeats", min=1, help="Interleaved runs of each, to take medians of.")]
+
+# The run and the machine ---------------------------------------------------------------------------------------
+
+Out = Annotated[Path | None, typer.Option("--out", help="The run's folder. [default: runs/COMMAND-MODEL]")]
+Seed = Annotated[int, typer.Option("--seed", help="Of noise, contexts, sampling and bootstrap.")]
+Retry = Annotated[bool, typer.Option("--retry", help="Try again the records that failed in an earlier run.")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto.")]
+Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
+OwnDtype = Annotated[
+    str | None, typer.Option("--dtype", help="float32, bfloat16 or float16. [default: the checkpoint's own]")
+]
+Precision = Annotated[
+    str,
+    typer.Option(
+        "--precision", help="Of products of float32 matrices: float32, or tf32 (faster on Nvidia's GPUs; 10 bits)."
+    ),
+]

@@ -1,0 +1,200 @@
+"""What every command and every analysis shares: its run folder and report, and how it tells what went wrong.
+
+Heavy imports stand inside the functions, so that `--help` answers at once.
+"""
+
+import functools
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    import torch
+
+    from workbench.models.model import Model
+    from workbench.report.elements import Section
+    from workbench.runs.run import Run
+
+SOME_FAILED = 3
+"""Exit code of a command that came to its end, but some of whose records failed."""
+_running: ContextVar[dict[str, Any]] = ContextVar("the name and the options of the command that runs now")
+_NO_SETTINGS = {"out", "retry", "device"}
+"""Options that a run may go on with though they differ."""
+console = Console(soft_wrap=True, markup=False, highlight=False)
+"""Where results are printed: plain text, its lines as long as they are."""
+
+
+# A command -----------------------------------------------------------------------------------------------------
+
+
+def script(main: Callable[..., None]) -> None:
+    """Run an analysis from the command line; the docstring of its module is its help."""
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    path = Path(main.__globals__["__file__"])
+    app.command(help=_as_written(main.__globals__["__doc__"]))(told(main, path.stem))
+    app(prog_name=path.name)
+
+
+def told(command: Callable[..., None], name: str) -> Callable[..., None]:
+    """The command of that name, with one clear line instead of a traceback and exit code 1; 130 after Ctrl-C.
+
+    Its option `precision`, if it has one, holds for what it computes. The environment variable WORKBENCH_TRACEBACK
+    shows the traceback.
+    """
+
+    @functools.wraps(command)
+    def wrapped(**options: Any) -> None:
+        try:
+            from workbench.machine.precision import float32_products
+
+            with warnings.catch_warnings(), float32_products(options.get("precision", "float32")):
+                warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+                _running.set({"command": name, **options})
+                command(**options)
+        except KeyboardInterrupt:
+            print("Interrupted. What is finished is kept; the same command goes on from there.")
+            raise typer.Exit(130) from None
+        except typer.Exit:
+            raise
+        except Exception as error:  # SafetensorError, torch's own, ...: whatever it is, a user wants one line
+            if os.environ.get("WORKBENCH_TRACEBACK"):
+                raise
+            print(f"error: {_line(error)}", file=sys.stderr)
+            raise typer.Exit(1) from None
+
+    return wrapped
+
+
+def _line(error: Exception) -> str:
+    """What went wrong, and the way out, on one line."""
+    from workbench.machine.allocator import out_of_memory
+    from workbench.machine.failures import reason
+
+    if out_of_memory(error):
+        return f"not enough memory ({reason(error)}): try --dtype bfloat16, fewer --samples, or a smaller model"
+    if isinstance(error, ValueError | OSError | IndexError) and str(error).strip():
+        return " ".join(str(error).split())
+    return f"{reason(error)} (unexpected: set WORKBENCH_TRACEBACK=1 to see where)"
+
+
+def _as_written(text: str) -> str:
+    """Help whose paragraphs keep their lines, as commands to paste need."""
+    return "\n\n".join(f"\b\n{paragraph}" for paragraph in text.strip().split("\n\n"))
+
+
+# Its run -------------------------------------------------------------------------------------------------------
+
+
+def given(*, without: Sequence[str] = (), **settled: Any) -> dict[str, Any]:
+    """The settings of a run: the options of the command that runs now, with what it has settled in their place.
+
+    Left out are the options that a run may go on with though they differ: --out, --retry, --device and those of
+    `without`.
+    """
+    left_out = {*_NO_SETTINGS, *without}
+    return {name: value for name, value in _running.get().items() if name not in left_out} | settled
+
+
+@dataclass(kw_only=True)
+class Page:
+    """The run of an analysis, and what its report shows."""
+
+    run: "Run"
+    show: "Callable[[], Sequence[Section]] | None" = None
+    """Saves tables and figures of what the run holds so far, and makes the report's sections of them. It is called at
+    the end, also of a run that is interrupted; without it they are those of a study."""
+
+
+@contextmanager
+def analysis(
+    out: Path | None,
+    settings: Mapping[str, Any],
+    model: "Model | None" = None,
+    *,
+    retry: bool = False,
+    title: str = "Locating and editing facts",
+    headline: "Callable[[Run], str] | str | None" = None,
+    report: bool = True,
+) -> Iterator[Page]:
+    """Open the run folder, keep its state, and write and name its report at the end, also when it is interrupted.
+
+    Args:
+        out: the folder; None for one in `runs/`, named by command and model.
+        settings: see `given`.
+        model: whose weights a run goes on with; ValueError for others.
+        retry: whether what failed earlier is tried again.
+        title: of the report.
+        headline: what it says first, or what makes that of the run; None for that of a study.
+        report: whether there is one.
+
+    Exit code 3 if any record failed.
+    """
+    from workbench.machine.failures import lines
+    from workbench.runs.run import Run
+
+    named = [settings["command"], *([Path(settings["model"]).name] if "model" in settings else [])]
+    run = Run.create(out or Path("runs") / "-".join(named), settings)
+    if model is not None:
+        run.check_model(model.fingerprint())
+    if retry:
+        run.retry()
+    page, sections = Page(run=run), None
+    try:
+        with run.running():
+            yield page
+            sections = page.show and page.show()
+    except BaseException:
+        sections = _so_far(page)
+        raise
+    finally:
+        if report:
+            from workbench.report.write import write_report
+
+            said = headline(run) if callable(headline) else headline
+            print(f"Report: {write_report(run, sections, title=title, headline=said)}")
+    if failed := lines(run.rows("failures")):
+        print("\n".join(failed), file=sys.stderr)
+        raise typer.Exit(SOME_FAILED)
+
+
+def _so_far(page: Page) -> "Sequence[Section] | None":
+    """What an interrupted run can show; None where that is nothing of its own."""
+    from workbench.machine.failures import FAILURES
+
+    try:
+        return page.show and page.show()
+    except FAILURES:  # too little is there yet: the report shows figures and tables as they are
+        return None
+
+
+def one_of(option: str, value: Any, choices: Iterable[Any]) -> None:
+    """ValueError, which lists the choices, for a value that is none of them."""
+    if value not in (choices := list(choices)):
+        raise ValueError(f"{option} is one of {', '.join(map(str, filter(None, choices)))}, got {value!r}")
+
+
+# Its model -----------------------------------------------------------------------------------------------------
+
+
+def load(model: str, *, device: str, dtype: str | None) -> "Model":
+    """`load_model` with the options of a command."""
+    from workbench.models import loading
+
+    return loading.load_model(model, device=device, dtype=None if dtype is None else torch_dtype(dtype))
+
+
+def torch_dtype(name: str) -> "torch.dtype":
+    """The dtype of a name; ValueError for one that models are not loaded in."""
+    import torch
+
+    one_of("--dtype", name, ("float32", "bfloat16", "float16"))
+    return getattr(torch, name)

@@ -1,0 +1,63 @@
+"""`workbench study`: the whole flow."""
+
+from workbench.cli import options
+from workbench.cli.session import analysis, given, load
+
+
+def study(
+    model: options.Model = "atlas",
+    records: options.Records = None,
+    out: options.Out = None,
+    seed: options.Seed = 0,
+    limit: options.Limit = 100,
+    traces: options.Traces = 30,
+    window: options.Window = None,
+    samples: options.Samples = 10,
+    noise: options.Noise = "s3",
+    positions: options.Positions = "all",
+    engine: options.Engine = "auto",
+    method: options.Method = "rome",
+    preset: options.Preset = None,
+    layer: options.Layer = None,
+    text: options.Text = None,
+    fluency: options.AnyFluency = None,
+    retry: options.Retry = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "float32",
+    precision: options.Precision = "float32",
+) -> None:
+    """The whole flow: locate facts, rewrite them at the layer that mediates them, measure what that did, report.
+
+    On the embedded model this takes a few minutes. Interrupted with Ctrl-C, it goes on where it stopped when called
+    again with the same settings.
+    """
+    from workbench.editors.make import check_editor
+    from workbench.records.counterfact import read_records
+    from workbench.studies.defaults import default_records, default_text, default_window, records_path
+    from workbench.studies.edit import edit_records, follow_answers, load_edits, make_editor
+    from workbench.studies.locate import check_tracing, locate, trace_edited, true_facts
+    from workbench.studies.measure import score_edits
+
+    check_tracing(positions, engine, layer_needed=layer is None)
+    records = records or default_records(model)
+    every = read_records(records_path(records))
+    chosen = every[:limit]
+    loaded = load(model, device=device, dtype=dtype)
+    window = window or default_window(loaded)
+    check_editor(loaded, method, layer=layer, preset_of=preset)
+    text = text or default_text(loaded)
+    settings = given(records=records, window=window, text=text)
+    with analysis(out, settings, loaded, retry=retry) as page:
+        run = page.run
+        located = locate(
+            run, loaded, true_facts(every), limit=traces, seed=seed, window=window, samples=samples,
+            noise=noise, positions=positions, engine=engine,
+        )  # fmt: skip
+        layer = located.layer if layer is None else layer
+        if layer is None:
+            raise ValueError("every prompt traced ends with its subject, so no layer was located: give --layer")
+        editor = make_editor(loaded, method, preset_of=preset, layer=layer, text=text, seed=seed)
+        edits = edit_records(run, loaded, editor, chosen)
+        score_edits(run, loaded, edits, records=chosen, seed=seed, fluency=fluency)
+        trace_edited(run, loaded, chosen, located)
+        follow_answers(run, loaded, load_edits(run, chosen))
