@@ -6,13 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
-from conftest import GOLDEN
 from typer.testing import CliRunner, Result
 
 from workbench.cli import app
 from workbench.machine.paths import ROOT
 
-TINY = GOLDEN / "tiny-gpt2"
+TINY = ROOT / "tests" / "golden" / "tiny-gpt2"
 ANALYSES = ROOT / "analyses"
 
 
