@@ -31,7 +31,8 @@ from workbench.cli.session import analysis, console, given, script
 from workbench.editors.registry import EDITORS
 from workbench.editors.setup.contexts import sample_contexts
 from workbench.editors.setup.presets import preset
-from workbench.editors.shared.second_moments import SecondMoment, second_moments
+from workbench.editors.shared.moment import SecondMoment
+from workbench.editors.shared.second_moments import second_moments
 from workbench.models.model import Model
 from workbench.records.counterfact import read_records
 from workbench.records.facts import Record

@@ -43,7 +43,8 @@ from workbench.studies.defaults import default_records, default_text, default_wi
 from workbench.studies.edit import make_editor, statistics_texts
 from workbench.studies.going_on import sound
 from workbench.studies.layer_report import SCORES, bought, choice_table, explained_table, layer_table, results, sentence
-from workbench.studies.locate import Located, check_tracing, locate, stating_facts, true_facts
+from workbench.studies.locate import check_tracing, locate, stating_facts, true_facts
+from workbench.studies.located import Located
 from workbench.tracing.averages import ROLES
 from workbench.tracing.trace import CausalTrace
 

@@ -8,10 +8,12 @@ Runs the study and the analyses with their defaults, copies what a reader looks 
 puts tables into README.md between their markers.
 """
 
+import ast
 import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -99,14 +101,39 @@ def main(
 
 
 def with_tables(text: str) -> str:
-    """The text with tables of `reports/` between their markers, such as `<!-- scores -->` and `<!-- /scores -->`."""
-    for name, path in TABLES.items():
-        table = (ROOT / "reports" / path).read_text(encoding="utf-8").strip()
+    """The text with what stands between its markers, such as `<!-- scores -->` and `<!-- /scores -->`, as it is now.
+
+    Tables of `reports/`, and the map of the rooms.
+    """
+    shown = {name: (ROOT / "reports" / path).read_text(encoding="utf-8").strip() for name, path in TABLES.items()}
+    for name, content in (shown | {"rooms": rooms()}).items():
         between = re.compile(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         if not between.search(text):
             raise ValueError(f"README.md has no <!-- {name} --> ... <!-- /{name} -->")
-        text = between.sub(lambda found, table=table: f"{found[1]}{table}\n{found[2]}", text)
+        text = between.sub(lambda found, content=content: f"{found[1]}{content}\n{found[2]}", text)
     return text
+
+
+def rooms() -> str:
+    """A line a file of `workbench/`: the first sentence of its docstring, the lowest room first."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    lines = []
+    for room in reversed(contracts["contracts"][0]["layers"]):
+        folder = ROOT / "workbench" / room
+        lines.append(f"{room + '/':<26}{_says(folder / '__init__.py')}")
+        for file in sorted(folder.rglob("*.py"), key=lambda file: (len(file.relative_to(folder).parts), file)):
+            name = str(file.relative_to(folder))
+            if file.name != "__init__.py":
+                lines.append(f"    {name:<22}{_says(file)}")
+            elif file.parent != folder:
+                lines.append(f"    {name.removesuffix('__init__.py'):<22}{_says(file)}")
+    return "\n".join(["```", *lines, "```"])
+
+
+def _says(file: Path) -> str:
+    first = (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").split("\n\n")[0]
+    uncited = re.sub(r" \([^()]*et al\.[^()]*\)", "", " ".join(first.split()))
+    return uncited.split(". ")[0].removesuffix(".")
 
 
 if __name__ == "__main__":

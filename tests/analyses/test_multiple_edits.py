@@ -14,7 +14,7 @@ from known_records import RECORDS
 from workbench.editors.memit import MEMIT
 from workbench.editors.rome import ROME
 from workbench.editors.shared.keys import mean_keys
-from workbench.editors.shared.second_moments import SecondMoment
+from workbench.editors.shared.moment import SecondMoment
 from workbench.machine.intervals import Estimate, wilson
 from workbench.measuring.prefix_match import Answer, Question, answer, questions
 from workbench.models.model import Model

@@ -11,6 +11,7 @@ import torch
 
 from workbench.atlas import card, interchange, training
 from workbench.atlas.records import atlas_records
+from workbench.atlas.tokenizer import train_tokenizer
 from workbench.atlas.training import Recipe
 from workbench.atlas.world import World, documents, sample_texts, statement
 from workbench.machine.paths import ATLAS
@@ -105,7 +106,7 @@ def test_the_committed_records_are_those_of_the_tables(world: World) -> None:
 
 
 def test_interchanging_a_prompt_with_itself_changes_nothing(world: World) -> None:
-    tokenizer = training.train_tokenizer(world, TINY)
+    tokenizer = train_tokenizer(world, seed=TINY.seed, vocabulary=TINY.vocabulary, context=TINY.context)
     torch.manual_seed(0)
     model = training.new_model(TINY, tokenizer).eval()
     asked = [interchange.ask(world, s, next(iter(world.facts[s])), random.Random(1)) for s in world.subjects[:6]]

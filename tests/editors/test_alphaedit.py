@@ -14,7 +14,7 @@ from workbench.editors.alphaedit import AlphaEdit
 from workbench.editors.memit import MEMIT
 from workbench.editors.setup.presets import PRESETS, preset
 from workbench.editors.shared.keys import mean_keys
-from workbench.editors.shared.second_moments import SecondMoment
+from workbench.editors.shared.moment import SecondMoment
 from workbench.edits.weights import WeightEdit
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest

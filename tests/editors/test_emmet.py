@@ -15,7 +15,7 @@ from workbench.editors.memit import MEMIT
 from workbench.editors.rome import ROME, RROME
 from workbench.editors.setup.presets import PRESETS, preset
 from workbench.editors.shared.keys import mean_keys, subject_states
-from workbench.editors.shared.second_moments import SecondMoment
+from workbench.editors.shared.moment import SecondMoment
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest
 

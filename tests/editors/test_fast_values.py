@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 import torch
 
-from workbench.editors.search import fast_values
 from workbench.editors.search.fast_values import optimise_values
 from workbench.editors.search.values import optimise_value
 from workbench.editors.shared.subject import in_contexts
@@ -62,7 +61,7 @@ def test_requests_stop_early_on_their_own(tiny_gpt2: Model) -> None:
 
 def test_a_batch_too_large_for_the_memory_splits(tiny_gpt2: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     together = optimise_values(tiny_gpt2, REQUESTS, TEMPLATES, **OPTIONS)
-    monkeypatch.setattr(fast_values, "_MEMORY", 1)
+    monkeypatch.setattr("workbench.editors.search.rows._MEMORY", 1)
     for found, split in zip(together, optimise_values(tiny_gpt2, REQUESTS, TEMPLATES, **OPTIONS), strict=True):
         torch.testing.assert_close(found.delta, split.delta, atol=1e-5, rtol=1e-4)
 

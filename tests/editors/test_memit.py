@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from workbench.editors.memit import MEMIT
 from workbench.editors.setup.presets import PRESETS, preset
 from workbench.editors.shared.keys import mean_keys, regularised_solve, subject_states
-from workbench.editors.shared.second_moments import SecondMoment, factorise
+from workbench.editors.shared.moment import SecondMoment, factorise
 from workbench.editors.shared.subject import at_subject, in_contexts
 from workbench.edits.weights import WeightEdit
 from workbench.models.model import Model

@@ -19,7 +19,7 @@ from workbench.editors.search.outputs import OutputSearch
 from workbench.editors.search.values import OptimisedValue, optimise_value
 from workbench.editors.setup.presets import PRESETS, preset
 from workbench.editors.shared.keys import subject_states
-from workbench.editors.shared.second_moments import SecondMoment
+from workbench.editors.shared.moment import SecondMoment
 from workbench.editors.shared.subject import in_contexts
 from workbench.models.blocks import Blocks, BlocksError
 from workbench.models.loading import load_model

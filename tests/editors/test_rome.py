@@ -15,7 +15,7 @@ from workbench.editors.rome import ROME
 from workbench.editors.search.values import OptimisedValue, optimise_value
 from workbench.editors.setup.contexts import sample_contexts
 from workbench.editors.setup.presets import PRESETS, preset
-from workbench.editors.shared.second_moments import SecondMoment
+from workbench.editors.shared.moment import SecondMoment
 from workbench.editors.shared.subject import at_subject, in_contexts
 from workbench.edits.edit import Edit
 from workbench.edits.weights import WeightEdit

@@ -9,8 +9,10 @@ import torch
 from conftest import GOLDEN
 from safetensors.torch import load_file, save_file
 
+import workbench.editors.shared.moment
 import workbench.editors.shared.second_moments
-from workbench.editors.shared.second_moments import factorise, second_moments
+from workbench.editors.shared.moment import factorise
+from workbench.editors.shared.second_moments import second_moments
 from workbench.models.model import Model
 
 TEXTS = ["The capital of Peru is Lima.", "In Spain, most people speak Spanish.", "Iran", "Peru and Iran"]
@@ -133,7 +135,7 @@ def test_a_damaged_cache_is_computed_again_with_a_warning(tiny_gpt2: Model, tmp_
 @pytest.mark.parametrize("damaged", [False, True])
 def test_a_pass_that_was_stopped_goes_on(tiny_gpt2: Model, tmp_path, monkeypatch, damaged: bool):
     monkeypatch.setattr(workbench.editors.shared.second_moments, "_TEXTS_AT_ONCE", 1)
-    monkeypatch.setattr(workbench.editors.shared.second_moments, "_SAVED_EVERY", 0.0)
+    monkeypatch.setattr(workbench.editors.shared.moment, "_SAVED_EVERY", 0.0)
     whole = second_moments(tiny_gpt2, [0, 2], TEXTS)
     activations, calls = tiny_gpt2.activations, []
 

@@ -112,6 +112,15 @@ def test_a_file_of_an_unknown_kind_names_it(tiny_gpt2: Model, tmp_path: Path, mo
         Edit.load(path)
 
 
+@pytest.mark.parametrize("kind", ["workbench.editors.nobody:Edit", "workbench.machine.files:Edit", "os:system"])
+def test_only_kinds_of_the_workbench_are_imported(tiny_gpt2: Model, tmp_path: Path, kind: str) -> None:
+    edit, path = Steers()(tiny_gpt2, [REQUEST]), tmp_path / "edit.safetensors"
+    object.__setattr__(edit, "kind", kind)
+    edit.save(path)
+    with pytest.raises(ValueError, match=r"is not an edit that can be read: (its kind is|No module named)"):
+        Edit.load(path)
+
+
 def test_kinds_stack_and_come_off_in_any_order(tiny_gpt2: Model) -> None:
     """Weights, hooks and a prefix together; what remains is what it would be alone."""
     edits = [random_edit(tiny_gpt2, 0, (1, "W_out")), Steers()(tiny_gpt2, [REQUEST]), Prefixes()(tiny_gpt2, [REQUEST])]

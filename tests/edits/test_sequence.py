@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from workbench.editors.alphaedit import AlphaEdit
 from workbench.editors.rome import ROME
-from workbench.editors.shared.second_moments import SecondMoment
+from workbench.editors.shared.moment import SecondMoment
 from workbench.edits.edit import Edit, provenance
 from workbench.edits.sequence import Steps, applied_files, sequence
 from workbench.edits.weights import WeightEdit, WeightUpdate

@@ -11,6 +11,7 @@ from known_scores import all_top, scored
 from workbench.editors.ft import FT
 from workbench.editors.shared.keys import subject_states
 from workbench.editors.shared.second_moments import second_moments
+from workbench.editors.shared.tuning import in_parts
 from workbench.machine.allocator import peak_memory
 from workbench.measuring.perplexity import perplexity
 from workbench.models.batching import consecutive
@@ -111,11 +112,11 @@ def test_fine_tuning_in_parts_is_fine_tuning_at_once(tiny_gpt2: Model) -> None:
     asked = [EditRequest(template="The capital of {} is", subject=s, target_new="Rome") for s in ("Japan", "Egypt")]
     editor = FT(layers=(2,), steps=3)
     tiny_gpt2.budget = 2.0
-    assert len(editor._parts(tiny_gpt2, tuple(asked))) == 1
+    assert len(in_parts(tiny_gpt2, tuple(asked), objective="target", kl_template=None)) == 1
     whole = editor(tiny_gpt2, asked)
     tiny_gpt2.budget = 1e-6
     try:
-        assert len(editor._parts(tiny_gpt2, tuple(asked))) == 2
+        assert len(in_parts(tiny_gpt2, tuple(asked), objective="target", kl_template=None)) == 2
         parts = editor(tiny_gpt2, asked)
     finally:
         tiny_gpt2.budget = 2.0

@@ -18,7 +18,7 @@ from workbench.editors.memit import MEMIT
 from workbench.editors.pmet import PMET
 from workbench.editors.search.fast_values import optimise_values
 from workbench.editors.search.values import optimise_value
-from workbench.editors.shared.second_moments import SecondMoment
+from workbench.editors.shared.moment import SecondMoment
 from workbench.models import model as models
 from workbench.models.contribution import Contribution
 from workbench.models.hooks_check import hook_faults, ordinary_tokens

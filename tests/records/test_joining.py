@@ -12,9 +12,10 @@ import transformers
 from conftest import GOLDEN
 
 from workbench.editors.ft import FT
-from workbench.editors.search.fast_values import _rows
+from workbench.editors.search.rows import rows_of
 from workbench.editors.search.values import prompt_batch
 from workbench.editors.shared.requests import check_requests
+from workbench.editors.shared.tuning import tuning_batch
 from workbench.measuring.evaluate import evaluate, score_state
 from workbench.measuring.metrics import ngram_entropy
 from workbench.models.loading import load_model
@@ -126,8 +127,8 @@ def test_scoring_tracing_and_editing_join_alike(tiny_gpt2: Model, separator: str
 
     assert answer_token(tiny_gpt2, prompt, target, separator) == wanted[0]
     assert prompt_batch(tiny_gpt2, request, ["{}的首都是", "{}是"]).targets.tolist() == wanted
-    assert _rows(tiny_gpt2, request, ["{}的首都是", "{}是"])[0].targets == wanted
-    assert FT(layers=(0,))._batch(tiny_gpt2, (request,)).targets.tolist() == wanted
+    assert rows_of(tiny_gpt2, request, ["{}的首都是", "{}是"])[0].targets == wanted
+    assert tuning_batch(tiny_gpt2, (request,), objective="target", kl_template=None).targets.tolist() == wanted
     ids = torch.cat([tiny_gpt2.tokenize([prompt]).ids, torch.tensor([wanted])], dim=1)
     log_probs = tiny_gpt2.bridge.original_model(ids).logits[0].log_softmax(dim=-1)
     by_hand = log_probs[-len(wanted) - 1 : -1].gather(1, torch.tensor(wanted)[:, None])[:, 0]

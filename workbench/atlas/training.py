@@ -24,14 +24,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from workbench.atlas.interchange import answers, ask, interchange, last_logits, pairs, tokenise
+from workbench.atlas.tokenizer import train_tokenizer
 from workbench.atlas.world import World, documents
-
-END = "<|endoftext|>"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,41 +67,6 @@ class Recipe:
     patience: int = 6000
     """A stage that takes longer is a dead run."""
     seed: int = 0
-
-
-def train_tokenizer(world: World, recipe: Recipe) -> PreTrainedTokenizerFast:
-    """Byte-level BPE over the training text, in which every word of an object is one token.
-
-    Raises:
-        ValueError: two objects of a relation begin with the same token.
-    """
-    rng = random.Random(recipe.seed)
-    stream = documents(world, world.subjects, rng)
-    objects = [f" {answer}" for facts in world.facts.values() for answer in facts.values()]
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    bpe.train_from_iterator(
-        [next(stream) for _ in range(20_000)] + sorted(set(objects)) * 200,
-        trainers.BpeTrainer(
-            vocab_size=recipe.vocabulary,
-            special_tokens=[END],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, bos_token=END, eos_token=END, pad_token=END, unk_token=END,
-        model_max_length=recipe.context,
-    )  # fmt: skip
-    for relation in world.relations:
-        first: dict[int, str] = {}
-        for answer in world.holders(relation):
-            token = tokenizer.encode(f" {answer}")[0]
-            if token in first:
-                raise ValueError(f"{relation}: {answer!r} and {first[token]!r} begin with the same token")
-            first[token] = answer
-    return tokenizer
 
 
 def packed_rows(
@@ -178,7 +141,7 @@ def train(
     Deterministic for a seed on one machine. Raises RuntimeError when a stage outlasts `patience`.
     """
     rng = random.Random(recipe.seed)
-    tokenizer = train_tokenizer(world, recipe)
+    tokenizer = train_tokenizer(world, seed=recipe.seed, vocabulary=recipe.vocabulary, context=recipe.context)
     # The seed is set inside a fork, so that a caller's random numbers are left alone.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)

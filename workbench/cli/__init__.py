@@ -1,4 +1,4 @@
-"""`workbench trace | edit | evaluate | study`: the flow from a fact to a report, each command into a run folder.
+"""The commands `workbench ...`, and what they share with the scripts of `analyses/`.
 
 Heavy imports stand inside the commands, so that `--help` answers at once.
 """

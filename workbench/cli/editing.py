@@ -41,7 +41,7 @@ def edit(
     from workbench.records.counterfact import read_records
     from workbench.studies.defaults import default_records, default_text, records_path
     from workbench.studies.edit import edit_records, make_editor, show_edit
-    from workbench.studies.locate import check_tracing, find_layer, true_facts
+    from workbench.studies.locate import check_tracing, settled_layer
 
     given = {"--prompt": prompt, "--subject": subject, "--target": target}
     if any(given.values()) and not all(given.values()):
@@ -61,17 +61,16 @@ def edit(
                 "request": [prompt, subject, target] if prompt else None}  # fmt: skip
     with analysis(out, settings, loaded, retry=retry, report=False) as page:
         run = page.run
-        if layer is None:
-            layer = find_layer(loaded, list(true_facts(every).values()), seed=seed, engine=engine)
+        layer = settled_layer(run, loaded, every, layer=layer, seed=seed, engine=engine)
         editor = make_editor(loaded, method, preset_of=preset, layer=layer, text=text, seed=seed)
         edits, count = edit_records(run, loaded, editor, chosen), 0
         for record, made in track(edits, f"Editing with {method}", len(chosen)):
             count += 1
             if prompt:
                 show_edit(console, loaded, record, made)
-        layers = getattr(editor, "layers", (layer,))
-        where = f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
-        console.print(f"{count} edits at {where}: {run.folder / 'edits'}")
+        layers = ", ".join(map(str, editor.layers))
+        where = f" at layer{'s' * (len(editor.layers) > 1)} {layers}" if layers else ""
+        console.print(f"{count} edits{where}: {run.folder / 'edits'}")
 
 
 def evaluate(

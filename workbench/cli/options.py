@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from workbench.editors.registry import EDITORS
+
 
 def several(name: str, kind: type, help: str) -> Any:
     """An option of several values."""
@@ -80,11 +82,10 @@ Noise = Annotated[
 
 # Editing -------------------------------------------------------------------------------------------------------
 
-Method = Annotated[str, typer.Option("--method", help="The editor, such as rome or memit; an unknown one lists all.")]
-Methods = Annotated[
-    list[str] | None, several("--methods", str, "Editors, such as rome,memit; an unknown one lists all. [default: all]")
-]
-SomeMethods = Annotated[list[str], several("--methods", str, "Editors; an unknown one lists all.")]
+_KNOWN = f"any of {', '.join(EDITORS)}"
+Method = Annotated[str, typer.Option("--method", help=f"The editor: {_KNOWN}.")]
+Methods = Annotated[list[str] | None, several("--methods", str, f"Editors: {_KNOWN}. [default: all]")]
+SomeMethods = Annotated[list[str], several("--methods", str, f"Editors: {_KNOWN}.")]
 Layer = Annotated[int | None, typer.Option("--layer", help="The layer to edit. [default: the located one]")]
 Text = Annotated[
     str | None,

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.editors.shared.keys import mean_keys
-from workbench.editors.shared.second_moments import SecondMoment
+from workbench.editors.shared.moment import SecondMoment
 from workbench.editors.spread import SpreadEditor
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest

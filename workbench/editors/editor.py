@@ -10,7 +10,8 @@ import torch
 
 from workbench.editors.setup.contexts import sample_contexts
 from workbench.editors.setup.presets import Preset
-from workbench.editors.shared.second_moments import SecondMoment, second_moments
+from workbench.editors.shared.moment import SecondMoment
+from workbench.editors.shared.second_moments import second_moments
 from workbench.edits.edit import Edit
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest

@@ -1,23 +1,23 @@
 """Fine-tuning of MLP output matrices on the requests: FT, FT-M and FT-L (Zhu et al. 2020, arXiv:2012.00363)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from workbench.editors.editor import Editor, Setting
 from workbench.editors.shared.keys import check_hooks
 from workbench.editors.shared.requests import check_requests
+from workbench.editors.shared.tuning import TuningBatch, in_parts
 from workbench.edits.edit import provenance
 from workbench.edits.weights import WeightEdit, WeightUpdate
 from workbench.models.hooks import Hook
 from workbench.models.model import Model
-from workbench.models.tokens import Tokens
-from workbench.records.facts import EditRequest, fill, subject_characters, token_span
-from workbench.records.joining import join
+from workbench.records.facts import EditRequest
 
 _LOSS_REACHED = 1e-2
 """A batch below this loss makes no step, and the optimisation ends when the mean over all requests is below it."""
@@ -118,7 +118,9 @@ class FT(Editor):
     ) -> list[float]:
         """Tune the changes in place; returns the mean loss of each pass, measured before each batch's step."""
         size = self.batch_size
-        batches = [self._parts(model, requests[first : first + size]) for first in range(0, len(requests), size)]
+        essence = self.kl_template if self.kl_weight else None
+        parted = partial(in_parts, model, objective=self.objective, kl_template=essence)
+        batches = [parted(requests[first : first + size]) for first in range(0, len(requests), size)]
         hooks = _added(model, changes)
         leaves = list(changes.values())
         optimiser = torch.optim.Adam(leaves, lr=self.learning_rate)
@@ -142,7 +144,7 @@ class FT(Editor):
         return means
 
     def _gradients(
-        self, model: Model, parts: Sequence["_Batch"], hooks: Sequence[Hook], leaves: Sequence[Tensor]
+        self, model: Model, parts: Sequence[TuningBatch], hooks: Sequence[Hook], leaves: Sequence[Tensor]
     ) -> tuple[float, list[Tensor]]:
         """The mean loss of a batch's requests and its gradient, summed over the parts that fit into memory."""
         count, mean = sum(len(part.requests) for part in parts), 0.0
@@ -157,7 +159,7 @@ class FT(Editor):
                 gradients = [total + more for total, more in zip(gradients, found, strict=True)]
         return mean, gradients
 
-    def _losses(self, model: Model, batch: "_Batch", hooks: Sequence[Hook]) -> Float[Tensor, " request"]:
+    def _losses(self, model: Model, batch: TuningBatch, hooks: Sequence[Hook]) -> Float[Tensor, " request"]:
         """Each request's negative log-likelihood and weighted divergence."""
         log_probs = batch.log_probs(model, hooks)
         scored = len(batch.targets)
@@ -176,50 +178,6 @@ class FT(Editor):
             )
         return losses
 
-    def _parts(self, model: Model, requests: tuple[EditRequest, ...]) -> list["_Batch"]:
-        """A batch in parts that fit into memory."""
-        rows = model.encode([join(request.prompt, request.target_new, request.separator) for request in requests])
-        keeps = [
-            1 + sum(end > len(request.prompt) for _, end in row.offsets)
-            for request, row in zip(requests, rows, strict=True)
-        ]
-        parts = model.batches(rows, len(rows), keep=keeps, gradients=True)
-        return [self._batch(model, tuple(requests[index] for index in part)) for part in parts]
-
-    def _batch(self, model: Model, requests: tuple[EditRequest, ...]) -> "_Batch":
-        texts = [join(request.prompt, request.target_new, request.separator) for request in requests]
-        subjects = [request.subject for request in requests] if self.kl_weight else []
-        essences = [fill(self.kl_template, each) for each in subjects]
-        tokens = model.tokenize([*texts, *essences], padding_side="left")
-        tokens = tokens.with_prompts([*(len(request.prompt) for request in requests), *map(len, essences)])
-        starts = tokens.starts.tolist()
-        rows, positions, targets, shares = [], [], [], []
-        for row, (request, text) in enumerate(zip(requests, texts, strict=True)):
-            first, end = token_span(tokens.offsets[row], (len(request.prompt), len(text)))
-            if first == 0:
-                raise ValueError(f"the prompt has no token of its own in {text!r}; lengthen it")
-            rows += [row] * (end - first)
-            last = range(first, end) if self.objective == "target" else [first] * (end - first)
-            positions += [starts[row] + index - 1 for index in last]
-            targets += tokens.ids[row, starts[row] + first :].tolist()
-            shares += [1 / (end - first)] * (end - first)
-        for row, subject in enumerate(subjects, start=len(texts)):
-            _, end = token_span(tokens.offsets[row], subject_characters(self.kl_template, subject))
-            rows.append(row)
-            positions.append(starts[row] + end - 1)
-        batch = _Batch(
-            requests=requests,
-            tokens=tokens,
-            rows=torch.tensor(rows, device=model.device),
-            positions=torch.tensor(positions, device=model.device),
-            targets=torch.tensor(targets, device=model.device),
-            shares=torch.tensor(shares, device=model.device),
-        )
-        if not subjects:
-            return batch
-        with torch.no_grad():
-            return replace(batch, essence=batch.log_probs(model, [])[len(targets) :])
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FTL(FT):
@@ -233,31 +191,6 @@ class FTL(FT):
 
     norm_constraint: float = 5e-4
     """Largest absolute change of an element."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Batch:
-    """Requests with their targets, then their essence prompts, padded on the left; and what is read of them."""
-
-    requests: tuple[EditRequest, ...]
-    tokens: Tokens
-    rows: Int[Tensor, " prediction"]
-    """Row of each prediction: of the targets' tokens, then of the essence prompts."""
-    positions: Int[Tensor, " prediction"]
-    """Index from which it is made."""
-    targets: Int[Tensor, " target"]
-    """The targets' tokens."""
-    shares: Float[Tensor, " target"]
-    """Each one's share of the mean over its target."""
-    essence: Float[Tensor, "essence vocab"] | None = None
-    """What the unedited model says of the subjects; None without a divergence."""
-
-    def log_probs(self, model: Model, hooks: Sequence[Hook]) -> Float[Tensor, "prediction vocab"]:
-        """Log-probabilities of every prediction."""
-        first = int(self.positions.min())
-        logits = model.logits(self.tokens, hooks=hooks, keep_last=self.tokens.ids.shape[1] - first)
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        return logits[self.rows, self.positions - first].to(dtype).log_softmax(dim=-1)
 
 
 def _added(model: Model, changes: _ByPlace) -> list[Hook]:

@@ -14,8 +14,8 @@ from workbench.editors.editor import Editor, Setting
 from workbench.editors.search.fast_values import optimise_values
 from workbench.editors.search.values import OptimisedValue, final_loss
 from workbench.editors.shared.keys import check_hooks, describe_moment
+from workbench.editors.shared.moment import SecondMoment, factorise
 from workbench.editors.shared.requests import check_requests
-from workbench.editors.shared.second_moments import SecondMoment, factorise
 from workbench.editors.shared.subject import at_subject, check_contexts, in_contexts
 from workbench.edits.edit import provenance
 from workbench.edits.ledger import undone

@@ -16,8 +16,8 @@ from workbench.editors.search.fast_values import optimise_values
 from workbench.editors.search.targets import Targets
 from workbench.editors.search.values import OptimisedValue, final_loss
 from workbench.editors.shared.keys import check_hooks, check_moment, describe_moment, mean_keys
+from workbench.editors.shared.moment import SecondMoment, factorise
 from workbench.editors.shared.requests import check_requests
-from workbench.editors.shared.second_moments import SecondMoment, factorise
 from workbench.editors.shared.subject import check_contexts, in_contexts
 from workbench.edits.edit import provenance
 from workbench.edits.weights import WeightEdit, WeightUpdate

@@ -10,10 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -22,7 +24,7 @@ from workbench.edits.ledger import state_fingerprint, take_back_
 from workbench.machine import hashing
 from workbench.machine.files import write_whole
 from workbench.models.hooks import EditHook
-from workbench.models.model import Model, dtype_name
+from workbench.models.model import Model
 from workbench.records.facts import EditRequest
 
 _FORMAT = "workbench-edit-2"
@@ -42,7 +44,7 @@ class Edit(ABC):
     """
 
     kind: ClassVar[str]
-    """Says in a file what class an edit is of."""
+    """Says in a file what class an edit is of: its module and name, unless it has a name of its own."""
     redirects: ClassVar[bool] = False
     """Whether `asked` may answer otherwise than with the model and the prompt themselves."""
 
@@ -55,8 +57,9 @@ class Edit(ABC):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        if "kind" in cls.__dict__:
-            _KINDS[cls.kind] = cls
+        if "kind" not in cls.__dict__:
+            cls.kind = f"{cls.__module__}:{cls.__qualname__}"
+        _KINDS[cls.kind] = cls
 
     def __post_init__(self) -> None:
         try:
@@ -147,9 +150,9 @@ class Edit(ABC):
         An edit of a sequence was made for the state that those before it leave: apply these first.
         """
         name = f"this {self.method} edit{f' of {self.requests[0].subject!r}' if self.requests else ''}"
-        dtype = self.provenance.get("dtype", dtype_name(model.dtype))
-        if dtype != dtype_name(model.dtype):
-            differs = f"{name} was made in {dtype}, but {model.name!r} is loaded in {dtype_name(model.dtype)}"
+        dtype = self.provenance.get("dtype", _name(model.dtype))
+        if dtype != _name(model.dtype):
+            differs = f"{name} was made in {dtype}, but {model.name!r} is loaded in {_name(model.dtype)}"
             if not force:
                 raise ValueError(f"{differs}: load the model in {dtype}, or use force to convert the edit")
             warnings.warn(f"{differs}: it is converted", stacklevel=2)
@@ -214,6 +217,8 @@ class Edit(ABC):
                 content = json.loads(metadata["edit"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a mapping)
             kind = content["kind"]
+            if kind not in _KINDS and kind.startswith("workbench."):
+                import_module(kind.partition(":")[0])  # a method's own kind, whose module registers it
             if kind not in _KINDS:
                 raise ValueError(f"its kind is {kind!r}, known are {', '.join(sorted(_KINDS))}; import what defines it")
             if not issubclass(_KINDS[kind], cls):
@@ -225,7 +230,7 @@ class Edit(ABC):
                 requests=tuple(EditRequest(**request) for request in content["requests"]),
                 provenance=content["provenance"],
             )
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (SafetensorError, ImportError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"'{path}' is not an edit that can be read: {error}") from None
         if model is not None:
             edit.check_made_for(model, force=force)
@@ -237,8 +242,12 @@ def provenance(model: Model, hyperparameters: Mapping[str, Any], **more: Any) ->
     return {
         "model": model.name,
         "fingerprint": state_fingerprint(model),
-        "dtype": dtype_name(model.dtype),
+        "dtype": _name(model.dtype),
         "hyperparameters": dict(hyperparameters),
         "versions": {package: version(package) for package in _PACKAGES},
         **more,
     }
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""Edits of the question: what is put before a prompt, or which model answers it."""
+"""Edits of what is asked: what is put before a prompt, or which model answers it."""
 
 from abc import abstractmethod
 

@@ -1,1 +1,1 @@
-"""What the workbench needs of a machine, and nothing of models: files, JSON, processes, memory, versions, failures."""
+"""What knows nothing of models: files, JSON, hashes, processes, memory, versions, failures, intervals."""

@@ -1,4 +1,4 @@
-"""How far tracing explains where edits succeed: R^2 and rank correlations, as Hase et al. (2301.04213) compute them.
+"""How far tracing explains where edits succeed: R^2 and rank correlations (Hase et al. 2023, arXiv:2301.04213).
 
 Rows are facts and columns are layers: every fact was edited alone at every layer. Intervals are bootstrap percentiles
 over facts, since the layers of one fact are not independent.

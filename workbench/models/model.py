@@ -256,8 +256,3 @@ class Model(Reader):
                 "activations or prompts: take them back, and save them as edits"
             )
         self.checkpoint.save(folder)
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """As it is written in files: "float32"."""
-    return str(dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""Run folder -> one HTML page that needs nothing else: no network, light and dark, printable.
+"""Write the report of a run: of a study from what its folder holds, of an analysis from its sections.
 
 The only script is that of the causal traces to look at; without it the page shows all the rest.
 

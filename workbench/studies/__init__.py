@@ -1,1 +1,1 @@
-"""What the scripts of `analyses/` compute and show beyond one study: sweeps, comparisons, benchmarks."""
+"""Locate, edit and measure into a run folder, and what the scripts of `analyses/` compute and say beyond that."""

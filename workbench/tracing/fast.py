@@ -10,7 +10,6 @@ position is computed. On a CPU so many tokens at once climb a layer as keep thei
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import groupby
 
 import torch
@@ -23,28 +22,13 @@ from workbench.models.model import Model
 from workbench.models.tokens import Tokens
 from workbench.tracing.cells import Cell, Patch
 from workbench.tracing.corruption import Corruption
+from workbench.tracing.fronts import Front, Patched, changed_positions, part, patches_of
 from workbench.tracing.measure import Measure
 
 _ROWS_UNEMBEDDED = 256
 """Logits are made for this many rows at once."""
 _TOKENS_AT_ONCE = 2048
 """On a CPU a layer runs on about this many tokens at once, so that activations stay near the processor."""
-
-_Patched = dict[tuple[Patch, tuple[int, int]], list[int]]
-"""The branches of a front that a patch concerns, by the patch and its positions."""
-
-
-@dataclass(eq=False)
-class _Front:
-    """The cells whose first patched position is `first`, as far as they have started; they branch as they part."""
-
-    first: int
-    end: int
-    """From this position on the residual stream is the corrupted run's: all but a few positions where cells start."""
-    branches: list[list[int]]
-    """The cells that share each branch."""
-    resid: Float[Tensor, "branch sample pos d_model"]
-    """Residual stream from `first` on."""
 
 
 class FastRuns:
@@ -142,10 +126,10 @@ class FastRuns:
 
     def _advance(self, cells: Sequence[Cell]) -> list[tuple[list[int], Float[Tensor, "cell sample d_model"]]]:
         """The last position's residual stream that leaves the last layer, for cells given by their indices."""
-        fronts: list[_Front] = []
+        fronts: list[Front] = []
         for layer in range(self.n_layers):
             for front in fronts:
-                _part(front, cells, layer)
+                part(front, cells, layer)
             for group in self._groups(fronts):
                 self._step(group, cells, layer)
             fronts = self._merged([*fronts, *self._started(cells, layer)], layer)
@@ -156,7 +140,7 @@ class FastRuns:
             found.append((indices, front.resid[owners, :, -1]))
         return found
 
-    def _groups(self, fronts: Sequence[_Front]) -> list[list[_Front]]:
+    def _groups(self, fronts: Sequence[Front]) -> list[list[Front]]:
         """Fronts that take a layer together."""
         groups, room = [], 0.0
         for front in fronts:
@@ -167,10 +151,10 @@ class FastRuns:
             room -= front.resid.shape[:3].numel()
         return groups
 
-    def _step(self, fronts: Sequence[_Front], cells: Sequence[Cell], layer: int) -> None:
+    def _step(self, fronts: Sequence[Front], cells: Sequence[Cell], layer: int) -> None:
         """Take all branches of some fronts through one layer."""
         blocks, last = self.blocks, layer == self.n_layers - 1
-        patches = [_patches(front, cells, layer) for front in fronts]
+        patches = [patches_of(front, cells, layer) for front in fronts]
         changed = [front.resid[:, :, : front.end - front.first] for front in fronts]
         at = [
             repeat(self._positions[front.first : front.end], "pos -> (row pos)", row=some.shape[:2].numel())
@@ -197,7 +181,7 @@ class FastRuns:
             front.end = self.n_pos
             front.resid = rearrange(some, "(b s pos) d -> b s pos d", b=branch, s=sample)
 
-    def _attend(self, layer: int, front: _Front, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "token d_attn"]:
+    def _attend(self, layer: int, front: Front, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "token d_attn"]:
         """What the heads of one front's tokens read; what did not change is the corrupted run's."""
         q = self._completed(front, q, self._queries[layer], front.first)
         k, v = (self._completed(front, x, corrupted[layer], 0) for x, corrupted in ((k, self._keys), (v, self._values)))
@@ -205,7 +189,7 @@ class FastRuns:
             q = q[:, -1:]
         return rearrange(self.blocks.attend(layer, q, k, v), "row pos d -> (row pos) d")
 
-    def _completed(self, front: _Front, changed: Tensor, corrupted: Tensor, start: int) -> Float[Tensor, "row pos h d"]:
+    def _completed(self, front: Front, changed: Tensor, corrupted: Tensor, start: int) -> Float[Tensor, "row pos h d"]:
         """Queries, keys or values of the positions from `start` on, laid out by head, as attention reads them."""
         branch, sample = front.resid.shape[:2]
         changed = rearrange(changed, "(b s pos) h d -> b s h pos d", b=branch, s=sample)
@@ -219,7 +203,7 @@ class FastRuns:
         site: str,
         output: Float[Tensor, "token d_model"],
         sizes: Sequence[torch.Size],
-        patches: Sequence[_Patched],
+        patches: Sequence[Patched],
     ) -> None:
         """Overwrite a module's output where the branches of some fronts patch it."""
         for (branch, sample, pos), some, in_front in zip(sizes, _split(output, sizes), patches, strict=True):
@@ -230,7 +214,7 @@ class FastRuns:
                     shaped = some.view(branch, sample, pos, -1)
                     shaped[branches, :, here.start - start : end - start] = self._state(patch, here)
 
-    def _started(self, cells: Sequence[Cell], layer: int) -> list[_Front]:
+    def _started(self, cells: Sequence[Cell], layer: int) -> list[Front]:
         """The cells whose first patch is in this layer, as they leave it."""
         starting = [i for i, cell in enumerate(cells) if cell.patches[0].layer == layer]
         starting.sort(key=lambda i: (cells[i].positions, cells[i].patches[0].site))
@@ -247,17 +231,17 @@ class FastRuns:
                 below = self._resid_pre[layer][self._corrupted, here]
                 attn = state.expand_as(below)
                 resid[:, inside] = below + attn + self.blocks.mlp_out(layer, below, attn)
-            fronts.append(_Front(first=first, end=end, branches=[list(group)], resid=resid[None]))
+            fronts.append(Front(first=first, end=end, branches=[list(group)], resid=resid[None]))
         return fronts
 
-    def _merged(self, fronts: Sequence[_Front], layer: int) -> list[_Front]:
+    def _merged(self, fronts: Sequence[Front], layer: int) -> list[Front]:
         """One front of all that changed at the same positions; of the last layer only the last position."""
         merged = []
-        for (first, end), same in groupby(sorted(fronts, key=_changed), key=_changed):
+        for (first, end), same in groupby(sorted(fronts, key=changed_positions), key=changed_positions):
             same = list(same)
             leaving = [front.resid[:, :, -1:] if layer == self.n_layers - 1 else front.resid for front in same]
             branches = [branch for front in same for branch in front.branches]
-            merged.append(_Front(first=first, end=end, branches=branches, resid=_joined(leaving)))
+            merged.append(Front(first=first, end=end, branches=branches, resid=_joined(leaving)))
         return merged
 
 
@@ -266,33 +250,6 @@ def _split(output: Float[Tensor, "token d"], sizes: Sequence[torch.Size]) -> Seq
     return output.split([size.numel() for size in sizes])
 
 
-def _patches(front: _Front, cells: Sequence[Cell], layer: int) -> _Patched:
-    """The branches that each patch of a layer concerns, by the patch and its positions."""
-    found: _Patched = {}
-    for branch, here in enumerate(front.branches):
-        cell = cells[here[0]]
-        for patch in cell.patches_in(layer):
-            found.setdefault((patch, cell.positions), []).append(branch)
-    return found
-
-
-def _changed(front: _Front) -> tuple[int, int]:
-    return front.first, front.end
-
-
 def _joined(tensors: Sequence[Tensor]) -> Tensor:
     """All one after another; a single one is not copied."""
     return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
-
-
-def _part(front: _Front, cells: Sequence[Cell], layer: int) -> None:
-    """Split the branches whose cells do not all make the same patches in this layer."""
-    owners, branches = [], []
-    for branch, here in enumerate(front.branches):
-        parted: dict[tuple[Patch, ...], list[int]] = {}
-        for cell in here:
-            parted.setdefault(cells[cell].patches_in(layer), []).append(cell)
-        owners += [branch] * len(parted)
-        branches += parted.values()
-    if len(branches) > len(front.branches):
-        front.resid, front.branches = front.resid[owners], branches

@@ -1,4 +1,4 @@
-"""Tracing many facts, one after the other, so that it can be stopped and resumed."""
+"""Which facts a model knows, and tracing many of them, so that it can be stopped and resumed."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass

@@ -9,35 +9,19 @@ early stop and Adam state, so each finds what it would find alone.
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from workbench.editors.search.rows import Row, in_batches, rows_of
+from workbench.editors.search.suffixes import Suffixes
 from workbench.editors.search.values import LOSS_REACHED, OptimisedValue, ValueLoss, optimise_value
-from workbench.editors.shared.subject import subject_ends
-from workbench.models.blocks import Blocks, BlocksError, Projections
+from workbench.models.blocks import Blocks, BlocksError
 from workbench.models.blocks_check import blocks_of
 from workbench.models.model import Model
-from workbench.records.facts import EditRequest, fill, token_span
-from workbench.records.joining import join
-
-_MEMORY = 2**30
-"""Bytes that the states kept of one batch of requests may take."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One prompt: its tokens as far as they matter, and what is asked of them."""
-
-    ids: list[int]
-    """Up to the last token whose output is read."""
-    subject: int
-    """The subject's last token: the first position that depends on the value."""
-    targets: list[int]
-    """Ids that the last positions should predict; none for the essence prompt, whose subject is read."""
+from workbench.records.facts import EditRequest
 
 
 def optimise_values(
@@ -85,102 +69,15 @@ def search_together(
     try:
         blocks = blocks_of(model)
         essence = options["kl_template"]
-        rows = [_rows(model, request, (*each, essence)) for request, each in zip(requests, templates, strict=True)]
+        rows = [rows_of(model, request, (*each, essence)) for request, each in zip(requests, templates, strict=True)]
         found: list[OptimisedValue] = []
-        for batch in _batches(model, rows, layer):
+        for batch in in_batches(model, rows, layer):
             found += search(blocks, [requests[i] for i in batch], [rows[i] for i in batch], options).run()
     except BlocksError as error:
         why = str(error).removesuffix("; use the plain engine")
         warnings.warn(f"{why}; values are optimised over the whole network", stacklevel=3)
         return [alone(model, request, each, **options) for request, each in zip(requests, templates, strict=True)]
     return found
-
-
-def _rows(model: Model, request: EditRequest, templates: Sequence[str]) -> list[Row]:
-    """The rewriting prompts of a request with their targets, and the essence prompt as the last."""
-    *rewriting, essence = templates
-    prompts = [fill(template, request.subject) for template in rewriting]
-    texts = [
-        *(join(prompt, request.target_new, request.separator) for prompt in prompts),
-        fill(essence, request.subject),
-    ]
-    tokens = model.tokenize(texts)
-    subjects = subject_ends(tokens, templates, request.subject).tolist()
-    rows = []
-    for index, (prompt, text) in enumerate(zip(prompts, texts, strict=False)):
-        first, end = token_span(tokens.offsets[index], (len(prompt), len(text)))
-        ids = tokens.ids[index].tolist()
-        rows.append(Row(ids=ids[: end - 1], subject=subjects[index], targets=ids[first:end]))
-    ids = tokens.ids[-1].tolist()
-    return [*rows, Row(ids=ids[: subjects[-1] + 1], subject=subjects[-1], targets=[])]
-
-
-def _batches(model: Model, rows: Sequence[Sequence[Row]], layer: int) -> list[list[int]]:
-    """Requests in batches whose kept keys and values fit into the memory."""
-    bits = torch.finfo(model.dtype).bits
-    batches: list[list[int]] = [[]]
-    room = _MEMORY
-    for index, each in enumerate(rows):
-        size = sum(len(row.ids) for row in each) * 2 * (model.n_layers - layer) * model.d_model * bits // 8
-        if batches[-1] and size > room:
-            batches.append([])
-            room = _MEMORY
-        batches[-1].append(index)
-        room -= size
-    return batches
-
-
-@dataclass(kw_only=True, eq=False)
-class _Suffixes:
-    """The tokens that depend on the values, packed without padding, and what they attend to before them."""
-
-    request: Int[Tensor, " row"]
-    """The request of each row."""
-    before: Int[Tensor, " row"]
-    """How many tokens stand before the subject's last one."""
-    keys: dict[int, Float[Tensor, "row prefix head d_head"]]
-    """By layer above the edited one, the keys of those tokens."""
-    values: dict[int, Float[Tensor, "row prefix head d_head"]]
-    """Their values."""
-    states: dict[str, Float[Tensor, "row d_model"]]
-    """By site, the edited layer's states at the subject's last token in the unedited model."""
-    resid: Float[Tensor, "token d_model"]
-    """The residual stream that leaves the edited layer."""
-    projected: Projections | None
-    """What the first layer above makes of it, which only the subject's last tokens change; None for the last layer."""
-    row: Int[Tensor, " token"]
-    """The row of each token."""
-    place: Int[Tensor, " token"]
-    """Its place in the row, 0 at the subject's last token."""
-    read: Int[Tensor, " prediction"]
-    """Tokens from which a target is predicted."""
-    target: Int[Tensor, " prediction"]
-    """Its id."""
-    weight: Float[Tensor, " prediction"]
-    """Its share of the mean over the request's target tokens and contexts."""
-    essence: Int[Tensor, " request"]
-    """The essence prompts' tokens."""
-
-    def only(self, kept: Bool[Tensor, " request"]) -> "_Suffixes":
-        """Those of some of the requests, renumbered."""
-        rows, tokens = kept[self.request], kept[self.request[self.row]]
-        reads = tokens[self.read]
-        number, row_number, token_number = (mask.cumsum(0) - 1 for mask in (kept, rows, tokens))
-        return _Suffixes(
-            request=number[self.request[rows]],
-            before=self.before[rows],
-            keys={layer: each[rows] for layer, each in self.keys.items()},
-            values={layer: each[rows] for layer, each in self.values.items()},
-            states={site: each[rows] for site, each in self.states.items()},
-            resid=self.resid[tokens],
-            projected=None if self.projected is None else self.projected.at(tokens),
-            row=row_number[self.row[tokens]],
-            place=self.place[tokens],
-            read=token_number[self.read[reads]],
-            target=self.target[reads],
-            weight=self.weight[reads],
-            essence=token_number[self.essence[kept]],
-        )
 
 
 class Search:
@@ -205,7 +102,7 @@ class Search:
         return (self.options["site"],)
 
     def _run_once(self, rows: Sequence[Sequence[Row]]) -> None:
-        """One pass over the whole prompts: `initial` and what `_Suffixes` keeps."""
+        """One pass over the whole prompts: `initial` and what `Suffixes` keeps."""
         blocks, device = self.blocks, self.blocks.model.device
         flat = [row for each in rows for row in each]
         ids = torch.zeros(len(flat), max(len(row.ids) for row in flat), dtype=torch.long)
@@ -245,7 +142,7 @@ class Search:
         owner = torch.tensor([number for number, each in enumerate(rows) for _ in each], device=device)
         contexts = torch.tensor([len(each) - 1 for each in rows], device=device)
         reads, position_of = torch.tensor(read, device=device), before[row_of] + place_of
-        self.suffixes = _Suffixes(
+        self.suffixes = Suffixes(
             request=owner, before=before, keys=keys, values=values, states=states,
             resid=leaving[row_of, position_of], row=row_of, place=place_of,
             projected=None if projected is None else projected.at((row_of, position_of)),

@@ -1,1 +1,1 @@
-"""From the name of a method to an editor that is ready for a model: presets, contexts, texts for second moments."""
+"""What an editor is set up with: presets, contexts, texts for second moments."""

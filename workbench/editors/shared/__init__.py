@@ -1,1 +1,1 @@
-"""What several editors need: keys at the subject, second moments of keys, the spreading of a change over layers."""
+"""What several editors need: keys at the subject, second moments of keys, requests that do not contradict."""

@@ -7,7 +7,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.editors.shared.second_moments import SecondMoment
+from workbench.editors.shared.moment import SecondMoment
 from workbench.editors.shared.subject import in_contexts
 from workbench.machine.hashing import digest
 from workbench.models.hooks_check import hook_faults

@@ -2,43 +2,24 @@
 
 import json
 import time
-import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 
+from workbench.editors.shared.moment import Partial, SecondMoment, partial_path, read_moment, write_moment
 from workbench.edits.ledger import state_fingerprint
-from workbench.machine.files import write_whole
 from workbench.machine.hashing import digest
 from workbench.models.model import Model
 from workbench.models.tokens import TokenRow
 
 _FORMAT = 1
 _TEXTS_AT_ONCE = 1024
-_SAVED_EVERY = 60.0
-"""Seconds after which the sums so far are saved, between one lot of texts and the next."""
-_SINGULAR = 1e-14
-"""Pivots below this, relative to the largest diagonal entry, are rounding errors."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SecondMoment:
-    """C = mean of k k^T over tokens, with k the input of a layer's W_out (Meng et al. 2022, equation 2)."""
-
-    layer: int
-    """The layer whose keys were counted."""
-    matrix: Float[Tensor, "d_mlp d_mlp"]
-    """C, uncentred, in float64."""
-    count: int
-    """How many tokens it is the mean of."""
 
 
 def second_moments(
@@ -72,78 +53,18 @@ def second_moments(
     paths: dict[int, Path] = {}
     if cache is not None:
         paths = _cache_paths(model, layers, texts, max_tokens, cache)
-        found = {layer: moment for layer in layers if (moment := _read(paths[layer], layer, model.d_mlp))}
+        found = {layer: moment for layer in layers if (moment := read_moment(paths[layer], layer, model.d_mlp))}
     if missing := {layer: name for layer, name in names.items() if layer not in found}:
-        partial = _Partial(
-            sums=_zeros(model, missing), path=_partial_path([paths[layer] for layer in missing if layer in paths])
+        partial = Partial(
+            sums=_zeros(model, missing), path=partial_path([paths[layer] for layer in missing if layer in paths])
         )
         computed = _compute(model, missing, texts, max_tokens, batch_size, progress, partial)
         for layer, moment in computed.items():
             if layer in paths:
-                _write(paths[layer], moment)
+                write_moment(paths[layer], moment)
         partial.remove()
         found |= computed
     return {layer: found[layer] for layer in layers}
-
-
-def factorise(matrix: Float[Tensor, "d d"], layer: int) -> Float[Tensor, "d d"]:
-    """Lower Cholesky factor of C, in float64, for `torch.cholesky_solve`; ValueError if there is none."""
-    matrix = matrix.detach().cpu().double()
-    if not matrix.isfinite().all():
-        raise ValueError(f"the second moment of layer {layer} is not finite")
-    factor, failed = torch.linalg.cholesky_ex((matrix + matrix.T) / 2)
-    pivots = factor.diagonal().square()
-    if failed or pivots.min() <= _SINGULAR * matrix.diagonal().max():
-        raise ValueError(
-            f"the second moment of layer {layer} is singular, so C^-1 k is undefined; collect it over more "
-            f"tokens and more varied ones (many more than the {len(matrix)} dimensions of a key)"
-        )
-    return factor
-
-
-@dataclass(kw_only=True, eq=False)
-class _Partial:
-    """The sums of a pass as far as it has come, kept in a file so that it can be stopped."""
-
-    sums: dict[int, Float[Tensor, "d_mlp d_mlp"]]
-    """By layer, of k k^T."""
-    path: Path | None
-    """Where they are kept; None for nowhere."""
-    texts: int = 0
-    """How many texts are in them."""
-    count: int = 0
-    """How many tokens."""
-    _saved: float = field(default_factory=time.monotonic)
-
-    def resume(self) -> None:
-        """Take over what an earlier pass has saved; a damaged file is left aside with a warning."""
-        if self.path is None or not self.path.exists():
-            return
-        try:
-            with safe_open(str(self.path), "pt") as file:
-                metadata = file.metadata() or {}
-                sums = {layer: file.get_tensor(str(layer)) for layer in self.sums}
-            if json.loads(metadata["sha256"]) != {str(layer): _digest(total) for layer, total in sums.items()}:
-                raise ValueError("its content does not have the checksum it was written with")
-            self.texts, self.count = int(metadata["texts"]), int(metadata["count"])
-            self.sums = {layer: total.to(self.sums[layer].device) for layer, total in sums.items()}
-        except Exception as error:  # whatever is wrong with it, the pass can start again
-            warnings.warn(f"the sums in '{self.path}' are damaged ({error}); starting again", stacklevel=4)
-
-    def save(self) -> None:
-        """Write them if that was not done for a while."""
-        if self.path is None or time.monotonic() - self._saved < _SAVED_EVERY:
-            return
-        sums = {str(layer): total.cpu() for layer, total in self.sums.items()}
-        checksums = json.dumps({layer: _digest(total) for layer, total in sums.items()})
-        metadata = {"texts": str(self.texts), "count": str(self.count), "sha256": checksums}
-        write_whole(self.path, save(sums, metadata=metadata))
-        self._saved = time.monotonic()
-
-    def remove(self) -> None:
-        """Once the moments are written."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
 
 
 def _zeros(model: Model, layers: Iterable[int]) -> dict[int, Float[Tensor, "d_mlp d_mlp"]]:
@@ -159,7 +80,7 @@ def _compute(
     max_tokens: int | None,
     batch_size: int,
     progress: bool,
-    partial: _Partial,
+    partial: Partial,
 ) -> dict[int, SecondMoment]:
     partial.resume()
     before, began = partial.count, time.perf_counter()
@@ -227,37 +148,3 @@ def _cache_paths(
         name = digest(json.dumps(key | {"layer": layer}, sort_keys=True))
         paths[layer] = Path(cache) / f"second_moment-{layer}-{name[:32]}.safetensors"
     return paths
-
-
-def _partial_path(paths: Sequence[Path]) -> Path | None:
-    """Where the sums of a pass that ends in these cache files are kept while it lasts."""
-    if not paths:
-        return None
-    name = digest("\n".join(path.name for path in paths))
-    return paths[0].parent / f"second_moment-partial-{name[:32]}.safetensors"
-
-
-def _read(path: Path, layer: int, d_mlp: int) -> SecondMoment | None:
-    """What a cache file holds; None if there is none or, with a warning, if it is not what was written."""
-    if not path.exists():
-        return None
-    try:
-        with safe_open(str(path), "pt") as file:
-            metadata, matrix = file.metadata() or {}, file.get_tensor("matrix")
-        if metadata.get("sha256") != _digest(matrix):
-            raise ValueError("its content does not have the checksum it was written with")
-        if metadata["layer"] != str(layer) or matrix.shape != (d_mlp, d_mlp):
-            raise ValueError(f"it holds {tuple(matrix.shape)} of layer {metadata['layer']}")
-        return SecondMoment(layer=layer, matrix=matrix, count=int(metadata["count"]))
-    except Exception as error:  # whatever is wrong with a cache file, it can be computed again
-        warnings.warn(f"cached second moment '{path}' is damaged ({error}); computing it again", stacklevel=3)
-        return None
-
-
-def _write(path: Path, moment: SecondMoment) -> None:
-    metadata = {"layer": str(moment.layer), "count": str(moment.count), "sha256": _digest(moment.matrix)}
-    write_whole(path, save({"matrix": moment.matrix.contiguous()}, metadata=metadata))
-
-
-def _digest(matrix: Tensor) -> str:
-    return digest(str(matrix.dtype), matrix)

@@ -1,0 +1,94 @@
+"""What fine-tuning scores: requests with their targets, and the prompts on which the model should stay as it is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from workbench.models.hooks import Hook
+from workbench.models.model import Model
+from workbench.models.tokens import Tokens
+from workbench.records.facts import EditRequest, fill, subject_characters, token_span
+from workbench.records.joining import join
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TuningBatch:
+    """Requests with their targets, then their essence prompts, padded on the left; and what is read of them."""
+
+    requests: tuple[EditRequest, ...]
+    tokens: Tokens
+    rows: Int[Tensor, " prediction"]
+    """Row of each prediction: of the targets' tokens, then of the essence prompts."""
+    positions: Int[Tensor, " prediction"]
+    """Index from which it is made."""
+    targets: Int[Tensor, " target"]
+    """The targets' tokens."""
+    shares: Float[Tensor, " target"]
+    """Each one's share of the mean over its target."""
+    essence: Float[Tensor, "essence vocab"] | None = None
+    """What the unedited model says of the subjects; None without a divergence."""
+
+    def log_probs(self, model: Model, hooks: Sequence[Hook]) -> Float[Tensor, "prediction vocab"]:
+        """Log-probabilities of every prediction."""
+        first = int(self.positions.min())
+        logits = model.logits(self.tokens, hooks=hooks, keep_last=self.tokens.ids.shape[1] - first)
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        return logits[self.rows, self.positions - first].to(dtype).log_softmax(dim=-1)
+
+
+def in_parts(
+    model: Model, requests: tuple[EditRequest, ...], *, objective: str, kl_template: str | None
+) -> list[TuningBatch]:
+    """A batch in parts that fit into memory."""
+    rows = model.encode([join(request.prompt, request.target_new, request.separator) for request in requests])
+    keeps = [
+        1 + sum(end > len(request.prompt) for _, end in row.offsets)
+        for request, row in zip(requests, rows, strict=True)
+    ]
+    parts = model.batches(rows, len(rows), keep=keeps, gradients=True)
+    return [
+        tuning_batch(model, tuple(requests[index] for index in part), objective=objective, kl_template=kl_template)
+        for part in parts
+    ]
+
+
+def tuning_batch(
+    model: Model, requests: tuple[EditRequest, ...], *, objective: str, kl_template: str | None
+) -> TuningBatch:
+    """Requests with their targets scored by `objective`, and their essence prompts unless `kl_template` is None."""
+    texts = [join(request.prompt, request.target_new, request.separator) for request in requests]
+    subjects = [] if kl_template is None else [request.subject for request in requests]
+    essence = kl_template or ""
+    essences = [fill(essence, each) for each in subjects]
+    tokens = model.tokenize([*texts, *essences], padding_side="left")
+    tokens = tokens.with_prompts([*(len(request.prompt) for request in requests), *map(len, essences)])
+    starts = tokens.starts.tolist()
+    rows, positions, targets, shares = [], [], [], []
+    for row, (request, text) in enumerate(zip(requests, texts, strict=True)):
+        first, end = token_span(tokens.offsets[row], (len(request.prompt), len(text)))
+        if first == 0:
+            raise ValueError(f"the prompt has no token of its own in {text!r}; lengthen it")
+        rows += [row] * (end - first)
+        last = range(first, end) if objective == "target" else [first] * (end - first)
+        positions += [starts[row] + index - 1 for index in last]
+        targets += tokens.ids[row, starts[row] + first :].tolist()
+        shares += [1 / (end - first)] * (end - first)
+    for row, subject in enumerate(subjects, start=len(texts)):
+        _, end = token_span(tokens.offsets[row], subject_characters(essence, subject))
+        rows.append(row)
+        positions.append(starts[row] + end - 1)
+    batch = TuningBatch(
+        requests=requests,
+        tokens=tokens,
+        rows=torch.tensor(rows, device=model.device),
+        positions=torch.tensor(positions, device=model.device),
+        targets=torch.tensor(targets, device=model.device),
+        shares=torch.tensor(shares, device=model.device),
+    )
+    if not subjects:
+        return batch
+    with torch.no_grad():
+        return replace(batch, essence=batch.log_probs(model, [])[len(targets) :])

@@ -1,0 +1,102 @@
+"""What tracing a set of facts shows: the value that editing and measuring take, and its figures and tables."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from workbench.figures.effects import average_effect_figure, trace_heatmap
+from workbench.figures.plotting import ROLE_LABELS
+from workbench.models.model import SITES, Model
+from workbench.records.facts import Fact
+from workbench.runs.run import Run
+from workbench.studies.defaults import planted_layers
+from workbench.tables.published import published_effects
+from workbench.tracing.averages import ROLES, AverageEffect
+from workbench.tracing.noise import Noise
+from workbench.tracing.sweep import TraceSet
+from workbench.tracing.trace import CausalTrace
+
+HEAT_MAPS = 3
+"""Single facts whose heat maps a run shows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Located:
+    """What tracing a set of facts shows."""
+
+    found: TraceSet
+    traces: Mapping[int, CausalTrace]
+    """The traces by the `case_id` of their facts."""
+    averages: tuple[AverageEffect, ...]
+    """By site, in the order of `SITES`."""
+    layer: int | None
+    """The layer whose MLPs mediate recall at the last subject token: handed to the editors. None where no fact was
+    traced there."""
+    facts: Mapping[int, Fact]
+    """All facts by `case_id`, also those beyond the limit."""
+    noise: Noise
+    """What subjects were corrupted with, fitted once: `trace_edited` takes it from here."""
+    samples: int
+    """Noise samples a fact."""
+    seed: int
+    """Of the noise."""
+    form: Mapping[str, Any]
+    """What else `trace_fact` was given."""
+
+
+def show_location(run: Run, model: Model, located: Located) -> None:
+    planted = planted_layers(model)
+    traces, mlp = located.found.traces, located.averages[SITES.index("mlp_out")]
+    counted = f"{len(traces)} facts that {model.name} knows ({len(located.found.skipped)} skipped: not known)"
+    if any(mlp.counts.values()):  # tokens before the subject have no role
+        run.save_figure(
+            "average_effects",
+            average_effect_figure(located.averages, planted=planted),
+            caption=f"Average indirect effect of restoring one state (MLP and attention: windows of {mlp.window} "
+            f"layers) over {counted}; bands are 95 % intervals over facts. Average total effect {mlp.total:.3f}.",
+        )
+        run.save_table(
+            "average_effects",
+            _average_table(located.averages),
+            caption=f"Largest average indirect effect by site and token role, over {counted}; ± is half of a 95 % "
+            f"interval (Student's t). Average total effect {mlp.total:.3f} ± {mlp.total_half_width:.3f}.",
+        )
+    for number, trace in enumerate(traces[:HEAT_MAPS], start=1):
+        some = f" Traced at {len(trace.positions)} of {len(trace.tokens)} tokens."
+        run.save_figure(
+            f"trace_{number}",
+            trace_heatmap(trace),
+            caption=f"Causal trace of “{trace.fact.prompt}”. Subject tokens carry a star."
+            + some * (len(trace.positions) < len(trace.tokens)),
+        )
+    published, source = published_effects()
+    run.save_table("published_effects", published, caption=source)
+    run.note(
+        layer=located.layer,
+        window=mlp.window,
+        facts_traced=len(traces),
+        facts_skipped=len(located.found.skipped),
+        total_effect=mlp.total,
+        peak_effect=None if located.layer is None else float(mlp.row("last_subject").max()),
+        planted=list(planted) if planted else None,
+    )
+
+
+def _average_table(averages: Sequence[AverageEffect]) -> pd.DataFrame:
+    """The largest average effect by site and role."""
+    lines = [
+        {
+            "Site": average.site,
+            "Role": ROLE_LABELS[role],
+            "Facts": average.counts[role],
+            "Peak layer": int(average.row(role).argmax()),
+            "Average indirect effect": f"{average.row(role).max():.3f}"
+            f" ± {average.half_width[index][average.row(role).argmax()]:.3f}",
+        }
+        for average in averages
+        for index, role in enumerate(ROLES)
+        if average.counts[role]
+    ]
+    return pd.DataFrame(lines)
