@@ -161,7 +161,7 @@ def test_bad_input_is_one_clear_line(study: list[object], records: Path, tmp_pat
     assert "layer 99" in error("--layer", 99)
     assert "no-such-model" in error("--model", tmp_path / "no-such-model")
     assert "no rome preset" in error("--preset", "no-such-model")
-    assert "there are alphaedit" in error("--method", "magic")
+    assert "there are ft, ft_l, rome" in error("--method", "magic")
     assert "--dtype is one of float32, bfloat16, float16" in error("--dtype", "int8")
     assert "got '3;7'" in error("--positions", "3;7")
     assert "--engine is one of auto, fast, plain" in error("--engine", "quick")
