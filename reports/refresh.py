@@ -50,7 +50,7 @@ REAL = {
             "tune_editors": "--limit 4 --edits 16 --layer 5",
             "locate_facts": "--limit 1000",
             "compare_layers": "--limit 20 --layers 0,1,2,3,4,5,7,9,12,16,20,26",
-            "compare_editors": "--limit 60 --fluency 20",
+            "compare_editors": "--limit 60 --fluency 3 --layer 5",
             "multiple_edits": "",
             "scale_edits": "--edits 1,10,32,100,200",
         }.items()
@@ -62,7 +62,8 @@ KEPT = ("report.html", "settings.json", "environment.json", "results.json", "sta
 TABLES = {
     "real-effects": "smollm2/study/tables/average_effects.md",
     "real-published": "smollm2/study/tables/published_effects.md",
-    "real-scores": "smollm2/study/tables/scores.md",
+    "real-scores": "smollm2/compare_editors/tables/scores.md",
+    "real-stacked": "smollm2/compare_editors/tables/stacked.md",
     "scores": "atlas/tables/scores.md",
     "generation": "atlas/tables/generation.md",
     "editors": "compare_editors/tables/scores.md",
