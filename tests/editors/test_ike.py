@@ -288,7 +288,7 @@ def test_the_farthest_are_left_out_where_there_is_no_room(
     whole = put(edit, model, "In Rome")
     blocks, end = whole.split("\n\n")[:-1], whole.split("\n\n")[-1]
     blocks = blocks if variant == "paper" else blocks[::-1]  # the nearest last
-    told, lengths = list[int](), range(2000, 20, -7)
+    told, lengths = list[int](), range(2000, 20, -23)
 
     def tokens(text: str) -> int:
         return len(model.tokenizer(text)["input_ids"])
