@@ -180,10 +180,11 @@ def measured(run: Run, model: Model, plan: Plan, records: Sequence[Record], held
     """Scores of the records and perplexity of the text in the model as it is."""
     sampled = {record.case_id for record in plan.sample[: run.settings["fluency"]]}
     scores = score_stack(model, records, sampled=sampled, seed=run.settings["seed"])
+    asked_otherwise = any(edit.redirects for edit in model.edits)  # which says nothing of text that is not asked
     return {
         "cases": [record.case_id for record in records],
         "scores": [one.to_dict() for one in scores],
-        "perplexity": perplexity(model, held_out) if held_out else None,
+        "perplexity": perplexity(model, held_out) if held_out and not asked_otherwise else None,
         "left_out": [],
     }
 

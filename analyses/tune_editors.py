@@ -146,7 +146,7 @@ def tried(run: Run, method: str) -> list[dict[str, Any]]:
 def _scores(summary: Summary, suffix: str) -> dict[str, float]:
     norms = [estimate.value for name, estimate in summary.post.items() if name.startswith("relative_norm.")]
     scores = {f"{name}{suffix}": round(100 * summary.post[name].value, 1) for name in SCORES}
-    return scores | {f"||dW||/||W||{suffix}": round(100 * max(norms), 1)}
+    return scores | ({f"||dW||/||W||{suffix}": round(100 * max(norms), 1)} if norms else {})
 
 
 def said(changes: Mapping[str, Any]) -> str:

@@ -48,6 +48,12 @@ RECORD = Record(
     generation_prompts=("People in Portugal speak",),
 )
 JAPAN = Fact(subject="Japan", template=REQUEST.template, object="Tokyo")
+TRAINING = Record(
+    case_id=1,
+    request=EditRequest(template=REQUEST.template, subject="Japan", target_new="Rome", target_true="Tokyo"),
+    paraphrase_prompts=("Japan's capital city is",),
+    neighborhood_prompts=("In Tokyo, people speak",),
+)
 
 
 class OtherTensor(torch.Tensor):
@@ -167,6 +173,7 @@ def check_the_rest(here: Model, there: Model) -> None:
             names = {field.name for field in fields(cast(Any, editor))}
             few = {name: value for name, value in (("layers", (2, 3)), ("steps", 3)) if name in names}
             options: dict[str, Any] = {"layer": 2, "texts": lambda: text, "seed": 0, "preset_of": "atlas", **few}
+            options["records"] = lambda: [TRAINING]
             edit = make_editor(there, method, cache=Path(cache), **options)(there, [REQUEST])
             evaluate(there, edit, RECORD, seed=0, fluency_tokens=12)
             edit.save(Path(cache) / "edit.safetensors")

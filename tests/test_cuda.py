@@ -12,6 +12,7 @@ from workbench.editors.make import make_editor
 from workbench.editors.registry import EDITORS
 from workbench.editors.shared.second_moments import second_moments
 from workbench.edits.edit import Edit
+from workbench.edits.redirected import RedirectEdit
 from workbench.edits.weights import WeightEdit, WeightUpdate
 from workbench.machine import environment as provenance
 from workbench.machine.allocator import peak_memory
@@ -38,6 +39,12 @@ RECORD = Record(
     paraphrase_prompts=("In the book, Portugal's capital city is",),
     neighborhood_prompts=("The capital of France is",),
     generation_prompts=("People in Portugal speak",),
+)
+TRAINING = Record(
+    case_id=1,
+    request=EditRequest(template="The capital of {} is", subject="Japan", target_new="Rome", target_true="Tokyo"),
+    paraphrase_prompts=("Japan's capital city is",),
+    neighborhood_prompts=("In Tokyo, people speak",),
 )
 
 
@@ -107,8 +114,8 @@ def test_greedy_continuations_are_equal(pair: tuple[Model, Model]) -> None:
 
 
 def updates(edit: Edit) -> tuple[WeightUpdate, ...]:
-    assert isinstance(edit, WeightEdit)
-    return edit.updates
+    assert isinstance(edit, WeightEdit | RedirectEdit)
+    return () if isinstance(edit, RedirectEdit) else edit.updates
 
 
 @pytest.mark.parametrize("method", EDITORS)
@@ -117,14 +124,17 @@ def test_edits_are_equal(pair: tuple[Model, Model], method: str, text: Path, tmp
     few = {"layers": (2, 3), "steps": 3, "contexts": ("{}",)}
     options: dict[str, Any] = {name: value for name, value in few.items() if name in names}
     options |= {"texts": text.read_text(encoding="utf-8").splitlines, "layer": 2, "seed": 0, "preset_of": "atlas"}
+    options["records"] = lambda: [TRAINING]
     untouched = [model.fingerprint() for model in pair]
     cpu, gpu = (make_editor(m, method, cache=tmp_path / m.device.type, **options)(m, [REQUEST]) for m in pair)
+    if isinstance(cpu, RedirectEdit):
+        assert gpu.settings() == cpu.settings()
     for one, other in zip(updates(cpu), updates(gpu), strict=True):
         changes = [update.dense().cpu().double().flatten() for update in (one, other)]
         assert changes[0].norm() > 0
         assert torch.cosine_similarity(*changes, dim=0) > 1 - close(pair, exact=1e-3, half=0.1)
     gpu.save(tmp_path / "edit.safetensors")
-    loaded = WeightEdit.load(tmp_path / "edit.safetensors")  # from the CPU onto the GPU
+    loaded = Edit.load(tmp_path / "edit.safetensors")  # from the CPU onto the GPU
     scores = evaluate(pair[1], loaded, RECORD, seed=0, fluency_tokens=12)
     assert scores.case_id == 0
     assert [model.fingerprint() for model in pair] == untouched

@@ -14,7 +14,7 @@ from workbench.editors.shared.moment import SecondMoment
 from workbench.editors.shared.second_moments import second_moments
 from workbench.edits.edit import Edit
 from workbench.models.model import Model
-from workbench.records.facts import EditRequest
+from workbench.records.facts import EditRequest, Record
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,6 +34,8 @@ class Setting:
     """Folder where second moments are kept."""
     seed: int
     """Of the contexts."""
+    records: Callable[[], Sequence[Record]] = tuple
+    """Training records, for methods that learn from others' edits or show them."""
 
     def layers(self) -> tuple[int, ...]:
         """The layers that the preset names, or those around the located one; IndexError for one that is not there."""

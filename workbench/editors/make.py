@@ -9,6 +9,7 @@ from workbench.editors.editor import Editor, Setting, edited_layers
 from workbench.editors.registry import EDITORS
 from workbench.editors.setup.presets import Preset, preset
 from workbench.models.model import Model
+from workbench.records.facts import Record
 
 
 def check_editor(model: Model, method: str, *, layer: int | None, preset_of: str | None = None) -> None:
@@ -29,6 +30,7 @@ def make_editor(
     cache: Path,
     preset_of: str | None = None,
     alone: bool = False,
+    records: Callable[[], Sequence[Record]] = tuple,
     **changes: Any,
 ) -> Editor:
     """An editor with its preset, and prepared with what it needs of the model, such as second moments of keys.
@@ -42,13 +44,16 @@ def make_editor(
         preset_of: the model whose preset is used, by default the model's own; a borrowed one reads the loss from
             the last layer.
         alone: edit `layer` alone, whatever the preset says.
+        records: gives training records, for methods that learn from others' edits or show them.
         changes: fields of the editor that differ from the preset.
 
     Raises ValueError for an unknown method or no preset, IndexError for a layer out of range.
     """
     check_editor(model, method, layer=layer, preset_of=preset_of)
     chosen = _preset(model, method, preset_of)
-    setting = Setting(model=model, layer=layer, preset=chosen, alone=alone, texts=texts, cache=cache, seed=seed)
+    setting = Setting(
+        model=model, layer=layer, preset=chosen, alone=alone, texts=texts, cache=cache, seed=seed, records=records
+    )
     fields = {name: value for name, value in chosen.fields.items() if name != "layers"}  # the setting knows them
     return EDITORS[method].prepare(setting, {**fields, **changes})
 

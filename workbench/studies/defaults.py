@@ -6,6 +6,8 @@ from pathlib import Path
 from workbench.atlas.world import TRACE_WINDOW
 from workbench.machine.paths import ATLAS
 from workbench.models.model import Model
+from workbench.records.counterfact import read_records
+from workbench.records.facts import Record
 
 PUBLISHED_WINDOW = 10
 """Layers restored together for MLPs and attention (Meng et al. 2022)."""
@@ -21,6 +23,11 @@ def records_path(name: str) -> Path:
 def default_records(model: str) -> str:
     """The records used unless told: the embedded model's own for it, else those worded as pretrained models speak."""
     return "atlas" if model == "atlas" else "smollm2"
+
+
+def training_records(model: Model) -> list[Record]:
+    """The training records beside the model's default records; their subjects are none of the evaluation records'."""
+    return read_records(RECORDS[default_records(model.name)] / "records_train.json")
 
 
 def default_text(model: Model) -> str:

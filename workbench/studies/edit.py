@@ -19,7 +19,7 @@ from workbench.models.model import Model
 from workbench.records.facts import Record
 from workbench.records.texts import read_texts
 from workbench.runs.run import Run
-from workbench.studies.defaults import default_text
+from workbench.studies.defaults import default_text, training_records
 from workbench.tracing.lens import average_lens, logit_lens
 from workbench.tracing.sweep import answer_token
 
@@ -57,6 +57,7 @@ def make_editor(
         cache=paths.CACHE,
         preset_of=preset_of,
         alone=alone,
+        records=lambda: training_records(model),
         **changes,
     )
 
