@@ -16,6 +16,7 @@ from matplotlib.patches import Rectangle
 
 from workbench.figures.effects import average_effect_figure, trace_heatmap
 from workbench.figures.layers import layer_comparison_figure
+from workbench.figures.neurons import neuron_figure
 from workbench.figures.plotting import AFTER, ROLE_LABELS, SCORE_STYLES, SITE_STYLES
 from workbench.figures.scores import score_figure
 from workbench.machine.intervals import Estimate
@@ -60,6 +61,8 @@ def make_layers(scores: list[float], effects: list[float]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+KEPT = np.array([[0, 3, 1], [1, 2, 0]])
+
 FIGURES = {
     "trace": lambda: trace_heatmap(random_trace()),
     "long prompt": lambda: trace_heatmap(random_trace("In a letter that nobody ever read, " * 6 + "the {} is in")),
@@ -68,6 +71,7 @@ FIGURES = {
     "deep averages": lambda: average_effect_figure(make_averages(48), title="A deep model"),
     "scores": lambda: score_figure({"ROME": make_summary(), "MEMIT": make_summary(NS=0.99)}),
     "layers": lambda: layer_comparison_figure(make_layers([0.2, 0.9, 0.5], [0.1, 0.5, 0.2]), located=1),
+    "neurons": lambda: neuron_figure(KEPT, np.array([0.1, 0.3, 0.2]), np.full(3, 0.05), window=3, located=1),
 }
 
 
@@ -210,3 +214,19 @@ def test_score_figure_shows_estimates_and_leaves_out_what_is_unknown() -> None:
 def test_summaries_are_needed() -> None:
     with pytest.raises(ValueError, match="at least one editor"):
         score_figure({})
+
+
+def test_neurons_are_averaged_over_facts_beside_the_effect() -> None:
+    effect = np.array([0.1, 0.3, 0.2])
+    figure = neuron_figure(KEPT, effect, np.full(3, 0.05))
+    bars = [
+        bar for bar in panel(figure, "Attribution, at the last token (2 facts)").patches if isinstance(bar, Rectangle)
+    ]
+    np.testing.assert_allclose([bar.get_height() for bar in bars], [0.5, 2.5, 0.5])
+    assert [bar.get_x() + bar.get_width() / 2 for bar in bars] == pytest.approx([0, 1, 2])
+    traced = panel(figure, "Tracing, at the last subject token")
+    np.testing.assert_allclose(np.asarray(traced.lines[0].get_ydata()), effect)
+    assert traced.get_xlabel() == "Layer"
+    for kept in (KEPT[:0], KEPT[:, :2]):
+        with pytest.raises(ValueError, match="facts of a model of 3 layers, got kept of"):
+            neuron_figure(kept, effect, effect)

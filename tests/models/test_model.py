@@ -9,7 +9,7 @@ from known_scores import all_top, scored
 from workbench.models.model import SITES, Model
 from workbench.records.joining import join
 
-LAYER_SITES = ("resid_pre", "resid_post", "mlp_out", "attn_out", "mlp_key")
+LAYER_SITES = ("resid_pre", "resid_post", "mlp_out", "attn_out", "mlp_pre", "mlp_key")
 
 
 @torch.no_grad()
@@ -49,7 +49,7 @@ def test_every_site_fires_and_has_its_shape(family_model: Model, texts: list[str
     names.append(("embed", family_model.hook_name("embed")))
     found = family_model.activations(tokens, [name for _, name in names])
     for site, name in names:
-        width = family_model.d_mlp if site == "mlp_key" else 32
+        width = family_model.d_mlp if site in ("mlp_pre", "mlp_key") else 32
         assert found[name].shape == (*tokens.ids.shape, width)
     assert set(SITES) <= set(LAYER_SITES)
 

@@ -17,6 +17,7 @@ _HOMES = {
     "pmet": ("workbench.editors.pmet", "PMET"),
     "alphaedit": ("workbench.editors.alphaedit", "AlphaEdit"),
     "ike": ("workbench.editors.ike", "IKE"),
+    "kn": ("workbench.editors.kn", "KN"),
 }
 """Name -> module, class."""
 
