@@ -34,6 +34,7 @@ _HOOK_NAMES = {
     "mlp_out": "blocks.{}.hook_mlp_out",
     "attn_out": "blocks.{}.hook_attn_out",
     "mlp_in": "blocks.{}.mlp.hook_in",
+    "mlp_pre": "blocks.{}.mlp.hook_pre",
     "mlp_key": "blocks.{}.mlp.hook_post",
     "mlp_write": "blocks.{}.mlp.out.hook_out",
 }
@@ -79,7 +80,8 @@ class Model(Reader):
 
         `embed` (token embeddings, takes no layer), `resid_pre`, `resid_post`, `attn_out` and `mlp_out` (what is added
         to the residual stream), `mlp_write` (W_out's output; mostly the same as `mlp_out`, see `mlp_contribution`) and
-        `mlp_in` (what W_in multiplies), all [batch pos d_model]; `mlp_key` (what W_out multiplies, [batch pos d_mlp]).
+        `mlp_in` (what W_in multiplies), all [batch pos d_model]; `mlp_pre` (what the nonlinearity is given: the output
+        of W_in, or of W_gate where there is one) and `mlp_key` (what W_out multiplies), both [batch pos d_mlp].
         ValueError for an unknown site, IndexError for a layer out of range.
         """
         if site not in _HOOK_NAMES:
