@@ -196,6 +196,6 @@ def _unembedding(model: Model, ids: Sequence[int]) -> Float[Tensor, "token d_mod
 
 def _update(model: Model, layer: int, neurons: Sequence[int], changes: Sequence[Tensor]) -> WeightUpdate:
     """dW of one layer: a column that picks its row, and what is added to it, for each change."""
-    right = torch.stack(changes).cpu()
+    right = torch.stack(list(changes)).cpu()
     picked = torch.nn.functional.one_hot(torch.tensor(neurons), model.d_mlp).to(right.dtype)
     return WeightUpdate(layer=layer, left=rearrange(picked, "change d_mlp -> d_mlp change"), right=right)

@@ -16,6 +16,7 @@ _HOMES = {
     "emmet": ("workbench.editors.emmet", "EMMET"),
     "pmet": ("workbench.editors.pmet", "PMET"),
     "alphaedit": ("workbench.editors.alphaedit", "AlphaEdit"),
+    "grace": ("workbench.editors.grace", "GRACE"),
     "ike": ("workbench.editors.ike", "IKE"),
     "kn": ("workbench.editors.kn", "KN"),
 }
