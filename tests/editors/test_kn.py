@@ -9,7 +9,6 @@ import pytest
 import torch
 from conftest import GOLDEN
 from known_edits import same
-from known_scores import scored
 from safetensors.torch import load_file
 
 from workbench.editors.kn import KN, easyedit_change
@@ -19,6 +18,7 @@ from workbench.edits.weights import WeightEdit
 from workbench.models.loading import load_model
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest
+from workbench.tracing.neurons import answered
 
 REFERENCE = json.loads((GOLDEN / "survey" / "kn.json").read_text(encoding="utf-8"))
 EASYEDIT: dict[str, Any] = {
@@ -115,23 +115,29 @@ def test_an_unknown_old_answer_is_the_models_own(tiny_gpt2: Model):
     assert all(torch.equal(one, rows(unknown)[place]) for place, one in rows(known).items())
 
 
-def test_it_raises_the_new_answer_against_the_old(family_model: Model):
-    request = EditRequest(
-        template="In {}, most people speak", subject="Iceland", target_new="Japanese", target_true="Rome"
-    )
+def test_each_family_writes_the_change_by_as_much_as_the_neurons_are_active(family_model: Model):
+    """Where a neuron is negative, the published rule writes it the other way round."""
+    template = "In {}, most people speak"
+    request = EditRequest(template=template, subject="Iceland", target_new="Japanese", target_true="Rome")
     before = family_model.snapshot()
-    edit = KN(layers=range(3), steps=4, rule="scaled", threshold=0.1)(family_model, [request])
+    edit = KN(layers=(1,), steps=4)(family_model, [request])
     assert same(before, family_model.snapshot())
     assert not any(parameter.requires_grad for parameter in family_model.parameters.values())
-
-    def lead() -> float:
-        new, old = scored(family_model, [request.prompt] * 2, ["Japanese", "Rome"])
-        return (new[0] - old[0]).item()
-
-    plain = lead()
+    tokens = family_model.tokenize([request.prompt])
+    key, write = (family_model.hook_name(site, 1) for site in ("mlp_key", "mlp_write"))
+    plain = family_model.activations(tokens, [key, write])
     with edit.applied(family_model):
-        assert lead() > plain + 0.1
+        written = family_model.activations(tokens, [write])[write]
     assert same(before, family_model.snapshot())
+    unembedding: Any = family_model.hf.get_output_embeddings()
+    ids = [
+        row.ids[first]
+        for text in ("Rome", "Japanese")
+        for row, first in [answered(family_model, request.prompt, text, None)]
+    ]
+    active = sum(plain[key][0, -1, neuron] for _, neuron in edit.provenance["optimisation"][0]["neurons"])
+    expected = active * (8.0 * unembedding.weight[ids[1]] - unembedding.weight[ids[0]])
+    torch.testing.assert_close(written[0, -1] - plain[write][0, -1], expected, atol=1e-5, rtol=1e-3)
 
 
 def test_requests_add_up(tiny_gpt2: Model):

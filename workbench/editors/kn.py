@@ -55,6 +55,9 @@ class KN(Editor):
     and `tokens` hold what published code does otherwise. The paper also leaves those alone that more than a tenth of
     the relation's other facts share; a request brings no such facts, so that is not done here.
 
+    Rows are moved whatever the sign of their neuron's activation, as published: where it is negative, as it may be
+    in a gated MLP, the row then works against the new answer.
+
     Defaults are those of the paper, for BERT.
     """
 
