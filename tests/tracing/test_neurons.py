@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest
-from workbench.tracing.neurons import KnowledgeNeurons, attribute_neurons, knowledge_neurons, refined
+from workbench.tracing.neurons import KnowledgeNeurons, NeuronSite, attribute_neurons, knowledge_neurons, refined
 
 REFERENCE = json.loads((GOLDEN / "survey" / "kn.json").read_text(encoding="utf-8"))
 REQUEST = EditRequest(
@@ -64,7 +64,7 @@ def test_golden_dai(tiny_gpt2: Model, golden: dict[str, torch.Tensor], case: int
 
 
 @pytest.mark.parametrize("site", ["mlp_key", "mlp_pre"])
-def test_a_layers_attributions_sum_to_what_its_neurons_add(family_model: Model, site: str):
+def test_a_layers_attributions_sum_to_what_its_neurons_add(family_model: Model, site: NeuronSite):
     """To the accuracy of the sum over points, whose error halves as their number doubles."""
     (asked,) = family_model.encode(["In Paris the Eiffel Tower"])
     tokens = family_model.pad([asked])

@@ -37,7 +37,8 @@ def prompts_by_kind(record: Record) -> dict[Kind, tuple[str, ...]]:
 def shuffled_kinds(count: int, chance: Random) -> list[Kind]:
     """Kinds of so many demonstrations, copy : update : retain = 1 : 3 : 4, in a random order."""
     copies, updates = round(count / 8), round(3 * count / 8)
-    kinds: list[Kind] = [*["copy"] * copies, *["update"] * updates, *["retain"] * (count - copies - updates)]  # pyright: ignore[reportAssignmentType]
+    numbers: dict[Kind, int] = {"copy": copies, "update": updates, "retain": count - copies - updates}
+    kinds = [kind for kind, number in numbers.items() for _ in range(number)]
     chance.shuffle(kinds)
     return kinds
 
