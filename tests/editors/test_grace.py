@@ -29,7 +29,7 @@ from workbench.records.facts import EditRequest
 
 REFERENCE = json.loads((GOLDEN / "survey" / "grace.json").read_text(encoding="utf-8"))
 SETTINGS = REFERENCE["settings"]
-PUBLISHED = {"replace_last": "last", "replace_prompt": "prompt"}
+PUBLISHED: dict[str, Any] = {"replace_last": "last", "replace_prompt": "prompt"}
 PORTUGAL = EditRequest(template="The capital of {} is", subject="Portugal", target_new="Moscow")
 ICELAND = EditRequest(template="The language spoken in {} is", subject="Iceland", target_new="Thai")
 OFFICIAL = EditRequest(template="The official language of {} is", subject="Iceland", target_new="Thai")
@@ -89,7 +89,7 @@ def test_golden_codebook(golden: dict[str, Tensor], form: str, entry: str) -> No
 
 @pytest.mark.parametrize("replacement", PUBLISHED)
 def test_golden_edits_in_sequence(
-    tiny_gpt2: Model, golden: dict[str, Tensor], replacement: Any, monkeypatch: pytest.MonkeyPatch
+    tiny_gpt2: Model, golden: dict[str, Tensor], replacement: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """New entries, a shared one and a split that takes one answer for two, since their prompts differ in length."""
     editor = GRACE(

@@ -44,7 +44,7 @@ def rows(edit: WeightEdit) -> dict[tuple[int, int], torch.Tensor]:
     for update in edit.updates:
         assert update.matrix == "W_out"
         dense = update.dense()
-        found |= {(update.layer, int(row)): dense[row] for row in dense.any(dim=1).nonzero()}
+        found |= {(update.layer, int(row)): dense[int(row)] for row in dense.any(dim=1).nonzero()}
     return found
 
 

@@ -38,7 +38,7 @@ def shuffled_kinds(count: int, chance: Random) -> list[Kind]:
     """Kinds of so many demonstrations, copy : update : retain = 1 : 3 : 4, in a random order."""
     copies, updates = round(count / 8), round(3 * count / 8)
     numbers: dict[Kind, int] = {"copy": copies, "update": updates, "retain": count - copies - updates}
-    kinds = [kind for kind, number in numbers.items() for _ in range(number)]
+    kinds: list[Kind] = [kind for kind, number in numbers.items() for _ in range(number)]
     chance.shuffle(kinds)
     return kinds
 
