@@ -11,7 +11,7 @@ from workbench.figures.plotting import SITE_STYLES, STYLE, WIDTH, banded_line, l
 
 @matplotlib.rc_context(STYLE)
 def neuron_figure(
-    kept: Int[np.ndarray, "fact layer"],
+    kept: Int[np.ndarray, "fact kept_layer"],
     effect: Float[np.ndarray, " layer"],
     half_width: Float[np.ndarray, " layer"],
     *,
