@@ -172,7 +172,14 @@ def check_the_rest(here: Model, there: Model) -> None:
         for method, editor in EDITORS.items():
             names = {field.name for field in fields(cast(Any, editor))}
             few = {name: value for name, value in (("layers", (2, 3)), ("steps", 3)) if name in names}
-            options: dict[str, Any] = {"layer": 2, "texts": lambda: text, "seed": 0, "preset_of": "atlas", **few}
+            options: dict[str, Any] = {
+                "layer": 2,
+                "texts": lambda: text,
+                "seed": 0,
+                "preset_of": "atlas",
+                "alone": True,
+                **few,
+            }
             options["records"] = lambda: [TRAINING]
             edit = make_editor(there, method, cache=Path(cache), **options)(there, [REQUEST])
             evaluate(there, edit, RECORD, seed=0, fluency_tokens=12)

@@ -124,7 +124,13 @@ def test_edits_are_equal(pair: tuple[Model, Model], method: str, text: Path, tmp
     names = {field.name for field in fields(cast(Any, EDITORS[method]))}
     few = {"layers": (2, 3), "steps": 3, "contexts": ("{}",)}
     options: dict[str, Any] = {name: value for name, value in few.items() if name in names}
-    options |= {"texts": text.read_text(encoding="utf-8").splitlines, "layer": 2, "seed": 0, "preset_of": "atlas"}
+    options |= {
+        "texts": text.read_text(encoding="utf-8").splitlines,
+        "layer": 2,
+        "seed": 0,
+        "preset_of": "atlas",
+        "alone": True,
+    }
     options["records"] = lambda: [TRAINING]
     untouched = [model.fingerprint() for model in pair]
     cpu, gpu = (make_editor(m, method, cache=tmp_path / m.device.type, **options)(m, [REQUEST]) for m in pair)

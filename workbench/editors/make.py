@@ -49,8 +49,10 @@ def make_editor(
 
     Raises ValueError for an unknown method or no preset, IndexError for a layer out of range.
     """
-    check_editor(model, method, layer=layer, preset_of=preset_of)
     chosen = _preset(model, method, preset_of)
+    model.hook_name("mlp_key", layer)
+    if not alone:
+        edited_layers(chosen, layer, model)
     setting = Setting(
         model=model, layer=layer, preset=chosen, alone=alone, texts=texts, cache=cache, seed=seed, records=records
     )
