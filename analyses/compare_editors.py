@@ -29,7 +29,7 @@ from workbench.cli import options
 from workbench.cli.session import analysis, given, load, script
 from workbench.editors.make import check_editor
 from workbench.editors.registry import EDITORS
-from workbench.edits.ledger import check_restored
+from workbench.edits.ledger import check_restored, state_fingerprint
 from workbench.edits.sequence import sequence
 from workbench.figures.editors import editor_figure
 from workbench.machine.allocator import peak_memory
@@ -115,7 +115,7 @@ def edit_alone(
     left = [record for record in sound(run, records, method) if record.case_id not in finished]
     if not left:
         return
-    editor, weights = make_editor(model, method, **making), model.fingerprint()
+    editor, weights = make_editor(model, method, **making), state_fingerprint(model)
     sampled = {record.case_id for record in records[: run.settings["fluency"]]}
     with suppress(*FAILURES):  # the record is kept as failed below
         editor(model, [left[0].request])  # what an editor prepares once, for all its edits, is no part of an edit
@@ -167,7 +167,7 @@ def edit_stacked(run: Run, model: Model, method: str, records: Sequence[Record],
         run.append("stacked", row | {"evaluations": [one.to_dict() for one in found]})
         yield
 
-    weights = model.fingerprint()
+    weights = state_fingerprint(model)
     list(going_on(run, model, records, attempt, method=failing, folder=folder))
     check_restored(model, weights, after=f"a stack of {len(records)} edits with {method}")
 

@@ -25,7 +25,7 @@ from workbench.editors.editor import Editor
 from workbench.editors.make import check_editor
 from workbench.editors.registry import EDITORS
 from workbench.editors.shared.second_moments import second_moments
-from workbench.edits.ledger import check_restored
+from workbench.edits.ledger import check_restored, state_fingerprint
 from workbench.figures.compare import layer_choice_figure
 from workbench.figures.layers import layer_comparison_figure
 from workbench.machine import paths
@@ -85,7 +85,7 @@ def main(
     layers = sorted(set(layers or range(loaded.n_layers)))
     for layer in layers:
         for method in methods:
-            check_editor(loaded, method, layer=layer, preset_of=preset)
+            check_editor(loaded, method, layer=layer, preset_of=preset, alone=True)
     settings = given(records=records, text=text, window=window, layers=layers)
     with analysis(out, settings, loaded, retry=retry, title="Does locating help?", headline=headline) as page:
         located = locate(
@@ -117,7 +117,7 @@ def edit_everywhere(
         second_moments(model, layers, texts, cache=paths.CACHE, progress=True)
     before: dict[int, RecordScores] = {}
     editor: Editor | None = None
-    at, weights = None, model.fingerprint()
+    at, weights = None, state_fingerprint(model)
     for layer, record in track(cells, f"{method} at every layer", len(cells)):
         if layer != at:
             options = {"text": text, "seed": seed, "preset_of": run.settings["preset"]}

@@ -25,7 +25,7 @@ from workbench.cli.session import analysis, given, load, script
 from workbench.editors.make import check_editor
 from workbench.editors.rome import ROME
 from workbench.editors.shared.second_moments import second_moments
-from workbench.edits.ledger import check_restored
+from workbench.edits.ledger import check_restored, state_fingerprint
 from workbench.machine import paths
 from workbench.machine.intervals import bootstrap_mean
 from workbench.measuring.evaluate import evaluate
@@ -98,7 +98,7 @@ def edit_all(run: Run, model: Model, name: str, editor: ROME, records: Sequence[
     """Edit and score each record alone that is not done yet; its direction u is kept with its scores."""
     finished = {row["case_id"] for row in run.rows("evaluations") if row["text"] == name}
     left = [record for record in sound(run, records, name) if record.case_id not in finished]
-    weights = model.fingerprint()
+    weights = state_fingerprint(model)
     for record in track(left, f"Editing with moments of {name}", len(left)):
         with run.keeping(record.case_id, of=len(records), method=name):
             edit = editor(model, [record.request])

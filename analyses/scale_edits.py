@@ -32,7 +32,7 @@ from workbench.cli.session import analysis, given, load, script
 from workbench.editors.make import check_editor
 from workbench.editors.registry import EDITORS
 from workbench.editors.rome import ROME
-from workbench.edits.ledger import check_restored
+from workbench.edits.ledger import check_restored, state_fingerprint
 from workbench.edits.sequence import sequence
 from workbench.figures.editors import stack_figure
 from workbench.machine.failures import FAILURES
@@ -154,7 +154,7 @@ def stack(
     run: Run, model: Model, method: str, editor: Any, place: tuple[int, int], plan: Plan, held_out: Sequence[str]
 ) -> Iterator[Record]:
     """Make and keep a group's edits, yielding each record once it is edited; then measure and note the group."""
-    (edits, group), records, weights = place, plan.stacks[place], model.fingerprint()
+    (edits, group), records, weights = place, plan.stacks[place], state_fingerprint(model)
     folder = run.folder / "edits" / f"{method}-{edits}-{group}"
 
     def attempt(some: Sequence[Record]) -> Iterator[Record]:

@@ -25,7 +25,7 @@ from workbench.cli.session import analysis, given, load, one_of, script
 from workbench.editors.registry import EDITORS
 from workbench.editors.setup.presets import PRESETS
 from workbench.editors.spread import SpreadEditor
-from workbench.edits.ledger import check_restored
+from workbench.edits.ledger import check_restored, state_fingerprint
 from workbench.measuring.evaluate import evaluate
 from workbench.measuring.scores import Evaluation
 from workbench.measuring.summaries import Summary, summarise
@@ -97,7 +97,7 @@ def try_changes(
     if not left and stacked:
         return
     editor = make_editor(model, method, layer=layer, text=run.settings["text"], seed=seed, **changes)
-    weights, row = model.fingerprint(), {"key": key, "method": method, "changes": changes}
+    weights, row = state_fingerprint(model), {"key": key, "method": method, "changes": changes}
     for record in track(left, named, len(left)):
         with run.keeping(record.case_id, of=len(records[:limit]), method=named):
             edit = editor(model, [record.request])

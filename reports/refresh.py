@@ -121,13 +121,13 @@ def rooms() -> str:
     lines = []
     for room in reversed(contracts["contracts"][0]["layers"]):
         folder = ROOT / "workbench" / room
-        lines.append(f"{room + '/':<26}{_says(folder / '__init__.py')}")
+        lines.append(f"{room + '/':<29} {_says(folder / '__init__.py')}")
         for file in sorted(folder.rglob("*.py"), key=lambda file: (len(file.relative_to(folder).parts), file)):
             name = str(file.relative_to(folder))
             if file.name != "__init__.py":
-                lines.append(f"    {name:<22}{_says(file)}")
+                lines.append(f"    {name:<25} {_says(file)}")
             elif file.parent != folder:
-                lines.append(f"    {name.removesuffix('__init__.py'):<22}{_says(file)}")
+                lines.append(f"    {name.removesuffix('__init__.py'):<25} {_says(file)}")
     return "\n".join(["```", *lines, "```"])
 
 

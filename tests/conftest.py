@@ -5,6 +5,7 @@ import jaxtyping
 jaxtyping.install_import_hook("workbench", "beartype.beartype")
 
 import json  # noqa: E402
+from collections import defaultdict  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -17,6 +18,8 @@ from workbench.models.loading import load_model  # noqa: E402
 from workbench.models.model import Model  # noqa: E402
 from workbench.records.counterfact import write_counterfact  # noqa: E402
 from workbench.records.facts import EditRequest, Probe, Record  # noqa: E402
+from workbench.runs.artifacts import SavedFigure  # noqa: E402
+from workbench.runs.run import Run  # noqa: E402
 from workbench.studies.tiny_models import make_checkpoint  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -148,3 +151,11 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Second moments of the tests stay out of the user's cache, and are computed once."""
     monkeypatch.setattr(paths, "CACHE", tmp_path_factory.getbasetemp() / "cache")
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take most of a small study's time."""
+    none = SavedFigure(path=GOLDEN / "none.png", caption="")
+    monkeypatch.setattr(Run, "save_figure", lambda *_, **__: None)
+    monkeypatch.setattr(Run, "figures", lambda _: defaultdict(lambda: none))

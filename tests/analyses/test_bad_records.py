@@ -23,20 +23,6 @@ pytestmark = pytest.mark.usefixtures("quick_presets", "no_figures")
 
 
 @pytest.fixture
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take most of the time."""
-    monkeypatch.setattr(Run, "save_figure", lambda *_, **__: None)
-    monkeypatch.setattr(Run, "figures", lambda _: NoFigures())
-
-
-class NoFigures(dict):
-    def __getitem__(self, name: str) -> Any:
-        from workbench.runs.artifacts import SavedFigure
-
-        return SavedFigure(path=TINY / "none.png", caption="")
-
-
-@pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Subjects that no editor can take."""
     subjects = {"Japan"}
@@ -92,7 +78,7 @@ def test_layers(analyse: Analyse, broken: set[str], text: Path, tmp_path: Path) 
     assert run.read_json("results.json")["facts_edited"] == 3
 
 
-@pytest.mark.parametrize("method", ["rome", "memit"])
+@pytest.mark.parametrize("method", ["rome", pytest.param("memit", marks=pytest.mark.slow)])
 def test_scaled(analyse: Analyse, broken: set[str], text: Path, tmp_path: Path, method: str) -> None:
     write_counterfact(RECORDS, tmp_path / "records.json")
     command = ("scale_edits.py", "--model", TINY, "--records", tmp_path / "records.json", "--methods", method,
@@ -114,7 +100,7 @@ def test_scaled(analyse: Analyse, broken: set[str], text: Path, tmp_path: Path, 
     assert [row[-1] for row in run.tables()["scores"].rows] == ["3", "3", "3"]
 
 
-@pytest.mark.parametrize("method", ["rome", "memit"])
+@pytest.mark.parametrize("method", ["rome", pytest.param("memit", marks=pytest.mark.slow)])
 def test_grouped(analyse: Analyse, broken: set[str], text: Path, tmp_path: Path, method: str) -> None:
     write_requests(RECORDS, tmp_path / "requests.json")
     command = ("multiple_edits.py", "--model", TINY, "--requests", tmp_path / "requests.json", "--methods", method,
@@ -142,6 +128,7 @@ def test_a_prompt_that_the_model_cannot_take(analyse: Analyse, text: Path, tmp_p
         assert {one["case_id"] for one in rows[0]["answers"]} == {1, 3}
 
 
+@pytest.mark.slow
 def test_editing_benchmark(analyse: Analyse, broken: set[str], tmp_path: Path) -> None:
     bad = distinct(read_records(records_path("atlas")))[1]
     broken |= {bad.request.subject}

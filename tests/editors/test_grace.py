@@ -17,7 +17,8 @@ from torch import Tensor
 from workbench.editors.grace import GRACE
 from workbench.editors.registry import EDITORS
 from workbench.editors.setup.presets import PRESETS, preset
-from workbench.edits.codebook import Codebook, CodebookEdit, Rules, codebook
+from workbench.edits.codebook import Codebook, Rules
+from workbench.edits.codebook_edit import CodebookEdit, codebook
 from workbench.edits.edit import Edit
 from workbench.edits.ledger import check_restored, state_fingerprint
 from workbench.edits.sequence import sequence

@@ -379,8 +379,9 @@ def test_the_steps_of_a_study(tiny_gpt2: Model, editor: Any, records: Path, tmp_
     assert (out.folder / "traces_after").exists() is not redirects
 
 
+@pytest.mark.usefixtures("cache", "no_figures")
 def test_a_study_from_the_command_line(
-    editor: Any, records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: None
+    editor: Any, records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A method joins the others by a line in the registry and a preset: edit, evaluate, study and report take it."""
     method = editor.method.lower()

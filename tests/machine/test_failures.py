@@ -18,12 +18,6 @@ pytestmark = pytest.mark.usefixtures("cache", "no_figures")
 
 
 @pytest.fixture
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take most of a small study's time."""
-    monkeypatch.setattr(Run, "save_figure", lambda *_, **__: None)
-
-
-@pytest.fixture
 def study(records: Path, text: Path, tmp_path: Path) -> list[object]:
     """A study of four records, the second of which is longer than the context."""
     content = json.loads(records.read_text(encoding="utf-8"))

@@ -18,7 +18,6 @@ from workbench.models.batching import consecutive
 from workbench.models.generation import generate
 from workbench.models.loading import load_model
 from workbench.models.model import Model
-from workbench.models.scoring import score_targets
 from workbench.models.tokens import TokenRow
 from workbench.records.facts import EditRequest, Fact
 from workbench.tracing.sweep import known_answers
@@ -85,12 +84,10 @@ def test_a_context_is_where_texts_are_cut(tiny_gpt2: Model) -> None:
 
 def test_many_prompts_stay_within_the_budget_and_score_the_same(long_model: Model) -> None:
     prompts = [f"{'In Rome, ' * (5 * (number % 9))}number {number} is the city of" for number in range(36)]
-    pairs = [(prompt, "Paris") for prompt in prompts]
 
     def found() -> tuple:
         return (
             scored(long_model, prompts, ["Paris"] * 36),
-            [one.log_probs for one in score_targets(long_model, pairs)],
             all_top(long_model, prompts, ["Paris"] * 36),
             generate(long_model, prompts, max_new_tokens=2),
             subject_states(long_model, long_model.hook_name("mlp_key", 1), ["{} is"] * 36, prompts),

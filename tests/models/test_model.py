@@ -207,3 +207,4 @@ def test_bad_prompts_and_targets(tiny_gpt2: Model) -> None:
             scored(tiny_gpt2, [prompt], [target])
     with pytest.raises(ValueError, match="batch_size >= 1"):
         scored(tiny_gpt2, ["a"], ["c"], batch_size=0)
+    assert scored(tiny_gpt2, [], []) == []

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from known_scores import all_top, scored
 from torch import Tensor
 
 from workbench.models.model import Model
@@ -18,16 +17,16 @@ def test_pairs_that_share_rows_score_as_each_alone(family_model: Model, batch_si
     targets = ["Paris", "Paris, and Rome", "Rome", "a", "日本", "Icelandic in Japan"]
     pairs = [(prompt, target) for prompt in prompts for target in targets]
     scores = score_targets(family_model, pairs, batch_size=batch_size)
-    expected = scored(family_model, *map(list, zip(*pairs, strict=True)))
-    for score, log_probs in zip(scores, expected, strict=True):
-        torch.testing.assert_close(score.log_probs, log_probs, rtol=1e-4, atol=1e-4)
-    assert [score.top for score in scores] == all_top(family_model, *map(list, zip(*pairs, strict=True)))
+    alone = [score_targets(family_model, [pair])[0] for pair in pairs]  # with no other to share a row with
+    for score, expected in zip(scores, alone, strict=True):
+        torch.testing.assert_close(score.log_probs, expected.log_probs, rtol=1e-4, atol=1e-4)
+    assert [score.top for score in scores] == [expected.top for expected in alone]
     for prompt in prompts:
         tokens = family_model.tokenize([prompt])
-        alone = family_model.logits(tokens)[0, -1].log_softmax(dim=-1)
+        after = family_model.logits(tokens)[0, -1].log_softmax(dim=-1)
         shared = scores[pairs.index((prompt, "Rome"))]
         if shared.prompt_tokens == tokens.ids.shape[1]:  # no token spans prompt and target
-            torch.testing.assert_close(shared.next_log_probs, alone, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(shared.next_log_probs, after, rtol=1e-4, atol=1e-4)
 
 
 def test_targets_after_a_prompt_share_its_row(tiny_gpt2: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,8 @@ from workbench.editors.editor import Editor, Setting
 from workbench.editors.shared.keys import check_hooks
 from workbench.editors.shared.requests import check_requests
 from workbench.editors.shared.tuning import TuningBatch, tuning_batch
-from workbench.edits.codebook import Codebook, CodebookEdit, Label, Rules, codebook
+from workbench.edits.codebook import Codebook, Label, Rules
+from workbench.edits.codebook_edit import CodebookEdit, codebook
 from workbench.edits.edit import provenance
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest

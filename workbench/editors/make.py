@@ -12,12 +12,15 @@ from workbench.models.model import Model
 from workbench.records.facts import Record
 
 
-def check_editor(model: Model, method: str, *, layer: int | None, preset_of: str | None = None) -> None:
+def check_editor(
+    model: Model, method: str, *, layer: int | None, preset_of: str | None = None, alone: bool = False
+) -> None:
     """Raise what `make_editor` would raise, before anything is computed; a layer of None is yet to be located."""
     chosen = _preset(model, method, preset_of)
     if layer is not None:
         model.hook_name("mlp_key", layer)
-        edited_layers(chosen, layer, model)
+        if not alone:
+            edited_layers(chosen, layer, model)
 
 
 def make_editor(
@@ -49,10 +52,8 @@ def make_editor(
 
     Raises ValueError for an unknown method or no preset, IndexError for a layer out of range.
     """
+    check_editor(model, method, layer=layer, preset_of=preset_of, alone=alone)
     chosen = _preset(model, method, preset_of)
-    model.hook_name("mlp_key", layer)
-    if not alone:
-        edited_layers(chosen, layer, model)
     setting = Setting(
         model=model, layer=layer, preset=chosen, alone=alone, texts=texts, cache=cache, seed=seed, records=records
     )

@@ -45,6 +45,8 @@ class Edit(ABC):
 
     kind: ClassVar[str]
     """Says in a file what class an edit is of: its module and name, unless it has a name of its own."""
+    in_weights: ClassVar[bool] = False
+    """Whether it changes weights alone, so that a checkpoint holds it."""
     redirects: ClassVar[bool] = False
     """Whether `asked` may answer otherwise than with the model and the prompt themselves."""
 

@@ -50,6 +50,7 @@ class WeightEdit(Edit):
     """
 
     kind = "weights"
+    in_weights = True
 
     updates: tuple[WeightUpdate, ...]
     """The updates, in the order in which they are added; one matrix may have several."""

@@ -252,7 +252,7 @@ class Model(Reader):
 
         ValueError while an edit is applied that a checkpoint cannot hold, which changes more than weights.
         """
-        if more := [edit.method for edit in self.edits if edit.kind != "weights"]:
+        if more := [edit.method for edit in self.edits if not edit.in_weights]:
             raise ValueError(
                 f"a checkpoint holds weights alone, and {', '.join(dict.fromkeys(more))} edits of {self.name} change "
                 "activations or prompts: take them back, and save them as edits"

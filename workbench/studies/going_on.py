@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.edits.edit import Edit
-from workbench.edits.ledger import check_restored
+from workbench.edits.ledger import check_restored, state_fingerprint
 from workbench.edits.sequence import Steps
 from workbench.machine.failures import FAILURES, reason
 from workbench.models.model import Model
@@ -86,7 +86,7 @@ def going_on(
     Where it raises `Refused`, those at fault are kept as failed with `method` (`Run.fail`) and it is tried without
     them. `folder`, if there is one, holds the edits of its sequence, which is another one from then on.
     """
-    untouched = model.fingerprint()
+    untouched = state_fingerprint(model)
     while left := sound(run, records, method):
         try:
             yield from attempt(left)
