@@ -10,6 +10,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+from workbench.figures.plotting import font_families
 from workbench.machine import environment as provenance
 from workbench.machine.intervals import Estimate
 from workbench.measuring.summaries import Summary
@@ -217,3 +218,15 @@ def test_the_commit_is_that_of_the_checkout_itself(tmp_path: Path) -> None:
     assert provenance._commit(tmp_path.resolve()) == f"{commit}+changes"
     (tmp_path / "site-packages").mkdir()
     assert provenance._commit(tmp_path.resolve() / "site-packages") is None
+
+
+def test_characters_that_no_font_draws_are_told_once(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    figure = make_figure()
+    figure.text(0.1, 0.5, "\ue000 and \ue001 and \ue000")  # private use: no font has them
+    save_figure(figure, tmp_path / "map")
+    (said,) = [str(one.message) for one in recwarn]
+    assert "\ue000 \ue001 of figure 'map'" in said and "install" in said
+
+
+def test_fonts_for_other_writings_follow_matplotlibs_own() -> None:
+    assert font_families(["SimHei", "Comic", "Noto Sans CJK JP"]) == ["DejaVu Sans", "Noto Sans CJK JP", "SimHei"]

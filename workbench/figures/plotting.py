@@ -4,10 +4,11 @@ Figures are read at the width of a page and in greyscale: colour maps are monoto
 differ by marker and dash as well as by colour.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import matplotlib.font_manager
 import matplotlib.ticker
 import numpy as np
 import seaborn as sns
@@ -20,6 +21,20 @@ from workbench.tracing.trace import SITE_LABELS
 
 WIDTH = 10.0
 """Width of every figure in inches: 1,500 pixels at 150 dpi, read at about 850."""
+
+_FALLBACK = (
+    *("Noto Sans", "Source Han Sans", "WenQuanYi", "Droid Sans Fallback", "AR PL", "IPAGothic", "IPAexGothic", "Nanum"),
+    *("PingFang", "Hiragino", "Heiti", "Apple SD Gothic", "Arial Unicode", "Thonburi"),
+    *("Microsoft YaHei", "SimHei", "MS Gothic", "Yu Gothic", "Malgun Gothic", "Leelawadee", "Nirmala", "Unifont"),
+)
+"""How the names of fonts begin that draw what matplotlib's own has no glyphs for: on Linux, macOS, Windows."""
+
+
+def font_families(installed: Iterable[str]) -> list[str]:
+    """Matplotlib's own font and, for glyphs it has not, those installed that draw Chinese, Japanese, Thai, ..."""
+    names = sorted(set(installed))
+    return ["DejaVu Sans", *(name for start in _FALLBACK for name in names if name.startswith(start))]
+
 
 STYLE: dict[Any, Any] = {
     **sns.axes_style("ticks"),
@@ -36,6 +51,7 @@ STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.6,
     "lines.markersize": 5,
     "legend.frameon": False,
+    "font.family": font_families(matplotlib.font_manager.fontManager.get_font_names()),
     "text.parse_math": False,  # prompts may hold dollar signs
 }
 """Settings of matplotlib under which figures are made."""

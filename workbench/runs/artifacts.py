@@ -1,6 +1,10 @@
 """Figures and tables as files, and read back to be shown."""
 
 import io
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,9 @@ from workbench.machine.files import write_whole
 from workbench.machine.jsonl import dumps, load_json
 from workbench.tables.markup import latex, markdown
 from workbench.tables.table import Table, to_csv, to_latex, to_markdown
+
+_GLYPH = re.compile(r"Glyph (\d+) ")
+"""How matplotlib warns of a character that no font in use draws."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,15 +57,37 @@ class SavedTable(AsJson):
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Write `<path>.png` (150 dpi) and `<path>.pdf`, the same bytes for the same figure; the PNG's path."""
+    """Write `<path>.png` (150 dpi) and `<path>.pdf`, the same bytes for the same figure; the PNG's path.
+
+    Characters that no installed font draws are boxes; one warning names them.
+    """
     path = Path(path)
     # TrueType, so that the text of a PDF stays text; no dates, so that equal figures are equal files.
-    with matplotlib.rc_context({"pdf.fonttype": 42, "savefig.bbox": None}):
+    with matplotlib.rc_context({"pdf.fonttype": 42, "savefig.bbox": None}), _missing_glyphs(path.name):
         for suffix, metadata in ((".pdf", {"CreationDate": None}), (".png", {"Software": None})):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=suffix[1:], dpi=150, metadata=metadata)
             write_whole(path.parent / (path.name + suffix), buffer.getvalue())
     return path.parent / f"{path.name}.png"
+
+
+@contextmanager
+def _missing_glyphs(name: str) -> Iterator[None]:
+    """Tell of characters without a glyph once for the figure of that name, not once a character and drawing."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    missing = sorted({int(found[1]) for one in caught if (found := _GLYPH.match(str(one.message)))})
+    for one in caught:
+        if not _GLYPH.match(str(one.message)):
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+    if missing:
+        warnings.warn(
+            f"no installed font draws {' '.join(map(chr, missing[:8]))}{' ...' if missing[8:] else ''} of figure "
+            f"'{name}': install one that does, such as Noto Sans CJK, delete matplotlib's font cache "
+            f"({matplotlib.get_cachedir()}) and draw it again",
+            stacklevel=3,
+        )
 
 
 def save_table(table: Table | pd.DataFrame, path: str | Path, *, caption: str = "") -> Path:
