@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from workbench.edits.ledger import state_fingerprint, take_back_
+from workbench.edits.ledger import change_, state_fingerprint, taking_back
 from workbench.machine import hashing
 from workbench.machine.files import write_whole
 from workbench.models.hooks import EditHook
@@ -118,32 +118,25 @@ class Edit(ABC):
     @contextmanager
     def applied(self, model: Model) -> Iterator[Model]:
         """The model, edited within the block; after it, also if it raises, it is exactly what it was."""
-        self.apply_(model)
-        try:
+        before = _count(self, model.edits)
+        with taking_back(model, lambda edits: self._once_less(edits) if _count(self, edits) > before else [*edits]):
+            self.apply_(model)
             yield model
-        finally:
-            if any(edit is self for edit in model.edits):
-                self.revert_(model)
 
     def apply_(self, model: Model) -> None:
         """Put it in force; ValueError or IndexError, and no change, if it does not fit the model."""
         self.check_fits(model)
-        for place in self.places:
-            if place not in model.originals:
-                model.originals[place] = model.weight(*place).detach().clone()
-        model.edits.append(self)
-        try:
-            self.add_(model, self.places)
-        except BaseException:
-            self.revert_(model)
-            raise
+        change_(model, [*model.edits, self])
 
     def revert_(self, model: Model) -> None:
         """Take the edit back, also from below others; ValueError if it is not applied to the model."""
-        index = next((i for i in reversed(range(len(model.edits))) if model.edits[i] is self), None)
-        if index is None:
+        if not _count(self, model.edits):
             raise ValueError(f"this {self.method} edit is not applied to {model.name}, so it cannot be reverted")
-        take_back_(model, {index})
+        change_(model, self._once_less(model.edits), forward=True)
+
+    def _once_less(self, edits: "Sequence[Edit]") -> "list[Edit]":
+        last = max(index for index, edit in enumerate(edits) if edit is self)
+        return [edit for index, edit in enumerate(edits) if index != last]
 
     def check_made_for(self, model: Model, *, force: bool = False) -> None:
         """ValueError unless it was made for the model's present state (`state_fingerprint`); a warning under `force`.
@@ -249,6 +242,10 @@ def provenance(model: Model, hyperparameters: Mapping[str, Any], **more: Any) ->
         "versions": {package: version(package) for package in _PACKAGES},
         **more,
     }
+
+
+def _count(edit: Edit, edits: Sequence[Edit]) -> int:
+    return sum(each is edit for each in edits)
 
 
 def _name(dtype: torch.dtype) -> str:

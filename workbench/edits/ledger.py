@@ -1,8 +1,9 @@
 """The edits applied to a model: taking several back at once, exactly, and a fingerprint of the state they make."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -10,37 +11,102 @@ from workbench.machine.hashing import digest
 from workbench.models.model import Model
 
 
+def change_(model: Model, edits: Sequence[Any], *, forward: bool = False) -> None:
+    """Make these the edits that are applied, in this order, and the weights what they ask for.
+
+    An interrupt or an error midway leaves the edits of before or, with `forward`, these; either way, weights and
+    ledger agree. RuntimeError while another thread holds the model.
+    """
+    with model.hold(model.name):
+        settle_(model)
+        before = list(model.edits)
+        try:
+            _record(model, edits)
+            if [*map(id, edits[: len(before)])] == [*map(id, before)]:  # on top of what is there, which is cheaper
+                for edit in edits[len(before) :]:
+                    edit.add_(model, edit.places)
+                model.unsettled.clear()
+            settle_(model)
+        except BaseException:
+            _record(model, edits if forward else before)
+            settle_(model)
+            raise
+
+
+def _record(model: Model, edits: Sequence[Any]) -> None:
+    """Note in the ledger what is to be applied, and which matrices that concerns; nothing is written yet."""
+    of_before, of_now = Counter(map(id, model.edits)), Counter(map(id, edits))
+    changing = [edit for edit in (*model.edits, *edits) if of_before[id(edit)] != of_now[id(edit)]]
+    places = {place for edit in changing for place in edit.places}
+    for place in places - model.originals.keys():
+        model.originals[place] = model.weight(*place).detach().clone()
+    model.unsettled.update(places)
+    model.edits[:] = edits
+
+
+def settle_(model: Model) -> None:
+    """Write the matrices that the ledger calls unsettled: the originals, and every edit in turn on top of them.
+
+    What an interrupt leaves half written is whole again when it is called once more.
+    """
+    if places := set(model.unsettled):
+        with torch.no_grad():
+            for place in places:
+                model.weight(*place).copy_(model.originals[place])
+        for edit in model.edits:
+            edit.add_(model, places)
+        model.unsettled.clear()
+    for place in model.originals.keys() - {place for edit in model.edits for place in edit.places}:
+        del model.originals[place]
+
+
 @contextmanager
 def undone(model: Model) -> Iterator[Model]:
     """Take back on leaving the block, all at once, the edits that it leaves applied; those of before it stay.
 
-    The weights are then exactly what they would be had the edits never been applied, also if the block raises.
+    The weights are then exactly what they would be had the edits never been applied, also if the block raises. Until
+    then no other thread may run or edit the model.
     """
-    earlier = list(model.edits)
-    try:
+    with taking_back(model, _added_since(list(model.edits))):
         yield model
-    finally:
-        before = Counter(id(edit) for edit in earlier)
-        added: set[int] = set()
-        for index, edit in enumerate(model.edits):
+
+
+def _added_since(earlier: Sequence[Any]) -> Callable[[Sequence[Any]], list[Any]]:
+    """What remains of a model's edits without those that it had not got earlier."""
+
+    def remaining(edits: Sequence[Any]) -> list[Any]:
+        before, kept = Counter(map(id, earlier)), []
+        for edit in edits:
             if before[id(edit)]:
                 before[id(edit)] -= 1
-            else:
-                added.add(index)
-        take_back_(model, added)
+                kept.append(edit)
+        return kept
+
+    return remaining
 
 
-def take_back_(model: Model, indices: set[int]) -> None:
-    """Take edits, by their index in the ledger, out of it and out of the weights."""
-    places = {place for index in indices for place in model.edits[index].places}
-    model.edits[:] = [edit for index, edit in enumerate(model.edits) if index not in indices]
-    with torch.no_grad():
-        for place in places:
-            model.weight(*place).copy_(model.originals[place])
-    for edit in model.edits:
-        edit.add_(model, places)
-    for place in places - {place for edit in model.edits for place in edit.places}:
-        del model.originals[place]
+@contextmanager
+def taking_back(model: Model, remaining: Callable[[Sequence[Any]], list[Any]]) -> Iterator[None]:
+    """Leave applied, after the block, what `remaining` finds among the edits that are applied then.
+
+    Asked once, and done again where an interrupt comes between: an interrupt at any point leaves right weights.
+    """
+    found: list[list[Any]] = []
+
+    def back() -> None:
+        if not found:
+            found.append(remaining(model.edits))
+        change_(model, found[0], forward=True)
+
+    with model.hold(model.name):
+        try:
+            try:
+                yield
+            finally:
+                back()
+        except BaseException:
+            back()
+            raise
 
 
 def check_restored(model: Model, fingerprint: str, *, after: str) -> None:
@@ -60,16 +126,15 @@ def state_fingerprint(model: Model) -> str:
     The latter is SHA-256 over the fingerprint of the weights without edits and the edits' digests, in their order.
     It does not hash the edited weights, whose last bits depend on how a machine multiplies left @ right.
     """
+    settle_(model)
     if not model.edits:
         return model.fingerprint()
-    edited = {place: model.weight(*place).clone() for place in model.originals}
+    model.unsettled.update(model.originals)
     try:
         with torch.no_grad():
             for place, original in model.originals.items():
                 model.weight(*place).copy_(original)
         weights = model.fingerprint()
     finally:
-        with torch.no_grad():
-            for place, weight in edited.items():
-                model.weight(*place).copy_(weight)
+        settle_(model)
     return digest("\n".join([weights, *(edit.digest for edit in model.edits)]))

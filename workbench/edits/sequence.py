@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from workbench.edits.edit import Edit
-from workbench.edits.ledger import state_fingerprint, undone
+from workbench.edits.ledger import change_, state_fingerprint, undone
 from workbench.machine.allocator import out_of_memory
 from workbench.machine.files import write_whole
 from workbench.machine.hashing import digest
@@ -56,9 +56,16 @@ class Steps:
         if self.done == len(self.requests):
             raise StopIteration
         edit, count = self._saved() or self._made()
-        edit.apply_(self.model)
-        self.edits.append(edit)
-        self.done += count
+        applied, made, done = list(self.model.edits), len(self.edits), self.done
+        try:
+            edit.apply_(self.model)
+            self.edits.append(edit)
+            self.done += count
+        except BaseException:  # an interrupt in between: it is as if it had not begun
+            change_(self.model, applied)
+            del self.edits[made:]
+            self.done = done
+            raise
         return edit
 
     def rollback(self, index: int) -> None:

@@ -12,6 +12,19 @@ Hook = tuple[str, Callable]
 EditHook = tuple[str, int, Callable[[Tensor, "ForwardPass"], Tensor | None]]
 """A site of `Model.hook_name`, a layer, and what an edit makes of the states there; None leaves them as they are."""
 
+HOOK_NAMES = {
+    "embed": "hook_embed",
+    "resid_pre": "blocks.{}.hook_resid_pre",
+    "resid_post": "blocks.{}.hook_resid_post",
+    "mlp_out": "blocks.{}.hook_mlp_out",
+    "attn_out": "blocks.{}.hook_attn_out",
+    "mlp_in": "blocks.{}.mlp.hook_in",
+    "mlp_pre": "blocks.{}.mlp.hook_pre",
+    "mlp_key": "blocks.{}.mlp.hook_post",
+    "mlp_write": "blocks.{}.mlp.out.hook_out",
+}
+"""TransformerLens's name of each site; see `Model.hook_name`."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ForwardPass:

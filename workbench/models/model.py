@@ -18,7 +18,8 @@ from torch import Tensor
 
 from workbench.machine.hashing import digest
 from workbench.models.contribution import Contribution, of_mlp
-from workbench.models.hooks import ForwardPass, Hook, Watch
+from workbench.models.hold import Hold
+from workbench.models.hooks import HOOK_NAMES, ForwardPass, Hook, Watch
 from workbench.models.reader import Reader
 from workbench.models.tokens import Tokens
 
@@ -27,27 +28,19 @@ T = TypeVar("T")
 SITES = ("resid_post", "mlp_out", "attn_out")
 """The sites that causal tracing restores."""
 
-_HOOK_NAMES = {
-    "embed": "hook_embed",
-    "resid_pre": "blocks.{}.hook_resid_pre",
-    "resid_post": "blocks.{}.hook_resid_post",
-    "mlp_out": "blocks.{}.hook_mlp_out",
-    "attn_out": "blocks.{}.hook_attn_out",
-    "mlp_in": "blocks.{}.mlp.hook_in",
-    "mlp_pre": "blocks.{}.mlp.hook_pre",
-    "mlp_key": "blocks.{}.mlp.hook_post",
-    "mlp_write": "blocks.{}.mlp.out.hook_out",
-}
-
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Model(Reader):
     """A language model with its own tokenizer, raw weights, hooks and snapshots; made by `load_model`."""
 
     edits: list = field(default_factory=list)
-    """Ledger of `workbench.edits.edit`: the edits applied now, oldest first."""
+    """Ledger of `workbench.edits.ledger`: the edits applied now, oldest first."""
     originals: dict = field(default_factory=dict)
-    """Ledger of `workbench.edits.edit`: untouched copies of the matrices that edits have changed."""
+    """Ledger of `workbench.edits.ledger`: untouched copies of the matrices that edits have changed."""
+    unsettled: set = field(default_factory=set)
+    """Ledger of `workbench.edits.ledger`: the matrices that are being written, or were when it was interrupted."""
+    hold: Hold = field(default_factory=Hold)
+    """Which thread has edits applied within a block; no other may run or edit the model until it leaves."""
     _digests: dict = field(default_factory=dict)
     """Parameter -> (state of its memory, hash of its content), for `fingerprint`."""
     _answering: bool = False
@@ -84,9 +77,9 @@ class Model(Reader):
         the nonlinearity is applied to, of a gated MLP the gate's; where it is 0 so is `mlp_key`), [batch pos d_mlp].
         ValueError for an unknown site, IndexError for a layer out of range.
         """
-        if site not in _HOOK_NAMES:
-            raise ValueError(f"unknown site {site!r}; expected one of {', '.join(_HOOK_NAMES)}")
-        return _HOOK_NAMES[site] if site == "embed" else _HOOK_NAMES[site].format(self._layer(layer))
+        if site not in HOOK_NAMES:
+            raise ValueError(f"unknown site {site!r}; expected one of {', '.join(HOOK_NAMES)}")
+        return HOOK_NAMES[site] if site == "embed" else HOOK_NAMES[site].format(self._layer(layer))
 
     def _layer(self, layer: int | None) -> int:
         if layer is None or not 0 <= layer < self.n_layers:
@@ -119,7 +112,7 @@ class Model(Reader):
 
         layers = [re.match(r"blocks\.(\d+)\.", name) for name in names]
         stop = 1 + max((int(layer[1]) for layer in layers if layer), default=-1)
-        early = all(layer or name == _HOOK_NAMES["embed"] for layer, name in zip(layers, names, strict=True))
+        early = all(layer or name == HOOK_NAMES["embed"] for layer, name in zip(layers, names, strict=True))
         keepers = [(name, keeper(name)) for name in names if name != "logits"]
         options = {"stop_at_layer": stop} if early and stop < self.n_layers else {}
         logits = self._run(tokens, [*keepers, *hooks], 1, **options)
@@ -144,6 +137,7 @@ class Model(Reader):
     ) -> Any:
         """A forward pass under the hooks of the edits that are applied, and then these."""
         self.check_direct()
+        self.check_settled()
         known = self.bridge.hook_dict if hooks else {}
         for name, _ in hooks:
             if name not in known:
@@ -189,6 +183,15 @@ class Model(Reader):
             raise ValueError(
                 f"edits that change what is asked are applied to {self.name} ({methods}): only scoring and generation "
                 "follow them; take them back to trace, edit or look into the model"
+            )
+
+    def check_settled(self) -> None:
+        """RuntimeError while another thread edits the model, or where one was stopped while it wrote weights."""
+        self.hold.check(self.name)
+        if self.unsettled:
+            matrices = ", ".join(f"{matrix} of layer {layer}" for layer, matrix in sorted(self.unsettled))
+            raise RuntimeError(
+                f"writing {matrices} of {self.name} was cut short: `workbench.edits.ledger.settle_(model)` finishes it"
             )
 
     @contextmanager
