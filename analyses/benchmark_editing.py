@@ -62,11 +62,12 @@ def main(
     seed: options.Seed = 0,
     out: options.Out = None,
     retry: options.Retry = False,
+    fresh: options.Fresh = False,
     device: options.Device = "auto",
 ) -> None:
     """Measure what is not measured yet, print the tables and write the report."""
     records = distinct(read_records(records_path("atlas")))[:requests]
-    with analysis(out, given(device=device), retry=retry, title="Speed of editing", headline=headline) as page:
+    with analysis(out, given(device=device), title="Speed of editing", headline=headline) as page:
         page.show = lambda: show(page.run)
         for name in models:
             loaded = benchmark_model(name, device=device)

@@ -51,13 +51,14 @@ def main(
     window: options.Window = None,
     out: options.Out = None,
     retry: options.Retry = False,
+    fresh: options.Fresh = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "float32",
     precision: options.Precision = "float32",
 ) -> None:
     """Measure, print the table and write the report."""
     every = list(true_facts(read_records(records_path("atlas"))).items())
-    with analysis(out, given(device=device), retry=retry, title="Speed of causal tracing", headline="") as page:
+    with analysis(out, given(device=device), title="Speed of causal tracing", headline="") as page:
         page.show = lambda: show(page.run)
         for name in models:
             loaded = benchmark_model(name, device=device, dtype=torch_dtype(dtype))

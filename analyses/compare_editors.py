@@ -74,6 +74,7 @@ def main(
     seed: options.Seed = 0,
     out: options.Out = None,
     retry: options.Retry = False,
+    fresh: options.Fresh = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "float32",
     precision: options.Precision = "float32",
@@ -88,9 +89,7 @@ def main(
         check_editor(loaded, method, layer=layer, preset_of=preset)
     text = text or default_text(loaded)
     settings = given(records=records, text=text, stacked=stacked, without=["methods"])  # others go on in the same run
-    with analysis(
-        out, settings, loaded, retry=retry, title="Which editor writes facts best?", headline=headline
-    ) as page:
+    with analysis(out, settings, loaded, title="Which editor writes facts best?", headline=headline) as page:
         run = page.run
         page.show = lambda: show(run, loaded)
         layer = settled_layer(run, loaded, every, layer=layer, seed=seed, engine=engine)

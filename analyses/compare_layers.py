@@ -70,6 +70,7 @@ def main(
     seed: options.Seed = 0,
     out: options.Out = None,
     retry: options.Retry = False,
+    fresh: options.Fresh = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "float32",
     precision: options.Precision = "float32",
@@ -87,7 +88,7 @@ def main(
         for method in methods:
             check_editor(loaded, method, layer=layer, preset_of=preset, alone=True)
     settings = given(records=records, text=text, window=window, layers=layers)
-    with analysis(out, settings, loaded, retry=retry, title="Does locating help?", headline=headline) as page:
+    with analysis(out, settings, loaded, title="Does locating help?", headline=headline) as page:
         located = locate(
             page.run, loaded, true_facts(every), limit=limit, seed=seed, window=window, positions=positions,
             engine=engine,

@@ -58,6 +58,7 @@ def main(
     seed: options.Seed = 0,
     out: options.Out = None,
     retry: options.Retry = False,
+    fresh: options.Fresh = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "float32",
     precision: options.Precision = "float32",
@@ -71,7 +72,7 @@ def main(
     # A file is named without its folder, so that the report says the same wherever it was read.
     names = {Path(text).name: text for text in texts}
     settings = given(records=records, texts=list(names))
-    with analysis(out, settings, loaded, retry=retry, title="Which text for second moments?", headline="") as page:
+    with analysis(out, settings, loaded, title="Which text for second moments?", headline="") as page:
         page.show = lambda: show(page.run)
         layer = settled_layer(page.run, loaded, every, layer=layer, seed=seed, engine=engine)
         for editor, name in editors(page.run, loaded, layer, names):

@@ -73,6 +73,7 @@ def main(
     seed: options.Seed = 0,
     out: options.Out = None,
     retry: options.Retry = False,
+    fresh: options.Fresh = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "float32",
     precision: options.Precision = "float32",
@@ -96,7 +97,7 @@ def main(
         for number in samples
     }
     title = "Which way of tracing finds recall?"
-    with analysis(out, settings, loaded, retry=retry, title=title, headline=headline) as page:
+    with analysis(out, settings, loaded, title=title, headline=headline) as page:
         run = page.run
         results: dict[str, MethodResult] = {}
         for method in methods:

@@ -46,6 +46,7 @@ def main(
     seed: options.Seed = 0,
     out: options.Out = None,
     retry: options.Retry = False,
+    fresh: options.Fresh = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "float32",
     precision: options.Precision = "float32",
@@ -64,7 +65,7 @@ def main(
     loaded = load(model, device=device, dtype=dtype)
     window = window or default_window(loaded)
     settings = given(records=records, limit=limit, window=window, without=["workers"])
-    with analysis(out, settings, loaded, retry=retry, title="Where facts are recalled") as page:
+    with analysis(out, settings, loaded, title="Where facts are recalled") as page:
         located = locate(
             page.run, loaded, facts, limit=limit, seed=seed, window=window, samples=samples, noise=noise, span=span,
             severed=severed, metric=metric, positions=positions, engine=engine, workers=workers,

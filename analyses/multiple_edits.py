@@ -71,6 +71,7 @@ def main(
     seed: options.Seed = 0,
     out: options.Out = None,
     retry: options.Retry = False,
+    fresh: options.Fresh = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "float32",
     precision: options.Precision = "float32",
@@ -87,7 +88,7 @@ def main(
         check_editor(loaded, method, layer=layer, preset_of=preset)
     text = text or default_text(loaded)
     settings = given(requests=requests, text=text)
-    with analysis(out, settings, loaded, retry=retry, title="Many edits in one model", headline=headline) as page:
+    with analysis(out, settings, loaded, title="Many edits in one model", headline=headline) as page:
         run = page.run
         page.show = lambda: show(run, places)
         layer = settled_layer(run, loaded, records, layer=layer, seed=seed, engine=engine)

@@ -87,6 +87,7 @@ def main(
     seed: options.Seed = 0,
     out: options.Out = None,
     retry: options.Retry = False,
+    fresh: options.Fresh = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "float32",
     precision: options.Precision = "float32",
@@ -104,7 +105,7 @@ def main(
     text = text or default_text(loaded)
     prose = held_out_texts(held_out, loaded, plan, seed)
     settings, title = given(methods=methods, records=records, text=text), "How many edits does a model bear?"
-    with analysis(out, settings, loaded, retry=retry, title=title, headline=headline) as page:
+    with analysis(out, settings, loaded, title=title, headline=headline) as page:
         run = page.run
         page.show = lambda: show(run, plan, prose)
         layer = settled_layer(run, loaded, every, layer=layer, seed=seed, engine=engine)

@@ -66,6 +66,7 @@ def main(
     seed: options.Seed = 0,
     out: options.Out = None,
     retry: options.Retry = False,
+    fresh: options.Fresh = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "float32",
     precision: options.Precision = "float32",
@@ -81,7 +82,7 @@ def main(
     settings = given(records=records, text=text, single=asdict(single), without=["file"])
     digest = hashlib.sha256(dumps(settings).encode()).hexdigest()[:8]
     folder = out or Path("runs") / f"single_edit-{loaded.name}-{digest}"  # so that the next request needs no --out
-    with analysis(folder, settings, loaded, retry=retry, title="What one edit changes", headline=headline) as page:
+    with analysis(folder, settings, loaded, title="What one edit changes", headline=headline) as page:
         run = page.run
         page.show = lambda: show(run, single)
         layer = settled_layer(run, loaded, every, layer=layer, seed=seed, engine=engine)

@@ -58,6 +58,7 @@ def main(
     seed: options.Seed = 0,
     out: options.Out = None,
     retry: options.Retry = False,
+    fresh: options.Fresh = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "float32",
     precision: options.Precision = "float32",
@@ -72,7 +73,7 @@ def main(
     loaded = load(model, device=device, dtype=dtype)
     text = text or default_text(loaded)
     settings = given(text=text, without=["write", "methods"])  # another method goes on in the same folder
-    with analysis(out, settings, loaded, retry=retry, title="Which hyperparameters?", headline="") as page:
+    with analysis(out, settings, loaded, title="Which hyperparameters?", headline="", presets=False) as page:
         page.show = lambda: show(page.run)
         layer = settled_layer(page.run, loaded, records, layer=layer, seed=seed, engine=engine)
         for method in methods:

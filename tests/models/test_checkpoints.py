@@ -1,6 +1,7 @@
 """Loading and saving: precision, edits, silence, and what is said when a model cannot be had."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 import transformers
 from conftest import load_hf
 from known_scores import scored
+from safetensors.torch import load_file, save_file
 
 from workbench.models.loading import load_model
 from workbench.models.model import Model
@@ -69,6 +71,24 @@ def test_models_that_cannot_be_loaded(checkpoints: dict[str, Path], tmp_path: Pa
     shutil.copytree(checkpoints["gpt2"], broken)
     (broken / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(ValueError, match=rf"cannot load model .*broken'.*{way_out}"):
+        load_model(str(broken))
+
+
+@pytest.mark.parametrize("fault", ["lacks", "holds NaN or infinity in", "has other shapes than its config for"])
+def test_weights_that_transformers_would_make_up_are_refused_by_name(
+    checkpoints: dict[str, Path], tmp_path: Path, fault: str
+) -> None:
+    broken, name = tmp_path / "broken", "model.layers.1.mlp.down_proj.weight"
+    shutil.copytree(checkpoints["llama"], broken)
+    weights = load_file(broken / "model.safetensors")
+    if fault == "lacks":
+        del weights[name]
+    elif fault.startswith("holds"):
+        weights[name][0, 0] = float("nan")
+    else:
+        weights[name] = weights[name][1:].clone()
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=rf"broken': the checkpoint {fault} {re.escape(name)}; give"):
         load_model(str(broken))
 
 

@@ -19,8 +19,8 @@ from workbench.editors.pmet import PMET
 from workbench.editors.search.fast_values import optimise_values
 from workbench.editors.search.values import optimise_value
 from workbench.editors.shared.moment import SecondMoment
-from workbench.models import model as models
 from workbench.models.contribution import Contribution
+from workbench.models.hooks import HOOK_NAMES
 from workbench.models.hooks_check import hook_faults, ordinary_tokens
 from workbench.models.loading import load_model
 from workbench.models.model import Model
@@ -206,7 +206,7 @@ def test_an_edit_behind_the_norm_misses_what_it_promises(
     checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As editors worked once; the hook's meaning is checked first, and without that check the promise is missed."""
-    monkeypatch.setitem(models._HOOK_NAMES, "mlp_write", models._HOOK_NAMES["mlp_out"])
+    monkeypatch.setitem(HOOK_NAMES, "mlp_write", HOOK_NAMES["mlp_out"])
     with pytest.raises(ValueError, match="ROME cannot keep what it promises"):
         check_family(checkpoints["gemma2"])
     monkeypatch.setattr(rome, "check_hooks", lambda *arguments: None)

@@ -1,8 +1,11 @@
 """A run's folder can be read at any moment, resumed with the same settings, and not with others."""
 
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +18,9 @@ from workbench.machine import environment as provenance
 from workbench.machine.intervals import Estimate
 from workbench.measuring.summaries import Summary
 from workbench.runs.artifacts import save_figure
+from workbench.runs.folder import clear, locked
 from workbench.runs.run import Run
+from workbench.studies.contents import contents
 from workbench.tables.scores import main_table
 from workbench.tables.table import to_latex, to_markdown
 
@@ -66,7 +71,7 @@ def test_same_settings_resume(run: Run) -> None:
 def test_other_settings_are_refused_by_name(run: Run, changed: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         Run.create(run.folder, changed)
-    assert "--out" in str(caught.value) and "delete" in str(caught.value)
+    assert "--out" in str(caught.value) and "--fresh" in str(caught.value)
 
 
 def test_folders_that_are_no_runs_are_left_alone(tmp_path: Path) -> None:
@@ -121,10 +126,102 @@ def test_a_torn_line_is_ignored_then_replaced(run: Run) -> None:
     assert run.rows("scores") == [{"case_id": 1}, {"case_id": 2}]
 
 
-def test_a_damaged_line_in_the_middle_is_named(run: Run) -> None:
-    (run.folder / "scores.jsonl").write_text('{"case_id": 1}\nnot json\n{"case_id": 3}\n')
-    with pytest.raises(ValueError, match=r"scores\.jsonl: line 2 is not JSON"):
-        run.rows("scores")
+@pytest.mark.parametrize("damage", ["flipped", "not json", "no checksum", "another run's"])
+def test_a_damaged_line_is_left_out_and_done_again(run: Run, tmp_path: Path, damage: str) -> None:
+    for case in (1, 2, 3):
+        run.append("scores", {"case_id": case, "score": 0.25})
+    path = run.folder / "scores.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    if damage == "another run's":
+        other = Run.create(tmp_path / "other", {**SETTINGS, "seed": 1})
+        other.append("scores", {"case_id": 2, "score": 0.75})
+        lines[1] = (other.folder / "scores.jsonl").read_bytes()
+    else:
+        lines[1] = {
+            "flipped": lines[1].replace(b"0.25", b"0.75"),
+            "not json": b"not json\n",
+            "no checksum": b'{"case_id": 2, "score": 0.75}\n',
+        }[damage]
+    path.write_bytes(b"".join(lines))
+    with pytest.warns(UserWarning, match=r"scores\.jsonl: line 2 is damaged"):
+        assert run.done("scores", "case_id") == {1, 3}
+    with pytest.warns(UserWarning, match="line 2 is damaged"):
+        again = Run.create(run.folder, SETTINGS)
+    again.append("scores", {"case_id": 2, "score": 0.25})
+    assert [row["case_id"] for row in again.rows("scores")] == [1, 3, 2]  # without a warning, which would raise
+
+
+def test_every_flipped_byte_of_a_line_is_noticed(run: Run) -> None:
+    run.append("scores", {"case_id": 1, "text": "a"})
+    path = run.folder / "scores.jsonl"
+    whole = path.read_bytes()
+    for place in range(len(whole) - 1):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.warns(UserWarning, match="damaged|incomplete"):
+            assert run.rows("scores") == []
+
+
+def test_another_content_of_the_files_is_refused_by_name(tmp_path: Path) -> None:
+    records = tmp_path / "records.json"
+    records.write_text("[1]")
+    settings = {"records": str(records), "text": "wikitext"}
+    Run.create(tmp_path / "run", {**settings, "content": contents(settings)})
+    Run.create(tmp_path / "run", {**settings, "content": contents(settings)})
+    records.write_text("[2]")
+    with pytest.raises(ValueError, match=rf"begun with another content of records {records}: .*--fresh"):
+        Run.create(tmp_path / "run", {**settings, "content": contents(settings)})
+
+
+def test_a_preset_that_changed_is_refused_by_name(run: Run) -> None:
+    run.check_presets({"preset rome of atlas": "a"})
+    run.check_presets({"preset rome of atlas": "a", "preset memit of atlas": "b"})
+    with pytest.raises(ValueError, match="begun with another preset memit of atlas: "):
+        run.check_presets({"preset rome of atlas": "a", "preset memit of atlas": "c"})
+
+
+@pytest.mark.parametrize("killed_at", [1, 2, 3])
+def test_a_folder_that_a_kill_left_half_made_is_begun_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
+) -> None:
+    written, replace = [], os.replace
+
+    def kill(*names: Any) -> None:
+        written.append(names)
+        if len(written) == killed_at:
+            os._exit(9)
+        replace(*names)
+
+    if (child := os.fork()) == 0:
+        monkeypatch.setattr("os.replace", kill)
+        Run.create(tmp_path / "run", SETTINGS)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    run = Run.create(tmp_path / "run", SETTINGS)
+    Run.create(tmp_path / "run", SETTINGS)  # which sweeps
+    assert sorted(path.name for path in run.folder.iterdir()) == ["environment.json", "settings.json", "status.json"]
+
+
+def test_one_writer_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with locked(folder), Run.create(folder, SETTINGS).running():
+        code = f"import pathlib, workbench.runs.folder as f\nwith f.locked(pathlib.Path({str(folder)!r})): pass"
+        second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert f"is being written by process {os.getpid()}: wait until it is done" in second.stderr
+    with locked(folder):
+        pass
+
+
+def test_afresh_deletes_a_run_and_nothing_else(run: Run, tmp_path: Path) -> None:
+    run.append("scores", {"case_id": 1})
+    run.write_text("tables/scores.md", "old")
+    clear(run.folder)
+    assert list(run.folder.iterdir()) == []
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").write_text("years of work")
+    for use in (clear, lambda folder: locked(folder).__enter__()):
+        with pytest.raises(ValueError, match=r"holds files but no settings\.json"):
+            use(tmp_path / "thesis")
+    assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["thesis.tex"]
 
 
 def test_status_of_a_finished_run(run: Run) -> None:

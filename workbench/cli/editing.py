@@ -30,6 +30,7 @@ def edit(
     text: options.Text = None,
     engine: options.Engine = "auto",
     retry: options.Retry = False,
+    fresh: options.Fresh = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "float32",
     precision: options.Precision = "float32",
@@ -59,7 +60,7 @@ def edit(
                 "method": method, "preset": preset, "layer": layer, "text": text, "dtype": dtype,
                 "precision": precision,
                 "request": [prompt, subject, target] if prompt else None}  # fmt: skip
-    with analysis(out, settings, loaded, retry=retry, report=False) as page:
+    with analysis(out, settings, loaded, report=False) as page:
         run = page.run
         layer = settled_layer(run, loaded, every, layer=layer, seed=seed, engine=engine)
         editor = make_editor(loaded, method, preset_of=preset, layer=layer, text=text, seed=seed)
@@ -79,6 +80,7 @@ def evaluate(
     seed: options.Seed = 0,
     fluency: options.AnyFluency = None,
     retry: options.Retry = False,
+    fresh: options.Fresh = False,
     device: options.Device = "auto",
     precision: options.Precision = "float32",
 ) -> None:
@@ -106,7 +108,7 @@ def evaluate(
         "precision": precision,
         "fluency": fluency,
     }
-    with analysis(out, settings, loaded, retry=retry) as page:
+    with analysis(out, settings, loaded) as page:
         run = page.run
         if not run.rows("failures"):
             for row in made.rows("failures"):  # what could not be edited is missing here too

@@ -112,6 +112,7 @@ Repeats = Annotated[int, typer.Option("--repeats", min=1, help="Interleaved runs
 Out = Annotated[Path | None, typer.Option("--out", help="The run's folder. [default: runs/COMMAND-MODEL]")]
 Seed = Annotated[int, typer.Option("--seed", help="Of noise, contexts, sampling and bootstrap.")]
 Retry = Annotated[bool, typer.Option("--retry", help="Try again the records that failed in an earlier run.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Delete what an earlier run left in --out, and start again.")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
 OwnDtype = Annotated[

@@ -5,7 +5,9 @@ Heavy imports stand inside the functions, so that `--help` answers at once.
 
 import functools
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 SOME_FAILED = 3
 """Exit code of a command that came to its end, but some of whose records failed."""
 _running: ContextVar[dict[str, Any]] = ContextVar("the name and the options of the command that runs now")
-_NO_SETTINGS = {"out", "retry", "device"}
+_NO_SETTINGS = {"out", "retry", "fresh", "device"}
 """Options that a run may go on with though they differ."""
 console = Console(soft_wrap=True, markup=False, highlight=False)
 """Where results are printed: plain text, its lines as long as they are."""
@@ -45,7 +47,8 @@ def script(main: Callable[..., None]) -> None:
 
 
 def told(command: Callable[..., None], name: str) -> Callable[..., None]:
-    """The command of that name, with one clear line instead of a traceback and exit code 1; 130 after Ctrl-C.
+    """The command of that name, with one clear line instead of a traceback and exit code 1; 130 after Ctrl-C, 143
+    after SIGTERM.
 
     Its option `precision`, if it has one, holds for what it computes. The environment variable WORKBENCH_TRACEBACK
     shows the traceback.
@@ -56,13 +59,13 @@ def told(command: Callable[..., None], name: str) -> Callable[..., None]:
         try:
             from workbench.machine.precision import float32_products
 
-            with warnings.catch_warnings(), float32_products(options.get("precision", "float32")):
+            with _terminating(), warnings.catch_warnings(), float32_products(options.get("precision", "float32")):
                 warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
                 _running.set({"command": name, **options})
                 command(**options)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stopped:
             print("Interrupted. What is finished is kept; the same command goes on from there.")
-            raise typer.Exit(130) from None
+            raise typer.Exit(143 if isinstance(stopped, Terminated) else 130) from None
         except typer.Exit:
             raise
         except Exception as error:  # SafetensorError, torch's own, ...: whatever it is, a user wants one line
@@ -72,6 +75,30 @@ def told(command: Callable[..., None], name: str) -> Callable[..., None]:
             raise typer.Exit(1) from None
 
     return wrapped
+
+
+class Terminated(KeyboardInterrupt):
+    """What SIGTERM raises: batch systems and containers send it where a person presses Ctrl-C."""
+
+    def __str__(self) -> str:
+        return "SIGTERM"
+
+
+@contextmanager
+def _terminating() -> Iterator[None]:
+    """Take SIGTERM as Ctrl-C within the block."""
+
+    def stop(*_: object) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # which alone is told of signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _line(error: Exception) -> str:
@@ -97,8 +124,8 @@ def _as_written(text: str) -> str:
 def given(*, without: Sequence[str] = (), **settled: Any) -> dict[str, Any]:
     """The settings of a run: the options of the command that runs now, with what it has settled in their place.
 
-    Left out are the options that a run may go on with though they differ: --out, --retry, --device and those of
-    `without`.
+    Left out are the options that a run may go on with though they differ: --out, --retry, --fresh, --device and those
+    of `without`.
     """
     left_out = {*_NO_SETTINGS, *without}
     return {name: value for name, value in _running.get().items() if name not in left_out} | settled
@@ -120,47 +147,60 @@ def analysis(
     settings: Mapping[str, Any],
     model: "Model | None" = None,
     *,
-    retry: bool = False,
     title: str = "Locating and editing facts",
     headline: "Callable[[Run], str] | str | None" = None,
     report: bool = True,
+    presets: bool = True,
 ) -> Iterator[Page]:
     """Open the run folder, keep its state, and write and name its report at the end, also when it is interrupted.
+
+    The options --retry, --fresh, --method, --methods and --preset of the command that runs now are seen to here.
 
     Args:
         out: the folder; None for one in `runs/`, named by command and model.
         settings: see `given`.
         model: whose weights a run goes on with; ValueError for others.
-        retry: whether what failed earlier is tried again.
         title: of the report.
         headline: what it says first, or what makes that of the run; None for that of a study.
         report: whether there is one.
+        presets: whether results depend on the presets of the methods, so that a run goes on with none that changed.
 
     Exit code 3 if any record failed.
     """
     from workbench.machine.failures import lines
-    from workbench.runs.run import Run
+    from workbench.report.write import write_report
+    from workbench.runs.folder import clear, locked
+    from workbench.runs.run import CONTENT, Run
+    from workbench.studies.contents import contents, preset_contents
 
     named = [settings["command"], *([Path(settings["model"]).name] if "model" in settings else [])]
-    run = Run.create(out or Path("runs") / "-".join(named), settings)
-    if model is not None:
-        run.check_model(model.fingerprint())
-    if retry:
-        run.retry()
-    page, sections = Page(run=run), None
-    try:
-        with run.running():
-            yield page
-            sections = page.show and page.show()
-    except BaseException:
-        sections = _so_far(page)
-        raise
-    finally:
-        if report:
-            from workbench.report.write import write_report
+    folder, asked = out or Path("runs") / "-".join(named), _running.get()
+    with locked(folder):
+        if asked.get("fresh"):
+            clear(folder)
+        run = Run.create(folder, {**settings, CONTENT: contents(settings)})
+        if model is not None:
+            run.check_model(model.fingerprint())
+        if model is not None and presets:
+            methods = [asked.get("method"), *(asked.get("methods") or [])]
+            run.check_presets(preset_contents(asked.get("preset") or model.name, [name for name in methods if name]))
+        if asked.get("retry"):
+            run.retry()
+        page = Page(run=run)
 
-            said = headline(run) if callable(headline) else headline
-            print(f"Report: {write_report(run, sections, title=title, headline=said)}")
+        def write(sections: "Sequence[Section] | None", *, complete: bool) -> None:
+            if report:
+                said = headline(run) if callable(headline) else headline
+                path = write_report(run, sections, title=title, headline=said, complete=complete)
+                print(f"Report: {path}")
+
+        try:
+            with run.running():
+                yield page
+                write(page.show and page.show(), complete=True)
+        except BaseException:
+            write(_so_far(page), complete=False)
+            raise
     if failed := lines(run.rows("failures")):
         print("\n".join(failed), file=sys.stderr)
         raise typer.Exit(SOME_FAILED)

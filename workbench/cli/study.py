@@ -22,6 +22,7 @@ def study(
     text: options.Text = None,
     fluency: options.AnyFluency = None,
     retry: options.Retry = False,
+    fresh: options.Fresh = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "float32",
     precision: options.Precision = "float32",
@@ -47,7 +48,7 @@ def study(
     check_editor(loaded, method, layer=layer, preset_of=preset)
     text = text or default_text(loaded)
     settings = given(records=records, window=window, text=text)
-    with analysis(out, settings, loaded, retry=retry) as page:
+    with analysis(out, settings, loaded) as page:
         run = page.run
         located = locate(
             run, loaded, true_facts(every), limit=traces, seed=seed, window=window, samples=samples,

@@ -16,6 +16,7 @@ def trace(
     positions: options.Positions = "all",
     engine: options.Engine = "auto",
     retry: options.Retry = False,
+    fresh: options.Fresh = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "float32",
     precision: options.Precision = "float32",
@@ -31,7 +32,7 @@ def trace(
     loaded = load(model, device=device, dtype=dtype)
     window = window or default_window(loaded)
     settings = given(records=records, window=window)
-    with analysis(out, settings, loaded, retry=retry) as page:
+    with analysis(out, settings, loaded) as page:
         located = locate(
             page.run, loaded, facts, limit=limit, seed=seed, window=window, samples=samples, noise=noise,
             positions=positions, engine=engine,

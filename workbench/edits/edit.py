@@ -16,18 +16,16 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from workbench.edits.ledger import change_, state_fingerprint, taking_back
 from workbench.machine import hashing
-from workbench.machine.files import write_whole
+from workbench.machine.sealed import load_sealed, save_sealed
 from workbench.models.hooks import EditHook
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest
 
-_FORMAT = "workbench-edit-2"
+_FORMAT = "workbench-edit-3"
 _PACKAGES = ("torch", "transformers", "transformer-lens")
 E = TypeVar("E", bound="Edit")
 
@@ -175,7 +173,7 @@ class Edit(ABC):
         return hashing.digest(*parts)
 
     def save(self, path: str | Path) -> None:
-        """Write the edit as one safetensors file, whole or not at all."""
+        """Write the edit as one safetensors file with a checksum, whole or not at all."""
         content = {
             "kind": self.kind,
             "method": self.method,
@@ -183,10 +181,7 @@ class Edit(ABC):
             "provenance": self.provenance,
             "settings": self.settings(),
         }
-        # Copies, because the format takes no two names for one tensor, such as keys that are also carried on.
-        tensors = {name: tensor.clone() for name, tensor in self._stored().items()}
-        encoded = save(tensors, metadata={"format": _FORMAT, "edit": json.dumps(content, ensure_ascii=False)})
-        write_whole(Path(path), encoded)
+        save_sealed(path, self.tensors(), content, format=_FORMAT)
 
     def _stored(self) -> dict[str, Tensor]:
         return {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()}
@@ -195,7 +190,7 @@ class Edit(ABC):
     def load(cls: type[E], path: str | Path, *, model: Model | None = None, force: bool = False) -> E:
         """Read an edit that `save` wrote, of any kind that this class stands for.
 
-        FileNotFoundError, or ValueError if the file is something else.
+        FileNotFoundError, or ValueError if the file is damaged or something else.
 
         Give the `model` that it is to be applied to, in the state that it is to be applied in, and an edit that was
         made for another is refused with a ValueError, or under `force` read with a warning. It is asked here, where
@@ -205,12 +200,7 @@ class Edit(ABC):
         if not path.is_file():
             raise FileNotFoundError(f"no edit at '{path}'")
         try:
-            with safe_open(str(path), "pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != _FORMAT:
-                    raise ValueError(f"its format is {metadata.get('format')!r}, not {_FORMAT!r}")
-                content = json.loads(metadata["edit"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a mapping)
+            tensors, content = load_sealed(path, format=_FORMAT)
             kind = content["kind"]
             if kind not in _KINDS and kind.startswith("workbench."):
                 import_module(kind.partition(":")[0])  # a method's own kind, whose module registers it
@@ -225,7 +215,7 @@ class Edit(ABC):
                 requests=tuple(EditRequest(**request) for request in content["requests"]),
                 provenance=content["provenance"],
             )
-        except (SafetensorError, ImportError, KeyError, TypeError, ValueError) as error:
+        except (ImportError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"'{path}' is not an edit that can be read: {error}") from None
         if model is not None:
             edit.check_made_for(model, force=force)

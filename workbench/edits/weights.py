@@ -14,6 +14,7 @@ from workbench.edits.edit import Edit
 from workbench.models.model import Model
 
 _CARRIED = "carried."
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,6 +33,10 @@ class WeightUpdate:
     def __post_init__(self) -> None:
         if self.left.ndim != 2 or self.right.ndim != 2 or self.left.shape[1] != self.right.shape[0]:
             raise ValueError(f"left {tuple(self.left.shape)} and right {tuple(self.right.shape)} do not share a rank")
+        for factor in (self.left, self.right):
+            if factor.dtype not in _DTYPES:
+                known = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+                raise ValueError(f"an update of {self.matrix} is of {known}, got {factor.dtype}")
         if not (self.left.isfinite().all() and self.right.isfinite().all()):
             raise ValueError(f"the update of {self.matrix} in layer {self.layer} is not finite")
 
@@ -63,7 +68,8 @@ class WeightEdit(Edit):
         return {(update.layer, update.matrix) for update in self.updates}
 
     def check_fits(self, model: Model) -> None:
-        """ValueError for a matrix of another shape or that is not there, IndexError for a layer out of range."""
+        """ValueError for a matrix that is not there or of another shape, or a change beyond the range of its type;
+        IndexError for a layer out of range."""
         for update in self.updates:
             shape = (update.left.shape[0], update.right.shape[1])
             weight = model.weight(update.layer, update.matrix)
@@ -72,6 +78,12 @@ class WeightEdit(Edit):
                     f"the update of {update.matrix} in layer {update.layer} is {shape[0]} x {shape[1]}, "
                     f"but that matrix of {model.name} is {' x '.join(map(str, weight.shape))}; was the edit "
                     f"made for another model?"
+                )
+            bound = update.left.double().norm() * update.right.double().norm()  # no entry of dW is larger
+            if bound > torch.finfo(weight.dtype).max and not update.dense().to(weight.dtype).isfinite().all():
+                raise ValueError(
+                    f"the update of {update.matrix} in layer {update.layer} is beyond the range of {weight.dtype}, "
+                    f"the type of {model.name}"
                 )
 
     def add_(self, model: Model, places: set[tuple[int, str]]) -> None:

@@ -12,22 +12,30 @@ import numpy as np
 import torch
 
 from workbench.machine.as_json import to_json
+from workbench.machine.files import write_whole
+from workbench.machine.hashing import digest
+
+_CHECK = '"sha256": "'
+"""How the last entry of a line begins."""
 
 
-def append_line(path: Path, row: Mapping[str, Any]) -> None:
-    """Add one object to a file of JSON lines; it is on the disk when this returns."""
+def append_line(path: Path, row: Mapping[str, Any], *, seal: str = "") -> None:
+    """Add one object to a file of JSON lines, with a checksum; it is on the disk when this returns.
+
+    `seal` is of the file's own: a line copied from a file with another one counts as damaged.
+    """
     with path.open("a+b") as file:
         _drop_torn_line(file)
-        file.write(dumps(dict(row), indent=None).encode() + b"\n")
+        file.write(_sealed(dumps(dict(row), indent=None), seal) + b"\n")
         file.flush()
         os.fsync(file.fileno())
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path, *, seal: str = "") -> list[dict[str, Any]]:
     """The objects in a file of JSON lines; none if there is no such file.
 
-    A last line without its newline was being written when the program was stopped: it is left out with a
-    warning. ValueError names any other line that is not JSON.
+    Lines that are not what `append_line` wrote with this seal are left out with a warning; so is a last line without
+    its newline, which was being written when the program was stopped.
     """
     if not path.exists():
         return []
@@ -36,11 +44,43 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         warnings.warn(f"{path}: the last line is incomplete and is left out", stacklevel=3)
     rows = []
     for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(f"{path}: line {number} is not JSON; delete it to do that record again") from error
+        row = _opened(line, seal)
+        if row is None:
+            warnings.warn(f"{path}: line {number} is damaged and is left out", stacklevel=3)
+        else:
+            rows.append(row)
     return rows
+
+
+def sweep_lines(path: Path, *, seal: str = "") -> None:
+    """Drop the lines that `read_lines` leaves out, with its warnings, so that they are written anew."""
+    lines = path.read_bytes().split(b"\n")
+    if sound := [line for line in lines if _opened(line, seal) is not None]:
+        if len(sound) < len(lines) - 1 or lines[-1]:
+            read_lines(path, seal=seal)  # warns
+            write_whole(path, b"\n".join(sound) + b"\n")
+    else:
+        read_lines(path, seal=seal)
+        path.unlink()
+
+
+def _sealed(text: str, seal: str) -> bytes:
+    """The text of an object with its checksum as the last entry."""
+    check = digest(seal, text)[:16]
+    return f'{text[:-1]}{", " if len(text) > 2 else ""}{_CHECK}{check}"}}'.encode()
+
+
+def _opened(line: bytes, seal: str) -> dict[str, Any] | None:
+    """The object of a line; None if its checksum is another or missing."""
+    try:
+        text = line.decode()
+        head, found, check = text.rpartition(_CHECK)
+        whole = head.removesuffix(", ") + "}"
+        if not found or check.removesuffix('"}') != digest(seal, whole)[:16]:
+            return None
+        return json.loads(whole)
+    except ValueError:
+        return None
 
 
 def dumps(value: Any, indent: int | None = 2) -> str:
@@ -51,9 +91,12 @@ def dumps(value: Any, indent: int | None = 2) -> str:
 def load_json(path: Path) -> dict[str, Any]:
     """The object in a file; ValueError names the file if it is not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): delete its run folder to start again") from error
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({error}): start its run again with --fresh") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds a {type(found).__name__}, not an object: start its run again with --fresh")
+    return found
 
 
 def _plain(value: Any) -> Any:

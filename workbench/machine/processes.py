@@ -71,6 +71,7 @@ def _begin(function: Callable[[Any], Any]) -> None:
     global _function
     _function = function
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
     Thread(target=_end_with_parent, daemon=True).start()
 

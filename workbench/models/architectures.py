@@ -45,14 +45,15 @@ def missing_parts(bridge: Any) -> str | None:
 def load_decoder(source: str, config: PretrainedConfig, **options: Any) -> Any:
     """The causal language model of a checkpoint; of one that reads images too, the language model alone.
 
-    ValueError for one whose language model transformers does not know by itself.
+    ValueError for one whose language model transformers does not know by itself, and for weights that are missing from
+    it, of another shape than its config's, or not finite.
     """
     text: Any = config.get_text_config(decoder=True)
     if text is config:
-        return AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False, **options)
+        return _whole(AutoModelForCausalLM, source, **options)
     if type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(f"transformers knows no language model by itself for its text part, {text.model_type!r}")
-    whole: Any = AutoModelForImageTextToText.from_pretrained(source, trust_remote_code=False, **options)
+    whole: Any = _whole(AutoModelForImageTextToText, source, **options)
     text = whole.config.get_text_config(decoder=True)
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(text)]
     with torch.device("meta"):
@@ -61,6 +62,26 @@ def load_decoder(source: str, config: PretrainedConfig, **options: Any) -> Any:
     decoder.config.architectures = [kind.__name__]
     decoder.generation_config = whole.generation_config
     return decoder
+
+
+def _whole(kind: Any, source: str, **options: Any) -> Any:
+    """A checkpoint's model, all of whose weights are the checkpoint's: transformers fills what lacks at random."""
+    model, info = kind.from_pretrained(
+        source, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True, **options
+    )
+    for what, names in (
+        ("lacks", info["missing_keys"]),
+        ("has other shapes than its config for", [name for name, *_ in info["mismatched_keys"]]),
+        ("holds NaN or infinity in", [name for name, weight in model.named_parameters() if not _finite(weight)]),
+    ):
+        if names:
+            some = ", ".join(sorted(names)[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+            raise ValueError(f"the checkpoint {what} {some}")
+    return model
+
+
+def _finite(weight: Tensor) -> bool:
+    return weight.numel() == 0 or all(bound.isfinite() for bound in weight.detach().aminmax())
 
 
 def cast_rotary_tables_(model: Any) -> None:

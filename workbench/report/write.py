@@ -22,16 +22,18 @@ def write_report(
     title: str = "Locating and editing facts",
     headline: str | None = None,
     name: str = "report.html",
+    complete: bool = False,
 ) -> Path:
     """Write `<name>` into the run's folder, whole or not at all; its path.
 
-    Without `sections` (and `headline`) they are those of a study. The page says so if the run is not complete.
+    Without `sections` (and `headline`) they are those of a study. The page says so if the run is not complete;
+    `complete` says that it is, but for this page.
     """
     page = render(
         title=title,
         headline=study_headline(run) if headline is None else headline,
         sections=study_sections(run) if sections is None else sections,
-        notice=_notice(run),
+        notice="" if complete else _notice(run),
         run=run,
     )
     return run.write_text(name, page)

@@ -1,10 +1,12 @@
 """A run's folder: settings, provenance, records one by one, figures and tables; readable at any moment."""
 
 import json
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,11 +16,16 @@ from matplotlib.figure import Figure
 from workbench.machine.environment import environment, now
 from workbench.machine.failures import FAILURES, reason, sentence
 from workbench.machine.files import write_whole
-from workbench.machine.jsonl import append_line, dumps, load_json, read_lines
+from workbench.machine.hashing import digest
+from workbench.machine.jsonl import append_line, dumps, load_json, read_lines, sweep_lines
 from workbench.runs.artifacts import SavedFigure, SavedTable, figures_in, save_figure, save_table, tables_in
+from workbench.runs.folder import LOCK, check_folder
 from workbench.tables.table import Table
 
 Status = Literal["running", "interrupted", "complete"]
+CONTENT = "content"
+"""The setting that holds digests of what the others name."""
+_AFRESH = "choose another --out, or start again with --fresh"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +43,13 @@ class Run:
         ValueError names the setting that differs, or says that the folder holds something else.
         """
         folder, settings = Path(folder), json.loads(dumps(dict(settings)))  # as it will be read back
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"'{folder}' is a file, not a run folder: choose another --out")
+        check_folder(folder)
         if (folder / "settings.json").exists():
             run = cls.open(folder)
             _refuse_other_settings(folder, run.settings, settings)
             run._note_restart()
+            run._sweep()
             return run
-        if folder.exists() and any(folder.iterdir()):
-            raise ValueError(f"'{folder}' holds files but no settings.json: choose another --out")
         folder.mkdir(parents=True, exist_ok=True)
         run = cls(folder=folder, settings=settings)
         run.write_json("environment.json", environment())
@@ -74,7 +79,8 @@ class Run:
         try:
             yield self
         except BaseException as error:
-            reason = "Ctrl-C" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
+            stopped = isinstance(error, KeyboardInterrupt)
+            reason = str(error) or "Ctrl-C" if stopped else f"{type(error).__name__}: {error}"
             self._set_status("interrupted", reason)
             raise
         self._set_status("complete")
@@ -85,13 +91,34 @@ class Run:
         before = noted.setdefault("model_fingerprint", fingerprint)
         if before != fingerprint:
             raise ValueError(
-                f"'{self.folder}' was begun with model weights {before[:12]}, these are {fingerprint[:12]}: "
-                "choose another --out, or delete the folder to start again"
+                f"'{self.folder}' was begun with model weights {before[:12]}, these are {fingerprint[:12]}: {_AFRESH}"
             )
         self.write_json("environment.json", noted)
 
+    def check_presets(self, digests: Mapping[str, str]) -> None:
+        """Note what presets hold in environment.json; ValueError if the run has used one that held something else."""
+        noted = self.read_json("environment.json")
+        before = noted.setdefault("presets", {})
+        if changed := [name for name, found in digests.items() if before.setdefault(name, found) != found]:
+            raise ValueError(f"'{self.folder}' was begun with another {', '.join(changed)}: {_AFRESH}")
+        self.write_json("environment.json", noted)
+
     def _set_status(self, state: Status, reason: str = "") -> None:
-        self.write_json("status.json", {"state": state, "reason": reason, "changed": now()})
+        process = {"process": os.getpid()} if state == "running" else {}
+        self.write_json("status.json", {"state": state, "reason": reason, "changed": now(), **process})
+
+    def _sweep(self) -> None:
+        """Remove temporary files that a kill has left, and lines of records that are damaged."""
+        for path in self.folder.rglob(".*"):
+            if path.is_file() and path.name != LOCK:
+                path.unlink()
+        for path in self.folder.glob("*.jsonl"):
+            sweep_lines(path, seal=self._seal)
+
+    @cached_property
+    def _seal(self) -> str:
+        """By which the records of a run are known to be its own: by what it is, not by where it lies."""
+        return digest(dumps(self.settings))
 
     def _note_restart(self) -> None:
         noted, current = self.read_json("environment.json"), environment()
@@ -109,11 +136,11 @@ class Run:
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
         """Add one record to `<name>.jsonl`; it is on the disk when this returns."""
-        append_line(self.folder / f"{name}.jsonl", row)
+        append_line(self.folder / f"{name}.jsonl", row, seal=self._seal)
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         """The records of `<name>.jsonl`, none if there is no such file; see `jsonl.read_lines`."""
-        return read_lines(self.folder / f"{name}.jsonl")
+        return read_lines(self.folder / f"{name}.jsonl", seal=self._seal)
 
     @contextmanager
     def keeping(self, case_id: int, *, of: int, what: str = "record", method: str = "") -> Iterator[None]:
@@ -189,11 +216,11 @@ def _refuse_other_settings(folder: Path, old: Mapping[str, Any], new: Mapping[st
     missing = "(not set)"
     differing = [
         f"{key} was {old.get(key, missing)!r} and is now {new.get(key, missing)!r}"
-        for key in sorted(old.keys() | new.keys())
+        for key in sorted((old.keys() | new.keys()) - {CONTENT})
         if old.get(key, missing) != new.get(key, missing)
     ]
     if differing:
-        raise ValueError(
-            f"'{folder}' holds a run with other settings ({'; '.join(differing)}): "
-            "choose another --out, or delete the folder to start again"
-        )
+        raise ValueError(f"'{folder}' holds a run with other settings ({'; '.join(differing)}): {_AFRESH}")
+    before, now = old.get(CONTENT, {}), new.get(CONTENT, {})
+    if changed := [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]:
+        raise ValueError(f"'{folder}' was begun with another content of {', '.join(changed)}: {_AFRESH}")

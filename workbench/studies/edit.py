@@ -1,5 +1,6 @@
 """Edit: one edit a record into a run folder, and what an edited model says."""
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,23 +77,45 @@ def edit_records(run: Run, model: Model, editor: Any, records: Sequence[Record])
     for record in records:
         if record.case_id in failed:
             continue
-        path, edit = edit_path(run, record), None
-        with run.keeping(record.case_id, of=len(records)):
-            edit = Edit.load(path) if path.exists() else editor(model, [record.request])
+        path = edit_path(run, record)
+        edit = _kept(path, record)
         if edit is None:
-            check_restored(model, untouched, after=f"the edit of record {record.case_id}, which failed")
-            continue
-        if not path.exists():
-            edit.save(path)
+            with run.keeping(record.case_id, of=len(records)):
+                edit = editor(model, [record.request])
+                edit.save(path)
+            if edit is None:
+                check_restored(model, untouched, after=f"the edit of record {record.case_id}, which failed")
+                continue
         yield record, edit
 
 
+def _kept(path: Path, record: Record) -> Edit | None:
+    """The edit that an earlier run has saved for a record; None if there is none or, with a warning, a damaged one."""
+    try:
+        return _load(path, record) if path.exists() else None
+    except ValueError as error:
+        warnings.warn(f"{error}; it is made again", stacklevel=3)
+        return None
+
+
+def _load(path: Path, record: Record) -> Edit:
+    """The edit of a record; ValueError for a file that is damaged or of another request."""
+    edit = Edit.load(path)
+    if edit.requests != (record.request,):
+        asked = ", ".join(f"{request.prompt!r} -> {request.target_new!r}" for request in edit.requests)
+        raise ValueError(
+            f"'{path}' is an edit for {asked}, not for record {record.case_id}: {record.request.prompt!r} -> "
+            f"{record.request.target_new!r}"
+        )
+    return edit
+
+
 def load_edits(run: Run, records: Sequence[Record]) -> Iterator[tuple[Record, Edit]]:
-    """The edits that `edit_records` saved, of the records that have not failed."""
+    """The edits that `edit_records` saved, of the records that have not failed; ValueError for a damaged one."""
     failed = run.failed()
     for record in records:
         if record.case_id not in failed:
-            yield record, Edit.load(edit_path(run, record))
+            yield record, _load(edit_path(run, record), record)
 
 
 def show_edit(console: Console, model: Model, record: Record, edit: Edit) -> None:

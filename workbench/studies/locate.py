@@ -1,6 +1,7 @@
 """Locate: trace facts into a run folder, and find the layer whose MLPs mediate them."""
 
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,8 @@ def locate(
     """
     cases = list(facts)[:limit]
     rows = {row["case_id"]: row for row in run.rows("traces") if row["case_id"] in facts}
+    kept = {case: _kept(trace_path(run, case), facts[case]) for case, row in rows.items() if row["known"]}
+    rows = {case: row for case, row in rows.items() if not row["known"] or kept[case] is not None}
     form = {"window": window, **form}
     fitted = _fitted(model, list(facts.values()), noise)
     finished = rows.keys() | run.failed(what="fact")
@@ -115,6 +118,20 @@ def trace_path(run: Run, case_id: int, *, after: bool = False) -> Path:
     return run.folder / ("traces_after" if after else "traces") / f"{case_id:05d}.safetensors"
 
 
+def _kept(path: Path, fact: Fact) -> CausalTrace | None:
+    """The trace of a fact from a file; None if there is none or, with a warning, if it is damaged or another's."""
+    if not path.exists():
+        return None
+    try:
+        trace = CausalTrace.load(path)
+        if trace.fact != fact:
+            raise ValueError(f"'{path}' is a trace of {trace.fact.prompt!r}, not of {fact.prompt!r}")
+        return trace
+    except ValueError as error:
+        warnings.warn(f"{error}; it is traced again", stacklevel=3)
+        return None
+
+
 def trace_edited(run: Run, model: Model, records: Sequence[Record], located: Located) -> None:
     """Trace the first few facts that were traced and edited again, on the edited model, exactly as they were traced."""
     edits = {record.case_id: edit_path(run, record) for record in records}
@@ -122,7 +139,7 @@ def trace_edited(run: Run, model: Model, records: Sequence[Record], located: Loc
     cases = [case for case in located.traces if case in edits and edits[case].exists()][:HEAT_MAPS]
     for case in track(cases, "Tracing edited facts", len(cases)):
         path, fact, noise = trace_path(run, case, after=True), located.facts[case], located.noise
-        if path.exists():
+        if _kept(path, fact) is not None:
             continue
         first, end = subject_span(model, fact)
         drawn = noise.draw(located.samples, end - first, generator=fact_generator(located.seed, index[case]))

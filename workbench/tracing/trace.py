@@ -1,6 +1,5 @@
 """CausalTrace: what tracing one fact gives, how it is kept on disk and looked at."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,17 +8,15 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from workbench.machine.as_json import AsJson
-from workbench.machine.files import write_whole
+from workbench.machine.sealed import load_sealed, save_sealed
 from workbench.models.tokens import visible
 from workbench.records.facts import Fact
 from workbench.tracing.view import view_html
 
-FORMAT = "workbench.causal_trace.1"
+FORMAT = "workbench.causal_trace.2"
 SITE_LABELS = {"resid_post": "Hidden state", "mlp_out": "MLP", "attn_out": "Attention"}
 """What readers call the sites that are restored."""
 
@@ -107,10 +104,8 @@ class CausalTrace(AsJson):
         return trace_view([self])
 
     def save(self, path: Path) -> None:
-        """Write the trace exactly as one safetensors file; the file appears whole or not at all."""
-        meta = self.to_dict() | {"sites": list(self.restored)}
-        tensors = {site: values.detach().cpu().contiguous() for site, values in self.restored.items()}
-        write_whole(Path(path), save(tensors, metadata={"format": FORMAT, "trace": json.dumps(meta)}))
+        """Write the trace exactly as one safetensors file with a checksum; it appears whole or not at all."""
+        save_sealed(path, self.restored, self.to_dict() | {"sites": list(self.restored)}, format=FORMAT)
 
     @classmethod
     def load(cls, path: Path) -> "CausalTrace":
@@ -119,16 +114,10 @@ class CausalTrace(AsJson):
         if not path.is_file():
             raise FileNotFoundError(f"no trace at {path}")
         try:
-            with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-                if header.get("format") != FORMAT:
-                    raise TraceError(f"{path}: expected a {FORMAT} file, got format {header.get('format')!r}")
-                meta = json.loads(header["trace"])
-                restored = {site: file.get_tensor(site) for site in meta["sites"]}
+            tensors, meta = load_sealed(path, format=FORMAT)
+            restored = {site: tensors[site] for site in meta.pop("sites")}
             return cls.from_dict(meta | {"restored": restored})
-        except TraceError:
-            raise
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise TraceError(f"{path}: damaged trace, trace the fact again ({error})") from error
 
 

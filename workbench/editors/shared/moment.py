@@ -1,6 +1,5 @@
 """SecondMoment: C of a layer's keys, factored for solving, and kept in files with a checksum."""
 
-import json
 import time
 import warnings
 from collections.abc import Sequence
@@ -9,12 +8,12 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from workbench.machine.files import write_whole
 from workbench.machine.hashing import digest
+from workbench.machine.sealed import load_sealed, save_sealed
+
+_MOMENT, _PARTIAL = "workbench-moment-2", "workbench-sums-2"
 
 _SAVED_EVERY = 60.0
 """Seconds after which the sums so far are saved, between one lot of texts and the next."""
@@ -68,13 +67,8 @@ class Partial:
         if self.path is None or not self.path.exists():
             return
         try:
-            with safe_open(str(self.path), "pt") as file:
-                metadata = file.metadata() or {}
-                sums = {layer: file.get_tensor(str(layer)) for layer in self.sums}
-            if json.loads(metadata["sha256"]) != {str(layer): _digest(total) for layer, total in sums.items()}:
-                raise ValueError("its content does not have the checksum it was written with")
-            self.texts, self.count = int(metadata["texts"]), int(metadata["count"])
-            self.sums = {layer: total.to(self.sums[layer].device) for layer, total in sums.items()}
+            tensors, (self.texts, self.count) = load_sealed(self.path, format=_PARTIAL)
+            self.sums = {layer: tensors[str(layer)].to(total.device) for layer, total in self.sums.items()}
         except Exception as error:  # whatever is wrong with it, the pass can start again
             warnings.warn(f"the sums in '{self.path}' are damaged ({error}); starting again", stacklevel=4)
 
@@ -82,10 +76,8 @@ class Partial:
         """Write them if that was not done for a while."""
         if self.path is None or time.monotonic() - self._saved < _SAVED_EVERY:
             return
-        sums = {str(layer): total.cpu() for layer, total in self.sums.items()}
-        checksums = json.dumps({layer: _digest(total) for layer, total in sums.items()})
-        metadata = {"texts": str(self.texts), "count": str(self.count), "sha256": checksums}
-        write_whole(self.path, save(sums, metadata=metadata))
+        sums = {str(layer): total for layer, total in self.sums.items()}
+        save_sealed(self.path, sums, [self.texts, self.count], format=_PARTIAL)
         self._saved = time.monotonic()
 
     def remove(self) -> None:
@@ -107,22 +99,16 @@ def read_moment(path: Path, layer: int, d_mlp: int) -> SecondMoment | None:
     if not path.exists():
         return None
     try:
-        with safe_open(str(path), "pt") as file:
-            metadata, matrix = file.metadata() or {}, file.get_tensor("matrix")
-        if metadata.get("sha256") != _digest(matrix):
-            raise ValueError("its content does not have the checksum it was written with")
-        if metadata["layer"] != str(layer) or matrix.shape != (d_mlp, d_mlp):
-            raise ValueError(f"it holds {tuple(matrix.shape)} of layer {metadata['layer']}")
-        return SecondMoment(layer=layer, matrix=matrix, count=int(metadata["count"]))
+        tensors, known = load_sealed(path, format=_MOMENT)
+        matrix = tensors["matrix"]
+        if known["layer"] != layer or matrix.shape != (d_mlp, d_mlp):
+            raise ValueError(f"it holds {tuple(matrix.shape)} of layer {known['layer']}")
+        return SecondMoment(layer=layer, matrix=matrix, count=known["count"])
     except Exception as error:  # whatever is wrong with a cache file, it can be computed again
         warnings.warn(f"cached second moment '{path}' is damaged ({error}); computing it again", stacklevel=3)
         return None
 
 
 def write_moment(path: Path, moment: SecondMoment) -> None:
-    metadata = {"layer": str(moment.layer), "count": str(moment.count), "sha256": _digest(moment.matrix)}
-    write_whole(path, save({"matrix": moment.matrix.contiguous()}, metadata=metadata))
-
-
-def _digest(matrix: Tensor) -> str:
-    return digest(str(matrix.dtype), matrix)
+    """Write what `read_moment` reads."""
+    save_sealed(path, {"matrix": moment.matrix}, {"layer": moment.layer, "count": moment.count}, format=_MOMENT)

@@ -18,7 +18,7 @@ from workbench.machine.hashing import digest
 from workbench.models.model import Model
 from workbench.models.tokens import TokenRow
 
-_FORMAT = 1
+_FORMAT = 2
 _TEXTS_AT_ONCE = 1024
 
 

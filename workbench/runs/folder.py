@@ -1,0 +1,54 @@
+"""The folder of a run: who may write into it, and what may be deleted from it."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from workbench.machine.jsonl import load_json
+
+LOCK = ".lock"
+"""The file by which one process keeps others out."""
+_BEGUN = re.compile(r"environment\.json$|status\.json$|\.lock$|\.(environment|status|settings)\.json\.")
+"""What a run that was killed as it began may have left."""
+
+
+def check_folder(folder: Path) -> None:
+    """ValueError for a file, and for a folder that holds more than a run, or than one that was killed as it began."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"'{folder}' is a file, not a run folder: choose another --out")
+    if not folder.exists() or (folder / "settings.json").exists():
+        return
+    if not all(_BEGUN.match(path.name) for path in folder.iterdir()):
+        raise ValueError(f"'{folder}' holds files but no settings.json: choose another --out")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Be the only process that writes into a run's folder, within the block; ValueError if another one does."""
+    check_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock, status = FileLock(folder / LOCK), folder / "status.json"
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        process = load_json(status).get("process", "another") if status.exists() else "another"
+        raise ValueError(
+            f"'{folder}' is being written by process {process}: wait until it is done, or choose another --out"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def clear(folder: Path) -> None:
+    """Delete what a run has left in its folder, but for the lock; ValueError, see `check_folder`, deletes nothing."""
+    check_folder(folder)
+    (folder / "settings.json").unlink(missing_ok=True)  # first: from here on it is no run
+    for path in folder.iterdir():
+        if path.name != LOCK:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -1,0 +1,40 @@
+"""What a run depends on beyond its settings' words: the content of the files they name, and of presets."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from workbench.editors.setup.presets import preset
+from workbench.machine.hashing import digest
+from workbench.machine.jsonl import dumps
+from workbench.studies.defaults import RECORDS, records_path
+
+_FILES = ("records", "requests", "text", "texts")
+"""Settings that name files, or what stands for one."""
+
+
+def contents(settings: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256 of each file that the settings name, by the setting and what it names; names of no file are left out."""
+    found = {}
+    for setting in _FILES:
+        named = settings.get(setting)
+        for name in [named] if isinstance(named, str | Path) else named or ():
+            path = _requests(str(name)) if setting == "requests" else records_path(str(name))
+            if path.is_file():
+                found[f"{setting} {name}"] = digest(path.read_bytes())
+    return found
+
+
+def preset_contents(model: str, methods: Sequence[str]) -> dict[str, str]:
+    """SHA-256 of the hyperparameters of each method that has some for the model of that name."""
+    found = {}
+    for method in methods:
+        try:
+            found[f"preset {method} of {model}"] = digest(dumps(preset(method, model)))
+        except ValueError:  # whoever needs it says so
+            continue
+    return found
+
+
+def _requests(name: str) -> Path:
+    return RECORDS[name] / "course_80.json" if name in RECORDS else Path(name)
