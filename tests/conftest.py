@@ -4,26 +4,36 @@ import jaxtyping
 
 jaxtyping.install_import_hook("workbench", "beartype.beartype")
 
+import functools  # noqa: E402
 import json  # noqa: E402
-from collections import defaultdict  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 import pytest  # noqa: E402
 import transformers  # noqa: E402
 from command import Analyse, make_analyse  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
 
 from workbench.machine import paths  # noqa: E402
+from workbench.models import loading  # noqa: E402
 from workbench.models.loading import load_model  # noqa: E402
 from workbench.models.model import Model  # noqa: E402
 from workbench.records.counterfact import write_counterfact  # noqa: E402
 from workbench.records.facts import EditRequest, Probe, Record  # noqa: E402
-from workbench.runs.artifacts import SavedFigure  # noqa: E402
-from workbench.runs.run import Run  # noqa: E402
 from workbench.studies.tiny_models import make_checkpoint  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
 FAMILIES = ("gpt2", "gptj", "gpt_neox", "llama", "qwen2")
+costly_families = pytest.mark.parametrize(
+    "family",
+    ["gpt2", "gptj", "llama", *(pytest.param(family, marks=pytest.mark.slow) for family in ("gpt_neox", "qwen2"))],
+    indirect=True,
+)
+"""For tests that take long: of families that are alike in their MLPs, one alone is among the fast tests."""
+
+
+loaded_once = functools.lru_cache(maxsize=4)(load_model)
+"""Commands leave a model as they find it, and check that they do."""
 
 
 def load_hf(folder: Path) -> Any:
@@ -149,13 +159,13 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Second moments of the tests stay out of the user's cache, and are computed once."""
+    """Second moments of the tests stay out of the user's cache; they are computed once, and a model is loaded once."""
     monkeypatch.setattr(paths, "CACHE", tmp_path_factory.getbasetemp() / "cache")
+    monkeypatch.setattr(loading, "load_model", loaded_once)
 
 
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take most of a small study's time."""
-    none = SavedFigure(path=GOLDEN / "none.png", caption="")
-    monkeypatch.setattr(Run, "save_figure", lambda *_, **__: None)
-    monkeypatch.setattr(Run, "figures", lambda _: defaultdict(lambda: none))
+    """Figures are made but not drawn, which takes most of a small study's time: a run keeps blank pictures."""
+    blank = b"\x89PNG\r\n\x1a\n"
+    monkeypatch.setattr(Figure, "savefig", lambda _, buffer, **options: buffer.write(blank))

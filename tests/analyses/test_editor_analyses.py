@@ -318,7 +318,7 @@ def test_the_curves_have_a_panel_each_measure() -> None:
 # The analyses ------------------------------------------------------------------------------------------
 
 
-pytestmark = pytest.mark.usefixtures("quick_presets")
+pytestmark = pytest.mark.usefixtures("quick_presets", "no_figures")
 
 
 def test_compare_editors_scores_and_resumes(analyse: Analyse, records: Path, text: Path, tmp_path: Path) -> None:
