@@ -12,6 +12,10 @@ first-order estimate, whose agreement with exact tracing is stated. Last: how mu
 samples matter.
 """
 
+from workbench.cli.early_help import help_first
+
+help_first(__name__, __file__)
+
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
