@@ -90,9 +90,9 @@ def test_compare_tracing_on_a_model_without_planted_layers(compare, monkeypatch,
     assert "planted" not in page
     rows, found = run.rows("traced"), run.read_json("results.json")
     # s1 with two samples is asked for twice, s3 with two samples too: each is traced once.
-    assert len({(row["method"], row["index"]) for row in rows}) == len(rows)
+    assert len({(row["method"], row["case_id"]) for row in rows}) == len(rows)
 
-    (run.folder / "traced.jsonl").write_text("".join(line for line in open_lines(run) if '"index": 1' not in line))
+    (run.folder / "traced.jsonl").write_text("".join(line for line in open_lines(run) if '"case_id": 1' not in line))
     monkeypatch.setattr(Run, "save_figure", lambda *_, **__: None)
     again = compare("compare_tracing.py", tmp_path / "run", *options)
     assert len(again.rows("traced")) == len(rows)
