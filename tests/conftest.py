@@ -11,7 +11,8 @@ from typing import Any  # noqa: E402
 
 import pytest  # noqa: E402
 import transformers  # noqa: E402
-from command import Analyse, make_analyse  # noqa: E402
+from command import TINY, Analyse, make_analyse  # noqa: E402
+from known_records import CAPITALS, capital  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from workbench.machine import paths  # noqa: E402
@@ -19,10 +20,10 @@ from workbench.models import loading  # noqa: E402
 from workbench.models.loading import load_model  # noqa: E402
 from workbench.models.model import Model  # noqa: E402
 from workbench.records.counterfact import write_counterfact  # noqa: E402
-from workbench.records.facts import EditRequest, Probe, Record  # noqa: E402
+from workbench.records.facts import Probe  # noqa: E402
 from workbench.studies.tiny_models import make_checkpoint  # noqa: E402
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = TINY.parent
 FAMILIES = ("gpt2", "gptj", "gpt_neox", "llama", "qwen2")
 costly_families = pytest.mark.parametrize(
     "family",
@@ -93,7 +94,7 @@ def texts() -> list[str]:
 @pytest.fixture(scope="session")
 def tiny_gpt2() -> Model:
     """The trained GPT-2 of the golden numbers (6 layers x 64); tests that write weights restore them."""
-    return load_model(str(GOLDEN / "tiny-gpt2"), device="cpu")
+    return load_model(str(TINY), device="cpu")
 
 
 @pytest.fixture
@@ -127,33 +128,29 @@ def quick_presets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three records in CounterFact's schema about countries that the tiny model knows."""
-    capitals = (("Portugal", "Lisbon", "Moscow"), ("Japan", "Tokyo", "Rome"), ("Egypt", "Cairo", "Athens"))
     path = tmp_path_factory.mktemp("records") / "records.json"
-    write_counterfact(
-        [
-            Record(
-                case_id=index,
-                request=EditRequest(
-                    template="The capital of {} is", subject=subject, target_new=new, target_true=true, relation="P36"
-                ),
-                paraphrase_prompts=(f"In the book, {subject}'s capital city is",),
-                neighborhood_prompts=("The capital of France is",),
-                generation_prompts=(f"People in {subject} speak",),
-                reversion_prompts=(Probe(prompt=f"{new} is the capital of", targets_new=(subject,)),),
-            )
-            for index, (subject, true, new) in enumerate(capitals)
-        ],
-        path,
-    )
+    some = [
+        capital(
+            index,
+            subject,
+            true,
+            new,
+            relation="P36",
+            paraphrase_prompts=(f"In the book, {subject}'s capital city is",),
+            neighborhood_prompts=("The capital of France is",),
+            generation_prompts=(f"People in {subject} speak",),
+            reversion_prompts=(Probe(prompt=f"{new} is the capital of", targets_new=(subject,)),),
+        )
+        for index, (subject, true, new) in enumerate(CAPITALS)
+    ]
+    write_counterfact(some, path)
     return path
 
 
 @pytest.fixture(scope="session")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "corpus.txt"
-    path.write_text(
-        "".join((GOLDEN / "tiny-gpt2" / "corpus.txt").read_text(encoding="utf-8").splitlines(keepends=True)[:300])
-    )
+    path.write_text("".join((TINY / "corpus.txt").read_text(encoding="utf-8").splitlines(keepends=True)[:300]))
     return path
 
 

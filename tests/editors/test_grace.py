@@ -49,6 +49,12 @@ def plain(request: pytest.FixtureRequest) -> GRACE:
     return GRACE(layer=3, site="mlp_pre", replace=request.param, radius=0.8, steps=5, learning_rate=1.0)
 
 
+def mostly(replacement: str) -> pytest.MarkDecorator:
+    """For tests that take long: the other way to replace is not among the fast ones."""
+    other = "last" if replacement == "prompt" else "prompt"
+    return pytest.mark.parametrize("plain", [replacement, pytest.param(other, marks=pytest.mark.slow)], indirect=True)
+
+
 def losses(edit: CodebookEdit) -> list[list[float]]:
     return [each["losses"] for each in edit.provenance["optimisation"]]
 
@@ -184,6 +190,7 @@ def test_distances_are_not_those_of_products() -> None:
 # What the edit does
 
 
+@mostly("prompt")
 def test_the_edited_model_says_the_targets_and_nothing_else_changes(tiny_gpt2: Model, plain: GRACE) -> None:
     editor = replace(plain, steps=40, learning_rate=0.5)
     before = tiny_gpt2.snapshot()
@@ -252,6 +259,7 @@ def logits(model: Model) -> Tensor:
     return model.logits(model.tokenize(texts).with_prompts([len(request.prompt) for request in REQUESTS]))
 
 
+@mostly("last")
 def test_stacked_edits_are_one_codebook_and_come_off_in_any_order(tiny_gpt2: Model, plain: GRACE) -> None:
     """Taking one back gives what the others make without it, bit for bit; also from a loaded file."""
     untouched = state_fingerprint(tiny_gpt2)
@@ -283,6 +291,7 @@ def test_stacked_edits_are_one_codebook_and_come_off_in_any_order(tiny_gpt2: Mod
     check_restored(tiny_gpt2, untouched, after="a test")
 
 
+@mostly("prompt")
 def test_together_is_one_after_another(tiny_gpt2: Model, plain: GRACE) -> None:
     together = plain(tiny_gpt2, REQUESTS)
     assert together.requests == tuple(REQUESTS)
@@ -294,6 +303,7 @@ def test_together_is_one_after_another(tiny_gpt2: Model, plain: GRACE) -> None:
         assert torch.equal(logits(tiny_gpt2), apart)
 
 
+@mostly("prompt")
 def test_a_sequence_goes_on_from_its_files(tiny_gpt2: Model, plain: GRACE, tmp_path: Path) -> None:
     with sequence(tiny_gpt2, plain, REQUESTS, folder=tmp_path / "edits") as steps:
         whole = [edit.digest for edit in steps]
@@ -371,6 +381,7 @@ def by_hand(model: Model, edit: CodebookEdit, ids: Tensor, prompt: int) -> Tenso
         model.edits[:] = others
 
 
+@mostly("last")
 def test_generation_with_the_cache_equals_generation_without(tiny_gpt2: Model, plain: GRACE) -> None:
     """Prompts of several lengths side by side, one of which no key is near."""
     edit, steps = replace(plain, steps=30)(tiny_gpt2, REQUESTS[:2]), 5
