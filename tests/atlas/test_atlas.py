@@ -19,7 +19,6 @@ from workbench.atlas.world import World, documents, sample_texts, statement
 from workbench.machine.paths import ATLAS
 from workbench.models.loading import load_model
 from workbench.models.model import Model
-from workbench.records.counterfact import read_counterfact
 from workbench.studies.defaults import planted_layers
 from workbench.tracing.averages import mediating_layer
 from workbench.tracing.sweep import TraceSet, trace_facts
@@ -102,11 +101,6 @@ def test_records_ask_what_they_say(world: World) -> None:
         assert all(probe.targets_new == (request.subject,) for probe in record.reversion_prompts)
 
 
-def test_the_committed_records_are_those_of_the_tables(world: World) -> None:
-    for name, records in zip(("train", "evaluation"), atlas_records(world), strict=True):
-        assert read_counterfact(ATLAS / f"records_{name}.json") == records
-
-
 def test_interchanging_a_prompt_with_itself_changes_nothing(world: World) -> None:
     tokenizer = train_tokenizer(world, seed=TINY.seed, vocabulary=TINY.vocabulary, context=TINY.context)
     torch.manual_seed(0)
@@ -126,6 +120,7 @@ def test_interchanging_a_prompt_with_itself_changes_nothing(world: World) -> Non
     assert not torch.allclose(other, plain, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_training_repeats_itself_and_the_control_follows_its_schedule(world: World) -> None:
     model, tokenizer, info = training.train(world, TINY)
     again, _, _ = training.train(world, TINY)
