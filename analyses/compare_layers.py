@@ -11,6 +11,10 @@ layers. What locating bought is S at the layer that tracing names (all facts tog
 a random layer (the mean over layers) and the best one, which is known in hindsight only.
 """
 
+from workbench.cli.early_help import help_first
+
+help_first(__name__, __file__)
+
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 

@@ -10,6 +10,10 @@ the tokens of the shortest, so that the text is compared and not its length.
 A run that is stopped goes on after the last record, when the same command is given again.
 """
 
+from workbench.cli.early_help import help_first
+
+help_first(__name__, __file__)
+
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path

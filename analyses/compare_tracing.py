@@ -12,37 +12,31 @@ first-order estimate, whose agreement with exact tracing is stated. Last: how mu
 samples matter.
 """
 
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from workbench.cli.early_help import help_first
+
+help_first(__name__, __file__)
+
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
-from rich.progress import track
 
-from workbench.atlas.card import held_out_facts, load_traces
-from workbench.atlas.world import World
+from workbench.atlas.card import load_traces
 from workbench.cli import options
 from workbench.cli.session import analysis, given, load, script
 from workbench.figures.compare import peak_figure
 from workbench.figures.tracing import attribution_figure, sensitivity_figure
 from workbench.models.model import SITES, Model
-from workbench.records.counterfact import read_facts
-from workbench.records.facts import Fact
 from workbench.report.elements import Paragraph, Section
 from workbench.runs.run import Run
-from workbench.studies.defaults import default_records, default_window, planted_layers, records_path
+from workbench.studies.defaults import default_records, default_window, planted_layers
 from workbench.studies.locate import check_tracing
-from workbench.studies.tracing_methods import MethodResult, TracingMethod, draw_partners, method_result
+from workbench.studies.method_traces import Traces, choose_facts, results, trace, traces
+from workbench.studies.tracing_methods import MethodResult, TracingMethod, method_result
 from workbench.studies.tracing_report import agreement_table, method_table, tracing_headline
 from workbench.tracing.attribution import agreement
 from workbench.tracing.averages import average_effects
-from workbench.tracing.trace import CausalTrace
-
-PARTNERS = 4
-"""Further facts whose subjects may take the place of a fact's own."""
-Traces = dict[int, CausalTrace]
-"""By index of the fact."""
 
 
 def main(
@@ -87,7 +81,6 @@ def main(
     window = window or default_window(loaded)
     settings = given(records=records, window=window)
     facts, partners = choose_facts(loaded, records, limit, seed)
-    few = min(few, len(facts))
     methods = compared(settings)
     exact, estimate = methods[0], methods[-1]
     everywhere = [replace(m, sites=SITES) for m in (exact, estimate)]
@@ -99,24 +92,27 @@ def main(
     title = "Which way of tracing finds recall?"
     with analysis(out, settings, loaded, title=title, headline=headline) as page:
         run = page.run
-        results: dict[str, MethodResult] = {}
         for method in methods:
-            found = trace(run, loaded, method, facts, partners)
-            if method is exact and not found:
-                raise ValueError(f"{loaded.name} knows none of the {len(facts)} facts: choose records that it knows")
-            if found:
-                seconds = [row["seconds"] for row in done(run, method, len(facts)) if row["known"]]
-                results[method.name] = method_result(list(found.values()), planted=planted, seconds=seconds)
+            trace(run, loaded, method, facts, partners)
+            if method is exact and not traces(run, exact, facts):
+                none_is_known(run, loaded, len(facts))
+        for method in (*everywhere, *at_levels.values()):
+            trace(run, loaded, method, facts, first=few)
+        found = results(run, methods, facts, planted=planted)
         if control:
-            results[f"Control, window {control[0].window}"] = method_result(control, planted=planted)
-        pairs = [trace(run, loaded, method, facts, (), count=few) for method in everywhere]
-        sensitivity = {place: trace(run, loaded, m, facts, (), count=few) for place, m in at_levels.items()}
+            found[f"Control, window {control[0].window}"] = method_result(control, planted=planted)
         page.show = lambda: [
-            show_methods(run, loaded, results, planted),
-            show_agreement(run, *pairs),
-            show_sensitivity(run, sensitivity, planted),
+            show_methods(run, loaded, found, planted),
+            show_agreement(run, *(traces(run, method, facts, first=few) for method in everywhere)),
+            show_sensitivity(run, {place: traces(run, m, facts, first=few) for place, m in at_levels.items()}, planted),
             Section(title="How to read it", elements=[Paragraph(text=text) for text in caveats(planted)]),
         ]
+
+
+def none_is_known(run: Run, model: Model, facts: int) -> None:
+    """ValueError, which says why a fact failed if any has."""
+    why = [f" ({row['reason']})" for row in run.rows("failures")][:1]
+    raise ValueError(f"{model.name} knows none of the {facts} facts{''.join(why)}: choose records that it knows")
 
 
 def compared(settings: Mapping[str, Any]) -> list[TracingMethod]:
@@ -137,60 +133,6 @@ def compared(settings: Mapping[str, Any]) -> list[TracingMethod]:
         TracingMethod(name="Severed attention", severed="attn_out", **common),
         TracingMethod(name="Attribution patching", estimated=True, **common),
     ]  # fmt: skip
-
-
-def choose_facts(model: Model, records: str, limit: int, seed: int) -> tuple[list[Fact], list[Fact]]:
-    """The facts to trace, and further ones in the same templates whose subjects may take their subjects' places."""
-    if records == "atlas":
-        world = World.load()
-        facts = held_out_facts(world, limit)
-        asked = dict.fromkeys((fact.relation, fact.template) for fact in facts)
-        others: Iterable[Fact] = (
-            Fact(subject=subject, template=template, object=world.facts[subject][relation], relation=relation)
-            for relation, template in asked
-            for subject in world.subjects
-            if relation in world.facts[subject]
-        )
-    else:
-        others = read_facts(records_path(records))
-        facts = list(others)[:limit]
-
-    return facts, draw_partners(model, facts, others, most=PARTNERS, seed=seed)
-
-
-def done(run: Run, method: TracingMethod, count: int) -> list[dict]:
-    """The rows of the facts that a method has finished, of the first `count`."""
-    return [row for row in run.rows("traced") if row["method"] == method.key and row["index"] < count]
-
-
-def trace(
-    run: Run,
-    model: Model,
-    method: TracingMethod,
-    facts: Sequence[Fact],
-    partners: Sequence[Fact],
-    *,
-    count: int | None = None,
-) -> Traces:
-    """Trace the first `count` facts, or read what is done: those that could be traced."""
-    count = len(facts) if count is None else count
-    folder = run.folder / "traces" / method.key
-    rows = done(run, method, count)
-    found = {row["index"]: CausalTrace.load(folder / f"{row['index']:05d}.safetensors") for row in rows if row["known"]}
-    if len(rows) < count:
-        left_out = {*(row["index"] for row in rows), *range(count, len(facts))}
-        results = method.trace(model, facts, partners=partners, seed=run.settings["seed"], done=left_out)
-        began = time.perf_counter()
-        for traced in track(results, method.name, count - len(rows)):
-            seconds = time.perf_counter() - began
-            if traced.trace is not None:
-                traced.trace.save(folder / f"{traced.index:05d}.safetensors")
-                found[traced.index] = traced.trace
-            known = traced.trace is not None
-            row = {"method": method.key, "index": traced.index, "known": known, "reason": traced.reason}
-            run.append("traced", row | {"seconds": seconds})
-            began = time.perf_counter()
-    return dict(sorted(found.items()))
 
 
 def show_methods(run: Run, model: Model, results: Mapping[str, MethodResult], planted: range | None) -> Section:
@@ -234,7 +176,7 @@ def show_methods(run: Run, model: Model, results: Mapping[str, MethodResult], pl
 def show_agreement(run: Run, exact: Traces, estimated: Traces) -> Section:
     """How far attribution patching agrees with exact tracing of the same facts."""
     both = sorted(exact.keys() & estimated.keys())
-    one, other = ([traces[index] for index in both] for traces in (exact, estimated))
+    one, other = ([found[case] for case in both] for found in (exact, estimated))
     found = {site: agreement(one, other, site) for site in SITES}
     caption = (
         f"Attribution patching against exact tracing over {len(both)} facts: correlations over a fact's cells from its "
@@ -252,14 +194,14 @@ def show_agreement(run: Run, exact: Traces, estimated: Traces) -> Section:
 
 def show_sensitivity(run: Run, found: Mapping[tuple[float, int], Traces], planted: range | None) -> Section:
     """What the noise's size and the number of samples change."""
-    averages = {place: average_effects(list(traces.values()), "mlp_out") for place, traces in found.items()}
+    averages = {place: average_effects(list(some.values()), "mlp_out") for place, some in found.items()}
     figure = sensitivity_figure(averages, planted=planted)
     n = next(iter(averages.values())).facts
     caption = f"Noise of several sizes and numbers of samples on {n} facts: the peak of the average effect of the MLPs "
     caption += "at the last subject token, and its layer (lines that coincide are drawn a little apart)."
     run.save_figure("sensitivity", figure, caption=caption)
-    results = {place: method_result(list(traces.values()), planted=planted) for place, traces in found.items()}
-    table = method_table({named(*place): one for place, one in results.items()})
+    read = {named(*place): method_result(list(some.values()), planted=planted) for place, some in found.items()}
+    table = method_table(read)
     said = f"Noise in standard deviations of the subjects' embeddings, by samples, {n} facts; columns as above."
     run.save_table("sensitivity", table.drop(columns="Seconds a fact"), caption=said)
     elements = [run.figures()["sensitivity"], run.tables()["sensitivity"]]

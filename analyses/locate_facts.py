@@ -8,6 +8,10 @@
 Writes figures (PNG, PDF), tables and a report into --out; a run that was interrupted goes on where it stopped.
 """
 
+from workbench.cli.early_help import help_first
+
+help_first(__name__, __file__)
+
 from typing import Annotated
 
 import typer

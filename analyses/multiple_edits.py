@@ -14,6 +14,10 @@ one request after another, each on the weights that the one before leaves, as th
 A run that is stopped goes on after the last edit that it made, when the same command is given again.
 """
 
+from workbench.cli.early_help import help_first
+
+help_first(__name__, __file__)
+
 import math
 from collections.abc import Mapping
 from typing import Annotated

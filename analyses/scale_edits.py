@@ -17,6 +17,10 @@ not trained on, of facts that no edit changes; for another model give a text wit
 A run that is stopped goes on after the last edit that was saved, when the same command is given again.
 """
 
+from workbench.cli.early_help import help_first
+
+help_first(__name__, __file__)
+
 import shutil
 import time
 from collections.abc import Iterator, Sequence

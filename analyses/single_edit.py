@@ -23,6 +23,10 @@ prompt (right: the old answer, unchanged), a reversion (the subject, asked for b
 prompt (what follows from the edit), as far as it has them.
 """
 
+from workbench.cli.early_help import help_first
+
+help_first(__name__, __file__)
+
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -44,7 +48,7 @@ from workbench.records.facts import Record
 from workbench.report.elements import Section
 from workbench.runs.run import Run
 from workbench.studies.defaults import default_records, default_text, records_path
-from workbench.studies.edit import SHOWN_TOKENS, make_editor
+from workbench.studies.edit import make_editor
 from workbench.studies.locate import check_tracing, settled_layer
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "data" / "examples" / "single_edit.yaml"
@@ -62,7 +66,7 @@ def main(
     layer: options.Layer = None,
     engine: options.Engine = "auto",
     text: options.Text = None,
-    tokens: Annotated[int, typer.Option("--tokens", min=1, help="How many are generated.")] = SHOWN_TOKENS,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="How many are generated.")] = 12,
     seed: options.Seed = 0,
     out: options.Out = None,
     retry: options.Retry = False,

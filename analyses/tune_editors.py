@@ -11,6 +11,10 @@ has.
 A run that is stopped goes on after the last record, when the same command is given again.
 """
 
+from workbench.cli.early_help import help_first
+
+help_first(__name__, __file__)
+
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any

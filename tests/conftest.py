@@ -4,26 +4,37 @@ import jaxtyping
 
 jaxtyping.install_import_hook("workbench", "beartype.beartype")
 
+import functools  # noqa: E402
 import json  # noqa: E402
-from collections import defaultdict  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 import pytest  # noqa: E402
 import transformers  # noqa: E402
-from command import Analyse, make_analyse  # noqa: E402
+from command import TINY, Analyse, make_analyse  # noqa: E402
+from known_records import CAPITALS, capital  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
 
 from workbench.machine import paths  # noqa: E402
+from workbench.models import loading  # noqa: E402
 from workbench.models.loading import load_model  # noqa: E402
 from workbench.models.model import Model  # noqa: E402
 from workbench.records.counterfact import write_counterfact  # noqa: E402
-from workbench.records.facts import EditRequest, Probe, Record  # noqa: E402
-from workbench.runs.artifacts import SavedFigure  # noqa: E402
-from workbench.runs.run import Run  # noqa: E402
+from workbench.records.facts import Probe  # noqa: E402
 from workbench.studies.tiny_models import make_checkpoint  # noqa: E402
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = TINY.parent
 FAMILIES = ("gpt2", "gptj", "gpt_neox", "llama", "qwen2")
+costly_families = pytest.mark.parametrize(
+    "family",
+    ["gpt2", "gptj", "llama", *(pytest.param(family, marks=pytest.mark.slow) for family in ("gpt_neox", "qwen2"))],
+    indirect=True,
+)
+"""For tests that take long: of families that are alike in their MLPs, one alone is among the fast tests."""
+
+
+loaded_once = functools.lru_cache(maxsize=4)(load_model)
+"""Commands leave a model as they find it, and check that they do."""
 
 
 def load_hf(folder: Path) -> Any:
@@ -83,7 +94,7 @@ def texts() -> list[str]:
 @pytest.fixture(scope="session")
 def tiny_gpt2() -> Model:
     """The trained GPT-2 of the golden numbers (6 layers x 64); tests that write weights restore them."""
-    return load_model(str(GOLDEN / "tiny-gpt2"), device="cpu")
+    return load_model(str(TINY), device="cpu")
 
 
 @pytest.fixture
@@ -117,45 +128,41 @@ def quick_presets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three records in CounterFact's schema about countries that the tiny model knows."""
-    capitals = (("Portugal", "Lisbon", "Moscow"), ("Japan", "Tokyo", "Rome"), ("Egypt", "Cairo", "Athens"))
     path = tmp_path_factory.mktemp("records") / "records.json"
-    write_counterfact(
-        [
-            Record(
-                case_id=index,
-                request=EditRequest(
-                    template="The capital of {} is", subject=subject, target_new=new, target_true=true, relation="P36"
-                ),
-                paraphrase_prompts=(f"In the book, {subject}'s capital city is",),
-                neighborhood_prompts=("The capital of France is",),
-                generation_prompts=(f"People in {subject} speak",),
-                reversion_prompts=(Probe(prompt=f"{new} is the capital of", targets_new=(subject,)),),
-            )
-            for index, (subject, true, new) in enumerate(capitals)
-        ],
-        path,
-    )
+    some = [
+        capital(
+            index,
+            subject,
+            true,
+            new,
+            relation="P36",
+            paraphrase_prompts=(f"In the book, {subject}'s capital city is",),
+            neighborhood_prompts=("The capital of France is",),
+            generation_prompts=(f"People in {subject} speak",),
+            reversion_prompts=(Probe(prompt=f"{new} is the capital of", targets_new=(subject,)),),
+        )
+        for index, (subject, true, new) in enumerate(CAPITALS)
+    ]
+    write_counterfact(some, path)
     return path
 
 
 @pytest.fixture(scope="session")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "corpus.txt"
-    path.write_text(
-        "".join((GOLDEN / "tiny-gpt2" / "corpus.txt").read_text(encoding="utf-8").splitlines(keepends=True)[:300])
-    )
+    path.write_text("".join((TINY / "corpus.txt").read_text(encoding="utf-8").splitlines(keepends=True)[:300]))
     return path
 
 
 @pytest.fixture
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Second moments of the tests stay out of the user's cache, and are computed once."""
+    """Second moments of the tests stay out of the user's cache; they are computed once, and a model is loaded once."""
     monkeypatch.setattr(paths, "CACHE", tmp_path_factory.getbasetemp() / "cache")
+    monkeypatch.setattr(loading, "load_model", loaded_once)
 
 
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take most of a small study's time."""
-    none = SavedFigure(path=GOLDEN / "none.png", caption="")
-    monkeypatch.setattr(Run, "save_figure", lambda *_, **__: None)
-    monkeypatch.setattr(Run, "figures", lambda _: defaultdict(lambda: none))
+    """Figures are made but not drawn, which takes most of a small study's time: a run keeps blank pictures."""
+    blank = b"\x89PNG\r\n\x1a\n"
+    monkeypatch.setattr(Figure, "savefig", lambda _, buffer, **options: buffer.write(blank))

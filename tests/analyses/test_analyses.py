@@ -40,6 +40,7 @@ def test_locate_facts_draws_them(analyse: Analyse, given: list[object], tmp_path
     assert str(out) not in (out / "report.html").read_text(encoding="utf-8"), "a report can be handed on"
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_single_fact_of_ones_own_can_be_located(analyse: Analyse, given: list[object], tmp_path: Path) -> None:
     own = ("--prompt", "{}'s capital city is", "--subject", "Norway", "--object", "Oslo")
     printed = analyse(

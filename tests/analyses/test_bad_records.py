@@ -38,12 +38,6 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     return subjects
 
 
-@pytest.fixture(autouse=True)
-def pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A report without pictures need not read them."""
-    monkeypatch.setattr("workbench.report.write.render", lambda **_: "")
-
-
 def captions(folder: Path) -> dict[str, str]:
     return {path.stem: json.loads(path.read_text())["caption"] for path in (folder / "tables").glob("*.json")}
 

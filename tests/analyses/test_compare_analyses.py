@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 from command import TINY, Analyse
+from known_traces import trace_of
 from matplotlib.text import Text
+from said import numbers
 from scipy.stats import binomtest
 
 from workbench.figures.compare import layer_choice_figure, peak_figure
@@ -90,9 +92,9 @@ def test_compare_tracing_on_a_model_without_planted_layers(compare, monkeypatch,
     assert "planted" not in page
     rows, found = run.rows("traced"), run.read_json("results.json")
     # s1 with two samples is asked for twice, s3 with two samples too: each is traced once.
-    assert len({(row["method"], row["index"]) for row in rows}) == len(rows)
+    assert len({(row["method"], row["case_id"]) for row in rows}) == len(rows)
 
-    (run.folder / "traced.jsonl").write_text("".join(line for line in open_lines(run) if '"index": 1' not in line))
+    (run.folder / "traced.jsonl").write_text("".join(line for line in open_lines(run) if '"case_id": 1' not in line))
     monkeypatch.setattr(Run, "save_figure", lambda *_, **__: None)
     again = compare("compare_tracing.py", tmp_path / "run", *options)
     assert len(again.rows("traced")) == len(rows)
@@ -104,18 +106,16 @@ def open_lines(run: Run) -> list[str]:
     return (run.folder / "traced.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
 
 
-def make_trace(effect: list[float], *, corrupted: float = 0.1) -> CausalTrace:
-    restored = torch.full((5, len(effect)), corrupted)
-    restored[2] += torch.tensor(effect)
-    restored[4] += 9.0  # the last token does not count
-    return CausalTrace(
-        fact=Fact(subject="s", template="{} is", object="o"), tokens=tuple("abcde"), subject=(1, 3), answer="o",
-        answer_id=1, clean=0.9, corrupted=corrupted, restored={"mlp_out": restored}, window=1,
-    )  # fmt: skip
+def peaking(effect: list[float]) -> CausalTrace:
+    """A trace in which the MLPs have the effect given, by layer, at the last subject token."""
+    cells = torch.zeros(5, len(effect))
+    cells[2] = torch.tensor(effect)
+    cells[4] = 9.0  # the last token does not count
+    return trace_of(cells, window=1)
 
 
 def test_peaks_inside_the_planted_layers_are_counted() -> None:
-    traces = [make_trace(effect) for effect in ([0, 0.4, 0, 0.1], [0.2, 0.1, 0.1, 0], [0, 0.1, 0.6, 0], [0, 0.2, 0, 0])]
+    traces = [peaking(effect) for effect in ([0, 0.4, 0, 0.1], [0.2, 0.1, 0.1, 0], [0, 0.1, 0.6, 0], [0, 0.2, 0, 0])]
     assert peak_layers(traces) == [1, 0, 2, 1]
     found = method_result(traces, planted=range(1, 3), seconds=[0.5, 9.0, 0.7])
     assert found.inside is not None
@@ -139,10 +139,9 @@ def test_the_headline_names_the_control_and_the_extremes() -> None:
                "Attribution patching": one(0.2), "Control, window 3": one(0.3)}  # fmt: skip
     agreement = {"rank_correlation": one(0.6)["inside"], "same_layer": one(0.5)["inside"]}
     text = tracing_headline({"planted": [2, 3], "layers": 10, "methods": methods, "agreement": agreement})
-    assert "for 80 % (70-90) of 50 facts" in text
-    assert "without planting, it is there for 30 % (20-40)" in text
-    assert "from 90 % (80-100) (Window 1) to 60 % (50-70) (Noise s1)" in text
-    assert "a correlation of 0.60" in text and text.endswith("inside for 20 % (10-30).")
+    exact, control, best, worst, estimate = (80, 70, 90, 50), (30, 20, 40), (90, 80, 100), (60, 50, 70), (20, 10, 30)
+    assert numbers(text) == [*exact, *control, *best, 1, *worst, 1, 0.6, 50, *estimate]
+    assert text.index("Window 1") < text.index("Noise s1") and "Window 10" not in text
     assert "not finished" in tracing_headline({})
 
 
@@ -180,12 +179,11 @@ def test_sentences_say_whether_a_layer_does_better() -> None:
 
     one = {"S": {"located": {"value": 0.9}}, "against_random": difference(0.2), "against_best": difference(-0.05),
            "best_layer": 4, "near_best": [4, 5, 7], "r_squared": None}  # fmt: skip
-    assert sentence("ROME", one, 3) == (
-        "ROME: editing the located layer (3) gives S = 90.0, +20.0 points (+19.0 to +21.0) against a random layer and "
-        "-5.0 points (-6.0 to -4.0) against the best (4); layers 4, 5 and 7 come within 2 points of the best."
-    )
+    text = sentence("ROME", one, 3)
+    against_random, against_best = (20, 19, 21), (-5, -6, -4)
+    assert text.startswith("ROME") and numbers(text) == [3, 90, *against_random, *against_best, 4, 4, 5, 7, 2]
     alone = sentence("ROME", one | {"near_best": [4]}, 4)
-    assert alone.endswith("a random layer, and no layer does better; only layer 4 comes within 2 points of the best.")
+    assert "no layer does better" in alone and numbers(alone) == [4, 90, *against_random, 4, 2]
 
 
 # Figures

@@ -11,6 +11,7 @@ import pytest
 import torch
 from command import TINY, Analyse
 from conftest import load_hf
+from known_records import capital
 
 from workbench.atlas.world import World
 from workbench.edits.weights import WeightEdit, WeightUpdate
@@ -23,7 +24,7 @@ from workbench.measuring.perplexity import perplexity
 from workbench.measuring.summaries import Summary
 from workbench.models.model import Model
 from workbench.records.counterfact import read_records
-from workbench.records.facts import EditRequest, Probe, Record
+from workbench.records.facts import EditRequest, Probe
 from workbench.runs.run import Run
 from workbench.studies import editor_report
 from workbench.studies.best_in_bold import best_cells, save_table_with_best
@@ -37,14 +38,6 @@ from workbench.studies.stacked_edits import (
 )
 from workbench.tables.published import published_table
 from workbench.tables.table import Column, Row, Table
-
-
-def capital(case_id: int, subject: str, new: str, **prompts: Any) -> Record:
-    request = EditRequest(
-        template="The capital of {} is", subject=subject, target_new=new, target_true="Old", relation="capital"
-    )
-    return Record(case_id=case_id, request=request, **prompts)
-
 
 # Memory and perplexity ---------------------------------------------------------------------------------
 
@@ -166,7 +159,11 @@ def test_the_best_is_bold_where_there_is_bold(tmp_path: Path) -> None:
 
 
 def test_of_one_subject_and_relation_the_first_record_is_kept() -> None:
-    records = [capital(1, "Japan", "Rome"), capital(2, "Japan", "Paris"), capital(3, "Egypt", "Rome")]
+    records = [
+        capital(1, "Japan", "Old", "Rome"),
+        capital(2, "Japan", "Old", "Paris"),
+        capital(3, "Egypt", "Old", "Rome"),
+    ]
     assert [record.case_id for record in distinct(records)] == [1, 3]
     other = replace(records[1], request=replace(records[1].request, relation="currency"))
     assert len(distinct([*records, other])) == 3
@@ -176,6 +173,7 @@ def test_prompts_whose_answer_other_edits_change_are_left_out() -> None:
     record = capital(
         1,
         "Japan",
+        "Old",
         "Rome",
         neighborhood_prompts=("The capital of Oman is", "In Romania, the capital is", "The capital of Niger is"),
         portability_prompts=(
@@ -184,7 +182,12 @@ def test_prompts_whose_answer_other_edits_change_are_left_out() -> None:
         ),
     )
     speech = EditRequest(template="{} speaks", subject="Rome", target_new="Dutch", target_true="Italian", relation="s")
-    requests = [record.request, capital(2, "Oman", "Oslo").request, capital(3, "Nigeria", "Oslo").request, speech]
+    requests = [
+        record.request,
+        capital(2, "Oman", "Old", "Oslo").request,
+        capital(3, "Nigeria", "Old", "Oslo").request,
+        speech,
+    ]
     left = untouched(record, requests)
     assert left.neighborhood_prompts == ("In Romania, the capital is", "The capital of Niger is")
     assert [probe.targets_new for probe in left.portability_prompts] == [("Tiber",)]
@@ -193,7 +196,9 @@ def test_prompts_whose_answer_other_edits_change_are_left_out() -> None:
 
 
 def test_every_number_of_edits_scores_the_same_records() -> None:
-    records = [capital(i, f"Land{i}", "Rome", neighborhood_prompts=(f"The capital of Isle{i} is",)) for i in range(30)]
+    records = [
+        capital(i, f"Land{i}", "Old", "Rome", neighborhood_prompts=(f"The capital of Isle{i} is",)) for i in range(30)
+    ]
     plan = plan_stacks(records, [1, 4, 20, 99], sample=6, seed=0)
     sample = {record.case_id for record in plan.sample}
     assert len(sample) == 6
@@ -212,7 +217,8 @@ def test_every_number_of_edits_scores_the_same_records() -> None:
 
 def test_the_sample_keeps_neighbors() -> None:
     records = [
-        capital(i, f"Land{i}", "Rome", neighborhood_prompts=(f"The capital of Land{i + 1} is",)) for i in range(9)
+        capital(i, f"Land{i}", "Old", "Rome", neighborhood_prompts=(f"The capital of Land{i + 1} is",))
+        for i in range(9)
     ]
     plan = plan_stacks(records, [9], sample=5, seed=0)
     assert [record.case_id for record in plan.sample] == [8]  # its neighbor alone is edited by no one
@@ -318,25 +324,25 @@ def test_the_curves_have_a_panel_each_measure() -> None:
 # The analyses ------------------------------------------------------------------------------------------
 
 
-pytestmark = pytest.mark.usefixtures("quick_presets")
+pytestmark = pytest.mark.usefixtures("quick_presets", "no_figures")
 
 
 def test_compare_editors_scores_and_resumes(analyse: Analyse, records: Path, text: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    arguments = ["compare_editors.py", "--model", TINY, "--records", records, "--methods", "ft,rome,memit",
+    arguments = ["compare_editors.py", "--model", TINY, "--records", records, "--methods", "rome,memit",
                  "--fluency", 1, "--layer", 2, "--text", text, "--out", out]  # fmt: skip
     first = analyse(*arguments).printed
     run = Run.open(out)
-    assert run.status == "complete" and len(run.rows("evaluations")) == 9 and len(run.rows("memory")) == 9
+    assert run.status == "complete" and len(run.rows("evaluations")) == 6 and len(run.rows("memory")) == 6
     assert all(row["bytes"] > 0 for row in run.rows("memory")) and len(run.rows("stacked")) == 1
-    assert [row[0] for row in run.tables()["scores"].rows] == ["Unedited", "FT", "ROME", "MEMIT"]
+    assert [row[0] for row in run.tables()["scores"].rows] == ["Unedited", "ROME", "MEMIT"]
     assert run.tables()["stacked"].rows[1][0] == "MEMIT, 3 edits"
     assert {"scores.tex", "scores.md", "scores.csv"} <= {path.name for path in (out / "tables").iterdir()}
-    assert "untouched model after every edit: FT 3, ROME 3, MEMIT 3." in first
+    assert "untouched model after every edit: ROME 3, MEMIT 3." in first
     assert "| ROME, GPT2-XL | 89.2 |" in first and "not measured here" in first
     assert "Fewer records have: Fluency 1" in run.tables()["scores"].caption
     again = analyse(*arguments).printed
-    assert again == first and len(run.rows("evaluations")) == 9
+    assert again == first and len(run.rows("evaluations")) == 6
     # Stopped before the last record: that one is done again, and no other.
     lines = (out / "evaluations.jsonl").read_text().splitlines(keepends=True)
     (out / "evaluations.jsonl").write_text("".join(lines[:-1]))
@@ -375,13 +381,13 @@ def test_scale_edits_stacks_and_resumes(analyse: Analyse, records: Path, text: P
 
 def test_benchmark_editing_compares_equal_searches(analyse: Analyse, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    arguments = ["benchmark_editing.py", "--models", TINY, "--requests", 3, "--plain", 2, "--repeats", 1,
+    arguments = ["benchmark_editing.py", "--models", TINY, "--requests", 2, "--plain", 1, "--repeats", 1,
                  "--tokens", 300, "--out", out]  # fmt: skip
     printed = analyse(*arguments).printed
     run = Run.open(out)
     rome, memit = run.rows("edits")
     assert max(rome["difference"], memit["difference"]) < 1e-4
-    assert (memit["fast"]["requests"], memit["plain"]["requests"]) == (3, 2)
+    assert (memit["fast"]["requests"], memit["plain"]["requests"]) == (2, 1)
     assert 0 < memit["fast"]["values"] < memit["fast"]["whole"]
     (moments,) = run.rows("moments")
     assert moments["tokens"] == 300 and moments["layers"] == [2, 3, 4]

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+import workbench.atlas.__main__ as remake
 from workbench.atlas import card, interchange, training
 from workbench.atlas.records import atlas_records
 from workbench.atlas.tokenizer import train_tokenizer
@@ -17,7 +19,6 @@ from workbench.atlas.world import World, documents, sample_texts, statement
 from workbench.machine.paths import ATLAS
 from workbench.models.loading import load_model
 from workbench.models.model import Model
-from workbench.records.counterfact import read_counterfact
 from workbench.studies.defaults import planted_layers
 from workbench.tracing.averages import mediating_layer
 from workbench.tracing.sweep import TraceSet, trace_facts
@@ -100,11 +101,6 @@ def test_records_ask_what_they_say(world: World) -> None:
         assert all(probe.targets_new == (request.subject,) for probe in record.reversion_prompts)
 
 
-def test_the_committed_records_are_those_of_the_tables(world: World) -> None:
-    for name, records in zip(("train", "evaluation"), atlas_records(world), strict=True):
-        assert read_counterfact(ATLAS / f"records_{name}.json") == records
-
-
 def test_interchanging_a_prompt_with_itself_changes_nothing(world: World) -> None:
     tokenizer = train_tokenizer(world, seed=TINY.seed, vocabulary=TINY.vocabulary, context=TINY.context)
     torch.manual_seed(0)
@@ -124,6 +120,7 @@ def test_interchanging_a_prompt_with_itself_changes_nothing(world: World) -> Non
     assert not torch.allclose(other, plain, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_training_repeats_itself_and_the_control_follows_its_schedule(world: World) -> None:
     model, tokenizer, info = training.train(world, TINY)
     again, _, _ = training.train(world, TINY)
@@ -151,6 +148,31 @@ def test_the_model_is_small_and_knows_its_facts(world: World, atlas: Model) -> N
     subjects = sorted(world.evaluation_subjects)[::6]
     assert card.share(atlas, card.statements(world, subjects, held_out=False)).value >= 0.97
     assert card.share(atlas, card.statements(world, subjects, held_out=True)).value >= 0.90
+
+
+def test_the_records_at_hand_are_those_that_its_command_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remake, "ATLAS", tmp_path)
+    assert CliRunner().invoke(remake.app, ["records"]).exit_code == 0
+    names = ["course_80.json", "records_evaluation.json", "records_train.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert all((tmp_path / name).read_bytes() == (ATLAS / name).read_bytes() for name in names)
+
+
+def test_one_of_the_two_models_can_be_trained_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(world: World, recipe: Recipe, **options: object) -> tuple[Recipe]:
+        trained.append(recipe)
+        return (recipe,)
+
+    trained: list[Recipe] = []
+    monkeypatch.setattr(training, "train", train)
+    monkeypatch.setattr(training, "save", lambda recipe, folder: folders.append(folder))
+    folders: list[Path] = []
+    assert CliRunner().invoke(remake.app, ["train", "--only", "model"]).exit_code == 0
+    assert trained == [Recipe()] and folders == [ATLAS / "model"]
+    arguments = ["train", "--only", "control", "--control", str(tmp_path)]
+    assert CliRunner().invoke(remake.app, arguments).exit_code == 0
+    assert trained[1] != Recipe() and folders[1:] == [tmp_path]
+    assert CliRunner().invoke(remake.app, ["train", "--only", "none"]).exit_code == 2
 
 
 def test_the_model_card_says_that_every_bar_is_met() -> None:

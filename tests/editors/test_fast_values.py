@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import costly_families
 
 from workbench.editors.search.fast_values import optimise_values
 from workbench.editors.search.values import optimise_value
@@ -37,6 +38,7 @@ def assert_same(model: Model, **changed: Any) -> None:
         assert [loss.total for loss in found.losses] == pytest.approx([loss.total for loss in alone.losses], abs=1e-4)
 
 
+@costly_families
 @pytest.mark.parametrize("site", ["mlp_out", "resid_post"])
 def test_the_same_as_alone_in_every_family(family_model: Model, site: str) -> None:
     assert_same(family_model, site=site)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import GOLDEN
+from conftest import GOLDEN, costly_families
 from known_edits import random_edit, same
 from known_scores import all_top, scored
 from safetensors.torch import load_file
@@ -47,6 +47,12 @@ def golden() -> dict[str, Tensor]:
 def plain(request: pytest.FixtureRequest) -> GRACE:
     """Quick, with both ways to replace."""
     return GRACE(layer=3, site="mlp_pre", replace=request.param, radius=0.8, steps=5, learning_rate=1.0)
+
+
+def mostly(replacement: str) -> pytest.MarkDecorator:
+    """For tests that take long: the other way to replace is not among the fast ones."""
+    other = "last" if replacement == "prompt" else "prompt"
+    return pytest.mark.parametrize("plain", [replacement, pytest.param(other, marks=pytest.mark.slow)], indirect=True)
 
 
 def losses(edit: CodebookEdit) -> list[list[float]]:
@@ -184,6 +190,7 @@ def test_distances_are_not_those_of_products() -> None:
 # What the edit does
 
 
+@mostly("prompt")
 def test_the_edited_model_says_the_targets_and_nothing_else_changes(tiny_gpt2: Model, plain: GRACE) -> None:
     editor = replace(plain, steps=40, learning_rate=0.5)
     before = tiny_gpt2.snapshot()
@@ -212,6 +219,7 @@ def test_an_empty_codebook_is_the_model_itself(tiny_gpt2: Model, plain: GRACE) -
             assert not torch.equal(tiny_gpt2.logits(tokens), unedited)
 
 
+@costly_families
 @pytest.mark.parametrize("site", ["mlp_pre", "mlp_write"])
 def test_every_family_scores_as_it_was_optimised(family_model: Model, plain: GRACE, site: Any) -> None:
     editor = replace(plain, layer=1, site=site, steps=4, learning_rate=0.1)
@@ -251,6 +259,7 @@ def logits(model: Model) -> Tensor:
     return model.logits(model.tokenize(texts).with_prompts([len(request.prompt) for request in REQUESTS]))
 
 
+@mostly("last")
 def test_stacked_edits_are_one_codebook_and_come_off_in_any_order(tiny_gpt2: Model, plain: GRACE) -> None:
     """Taking one back gives what the others make without it, bit for bit; also from a loaded file."""
     untouched = state_fingerprint(tiny_gpt2)
@@ -282,6 +291,7 @@ def test_stacked_edits_are_one_codebook_and_come_off_in_any_order(tiny_gpt2: Mod
     check_restored(tiny_gpt2, untouched, after="a test")
 
 
+@mostly("prompt")
 def test_together_is_one_after_another(tiny_gpt2: Model, plain: GRACE) -> None:
     together = plain(tiny_gpt2, REQUESTS)
     assert together.requests == tuple(REQUESTS)
@@ -293,6 +303,7 @@ def test_together_is_one_after_another(tiny_gpt2: Model, plain: GRACE) -> None:
         assert torch.equal(logits(tiny_gpt2), apart)
 
 
+@mostly("prompt")
 def test_a_sequence_goes_on_from_its_files(tiny_gpt2: Model, plain: GRACE, tmp_path: Path) -> None:
     with sequence(tiny_gpt2, plain, REQUESTS, folder=tmp_path / "edits") as steps:
         whole = [edit.digest for edit in steps]
@@ -370,6 +381,7 @@ def by_hand(model: Model, edit: CodebookEdit, ids: Tensor, prompt: int) -> Tenso
         model.edits[:] = others
 
 
+@mostly("last")
 def test_generation_with_the_cache_equals_generation_without(tiny_gpt2: Model, plain: GRACE) -> None:
     """Prompts of several lengths side by side, one of which no key is near."""
     edit, steps = replace(plain, steps=30)(tiny_gpt2, REQUESTS[:2]), 5

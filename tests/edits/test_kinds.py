@@ -358,6 +358,7 @@ def test_a_sequence_of_them(tiny_gpt2: Model, editor: Any, tmp_path: Path) -> No
     check_restored(tiny_gpt2, untouched, after="files")
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_the_steps_of_a_study(tiny_gpt2: Model, editor: Any, records: Path, tmp_path: Path) -> None:
     """Edits, scores, traces after an edit, the lens and the report of a run: scores as `evaluate` gives them."""
     every = read_records(records)

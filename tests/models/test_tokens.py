@@ -16,7 +16,8 @@ from workbench.models.generation import generate
 from workbench.models.loading import load_model
 from workbench.models.model import Model
 from workbench.models.scoring import score_targets
-from workbench.records.facts import Fact
+from workbench.models.tokens import answer_start, prompt_tokens
+from workbench.records.facts import Fact, token_span
 from workbench.tracing.sweep import known_answers
 
 
@@ -143,3 +144,25 @@ def test_sampled_contexts_begin_with_one_bos(family_model: Model, monkeypatch: p
     monkeypatch.setattr(Model, "step", watched)
     sample_contexts(family_model, lengths=((4, 3),), generator=torch.Generator().manual_seed(0))
     assert begun == [[0]] * 3
+
+
+@pytest.mark.parametrize(
+    ("offsets", "first"),
+    [
+        (((0, 2), (2, 7), (7, 12)), 2),
+        (((0, 0), (0, 2), (2, 7), (8, 12)), 3),  # after a BOS; the space belongs to no token
+        (((0, 2), (2, 9), (9, 12)), 1),  # one token holds the end of the prompt and the answer's beginning
+        (((0, 7), (7, 8), (7, 8), (8, 12)), 1),  # a character in several tokens
+    ],
+)
+def test_an_answer_begins_with_the_first_token_that_ends_beyond_the_prompt(
+    offsets: tuple[tuple[int, int], ...], first: int
+) -> None:
+    assert prompt_tokens(offsets, 7) == answer_start(offsets, "In Rome") == first
+    assert token_span(offsets, (7, 12))[0] == first
+
+
+@pytest.mark.parametrize(("offsets", "what"), [(((0, 12),), "prompt"), (((0, 2), (2, 7)), "target")])
+def test_prompt_and_answer_need_a_token_each(offsets: tuple[tuple[int, int], ...], what: str) -> None:
+    with pytest.raises(ValueError, match=f"the {what} has no token of its own: lengthen it, .* 'In Rome'"):
+        answer_start(offsets, "In Rome")

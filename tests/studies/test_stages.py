@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from workbench.edits.edit import Edit, provenance
 from workbench.edits.weights import WeightEdit
 from workbench.models.model import Model
@@ -14,6 +16,8 @@ from workbench.studies.edit import edit_records
 from workbench.studies.locate import locate, trace_edited, trace_path, true_facts
 from workbench.studies.measure import score_edits
 from workbench.tracing.trace import CausalTrace
+
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 def nothing(model: Model, requests: list) -> Edit:

@@ -1,15 +1,14 @@
 """Remake the embedded default: `python -m workbench.atlas {records,known,train,card}`.
 
-records  writes data/atlas/records_{train,evaluation}.json and course_80.json from the tables
-known    writes the same into data/smollm2 of the facts that SmolLM2 knows (after `workbench fetch smollm2`)
-train    trains model and control; the model goes to data/atlas/model, the control to runs/atlas_control
-card     measures both and writes data/atlas/MODEL_CARD.md and the control's traces
+Heavy imports stand inside the commands, so that `--help` answers at once.
 """
 
-import argparse
 import json
+from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.console import Console
 
 from workbench.atlas.world import TRACE_WINDOW, World
@@ -18,31 +17,38 @@ from workbench.records.facts import Record
 
 CONTROL = Path("runs/atlas_control")
 SMOLLM2 = ATLAS.with_name("smollm2")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+    help="Remake the embedded default.",
+)  # fmt: skip
+Control = Annotated[Path, typer.Option("--control", help="Folder of the control model.")]
 
 
-def main() -> None:
-    """Parse the command line and remake what it names."""
-    parser = argparse.ArgumentParser(prog="python -m workbench.atlas", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("what", choices=("records", "known", "train", "card"))
-    parser.add_argument("--device", default="cpu", help="where to train: cpu or cuda")
-    parser.add_argument("--control", type=Path, default=CONTROL, help="folder of the control model")
-    parser.add_argument("--only", choices=("model", "control"), help="train one of the two")
-    arguments = parser.parse_args()
-    commands = {"records": write_records, "known": write_known, "train": train_both, "card": write_card}
-    commands[arguments.what](arguments)
+class Trained(StrEnum):
+    """What is trained."""
+
+    MODEL = "model"
+    CONTROL = "control"
 
 
-def write_records(arguments: argparse.Namespace) -> None:
-    """CounterFact-style records, split by subject, and the request file of the course experiments."""
+@app.command("records")
+def write_records() -> None:
+    """Write records and requests into data/atlas.
+
+    They are records_train.json, records_evaluation.json and course_80.json, made from the tables.
+    """
     from workbench.atlas.records import atlas_records
 
     world = World.load()
     save_records(world, atlas_records(world), ATLAS)
 
 
-def write_known(arguments: argparse.Namespace) -> None:
-    """The same of the facts that a real model knows, in templates that suit it."""
+@app.command("known")
+def write_known() -> None:
+    """Write them into data/smollm2, of the facts that SmolLM2 knows.
+
+    Its templates suit it; `workbench fetch smollm2` comes first.
+    """
     from workbench.atlas.known import known_facts
     from workbench.atlas.records import known_records
     from workbench.models.loading import load_model
@@ -66,8 +72,16 @@ def save_records(world: World, parts: tuple[list[Record], list[Record]], folder:
     Console().print(f"{len(requests)} requests: {folder / 'course_80.json'}")
 
 
-def train_both(arguments: argparse.Namespace) -> None:
-    """The model, then the control with the same schedule."""
+@app.command("train")
+def train_both(
+    device: Annotated[str, typer.Option("--device", help="Where to train: cpu or cuda.")] = "cpu",
+    control: Control = CONTROL,
+    only: Annotated[Trained | None, typer.Option("--only", help="Train one of the two.")] = None,
+) -> None:
+    """Train the model and its control.
+
+    The model goes to data/atlas/model; the control has the same schedule.
+    """
     from workbench.atlas.training import Progress, Recipe, control_of, save, train
 
     console, world, model_folder = Console(), World.load(), ATLAS / "model"
@@ -79,30 +93,34 @@ def train_both(arguments: argparse.Namespace) -> None:
             f"held out {line.recall_held_out:.2f}"
         )
 
-    if arguments.only != "control":
-        save(*train(world, Recipe(), device=arguments.device, report=report), model_folder)
+    if only != Trained.CONTROL:
+        save(*train(world, Recipe(), device=device, report=report), model_folder)
         console.print(f"model: {model_folder}")
-    if arguments.only != "model":
+    if only != Trained.MODEL:
         info = json.loads((model_folder / "training.json").read_text(encoding="utf-8"))
-        save(*train(world, control_of(Recipe(), info), device=arguments.device, report=report), arguments.control)
-        console.print(f"control: {arguments.control}")
+        save(*train(world, control_of(Recipe(), info), device=device, report=report), control)
+        console.print(f"control: {control}")
 
 
-def write_card(arguments: argparse.Namespace) -> None:
-    """Trace and test both models."""
+@app.command("card")
+def write_card(control: Control = CONTROL) -> None:
+    """Measure both models, for the model card.
+
+    Written are data/atlas/MODEL_CARD.md and the control's traces.
+    """
     from workbench.atlas import card
     from workbench.models.loading import load_model
 
     world, console = World.load(), Console()
     info = json.loads((ATLAS / "model" / "training.json").read_text(encoding="utf-8"))
-    model, control = load_model("atlas"), load_model(str(arguments.control))
-    found, beside = (card.trace_world(each, world, TRACE_WINDOW) for each in (model, control))
-    card.save_traces(beside, ATLAS / "control_traces")
-    recall = card.share(control, card.statements(world, world.evaluation_subjects, held_out=True))
-    text = card.card(model, world, info, found, beside, recall)
+    model, beside = load_model("atlas"), load_model(str(control))
+    found, found_beside = (card.trace_world(each, world, TRACE_WINDOW) for each in (model, beside))
+    card.save_traces(found_beside, ATLAS / "control_traces")
+    recall = card.share(beside, card.statements(world, world.evaluation_subjects, held_out=True))
+    text = card.card(model, world, info, found, found_beside, recall)
     (ATLAS / "MODEL_CARD.md").write_text(text, encoding="utf-8")
     console.print(text, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":
-    main()
+    app(prog_name="python -m workbench.atlas")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from workbench.models.generation import by_answerer
 from workbench.models.model import Model
-from workbench.models.tokens import TokenRow
+from workbench.models.tokens import answer_start
 from workbench.records.joining import join
 
 
@@ -49,7 +49,7 @@ def score_targets(
 def _score(model: Model, pairs: Sequence[tuple[str, str]], separator: str | None, batch_size: int) -> list[TargetScore]:
     encoded = model.encode([join(prompt, target, separator) for prompt, target in pairs])
     texts = [row.ids for row in encoded]
-    firsts = [_first_target_token(row, prompt) for row, (prompt, _) in zip(encoded, pairs, strict=True)]
+    firsts = [answer_start(row.offsets, prompt) for row, (prompt, _) in zip(encoded, pairs, strict=True)]
 
     # Hooks of edits may depend on where the prompt ends: then only pairs that agree on it share a row.
     ends = firsts if model.edit_hooks() else [0] * len(pairs)
@@ -87,13 +87,3 @@ def _score(model: Model, pairs: Sequence[tuple[str, str]], separator: str | None
                     prompt_tokens=first,
                 )
     return [scores[pair] for pair in range(len(pairs))]
-
-
-def _first_target_token(row: TokenRow, prompt: str) -> int:
-    """The first token that ends beyond the prompt's characters."""
-    ends = [end for _, end in row.offsets]
-    first = next((index for index, end in enumerate(ends) if end > len(prompt)), len(ends))
-    if first in (0, len(ends)):
-        what = "prompt" if first == 0 else "target"
-        raise ValueError(f"the {what} has no token of its own: lengthen it, in the text after {prompt!r}")
-    return first

@@ -29,9 +29,7 @@ class Tokens:
 
     def with_prompts(self, characters: Sequence[int]) -> "Tokens":
         """The same, of texts whose prompts are so many characters long and that an answer follows."""
-        counts = [
-            sum(end <= length for _, end in offsets) for offsets, length in zip(self.offsets, characters, strict=True)
-        ]
+        counts = [prompt_tokens(offsets, length) for offsets, length in zip(self.offsets, characters, strict=True)]
         return replace(self, prompt_ends=self.starts + torch.tensor(counts, device=self.starts.device) - 1)
 
 
@@ -171,6 +169,23 @@ class TextTokenizer:
         """The text that new tokens add to the prompt's, special tokens left out."""
         before = self.decode(prompt, skip_special_tokens=True)
         return self.decode([*prompt, *new], skip_special_tokens=True)[len(before) :]
+
+
+def prompt_tokens(offsets: Sequence[tuple[int, int]], characters: int) -> int:
+    """How many tokens of a text belong to its prompt of so many characters: those before the first that ends beyond it.
+
+    So a token that holds the end of the prompt and the beginning of the answer is the answer's.
+    """
+    return next((index for index, (_, end) in enumerate(offsets) if end > characters), len(offsets))
+
+
+def answer_start(offsets: Sequence[tuple[int, int]], prompt: str) -> int:
+    """Index of the first token of the answer that follows a prompt; ValueError if either has no token of its own."""
+    first = prompt_tokens(offsets, len(prompt))
+    if first in (0, len(offsets)):
+        what = "prompt" if first == 0 else "target"
+        raise ValueError(f"the {what} has no token of its own: lengthen it, in the text after {prompt!r}")
+    return first
 
 
 def visible(token: str) -> str:

@@ -60,14 +60,14 @@ def locate(
     kept = {case: _kept(trace_path(run, case), facts[case]) for case, row in rows.items() if row["known"]}
     rows = {case: row for case, row in rows.items() if not row["known"] or kept[case] is not None}
     form = {"window": window, **form}
-    fitted = _fitted(model, list(facts.values()), noise)
+    drawn_from = fitted(model, list(facts.values()), noise)
     finished = rows.keys() | run.failed(what="fact")
     left = [index for index, case in enumerate(cases) if case not in finished]
     results = trace_facts(
         model,
         [facts[case] for case in cases],
         seed=seed,
-        noise_rule=fitted,
+        noise_rule=drawn_from,
         samples=samples,
         done=set(range(len(cases))) - set(left),
         workers=default_workers(model) if workers is None else workers,
@@ -103,7 +103,7 @@ def locate(
         averages=averages,
         layer=mediating_layer(found.traces) if seen else None,
         facts=facts,
-        noise=fitted,
+        noise=drawn_from,
         samples=samples,
         seed=seed,
         form=form,
@@ -168,7 +168,7 @@ def find_layer(model: Model, facts: Sequence[Fact], *, limit: int = 20, seed: in
 
     Only the cells that say it are computed: those of the MLPs at the last subject token.
     """
-    chosen, noise = facts[:limit], _fitted(model, facts, str(NoiseRule()))
+    chosen, noise = facts[:limit], fitted(model, facts, str(NoiseRule()))
     traces = trace_facts(
         model, chosen, seed=seed, noise_rule=noise, sites=("mlp_out",), positions="last_subject",
         window=default_window(model), engine=engine, workers=default_workers(model),
@@ -195,8 +195,8 @@ def settled_layer(
     return layer
 
 
-def _fitted(model: Model, facts: Sequence[Fact], noise: str) -> Noise:
-    """The noise rule fitted to all facts but those whose subject the tokenizer cannot take."""
+def fitted(model: Model, facts: Sequence[Fact], noise: str) -> Noise:
+    """The noise rule of this short form fitted to all facts but those whose subject the tokenizer cannot take."""
     rule = NoiseRule.parse(noise)
     try:
         return rule.fit(model, facts)

@@ -12,10 +12,11 @@ from jaxtyping import Float
 from workbench.machine.intervals import Estimate, student, wilson
 from workbench.models.model import Model
 from workbench.records.facts import Fact
+from workbench.studies.locate import fitted
 from workbench.tracing.attribution import attribute_fact
 from workbench.tracing.averages import average_effects
 from workbench.tracing.fact import trace_fact
-from workbench.tracing.noise import NoiseRule, subject_span
+from workbench.tracing.noise import subject_span
 from workbench.tracing.replacement import trace_pairs
 from workbench.tracing.sweep import TracedFact, trace_facts
 from workbench.tracing.trace import CausalTrace
@@ -58,14 +59,14 @@ class TracingMethod:
     def trace(
         self, model: Model, facts: Sequence[Fact], *, partners: Sequence[Fact], seed: int, done: Collection[int]
     ) -> Iterator[TracedFact]:
-        """Trace the facts that are not done, by index.
+        """Trace the facts that are not done, by index; one that cannot be traced comes back as failed.
 
         `partners` are further facts whose subjects may take the place of the facts' own; they are not traced.
         """
         method: Callable[..., CausalTrace] = attribute_fact if self.estimated else trace_fact
         options: dict[str, Any] = {
             "window": self.window, "metric": self.metric, "sites": self.sites, "positions": self.positions,
-            "method": method,
+            "method": method, "keep_failures": True,
         }  # fmt: skip
         if not self.estimated:
             options["engine"] = self.engine
@@ -74,24 +75,29 @@ class TracingMethod:
         if self.noise is None:
             every = [*facts, *partners]
             return trace_pairs(model, every, seed=seed, done={*done, *range(len(facts), len(every))}, **options)
-        rule = NoiseRule.parse(self.noise)
-        return trace_facts(model, facts, seed=seed, noise_rule=rule, samples=self.samples, done=done, **options)
+        noise = fitted(model, facts, self.noise)
+        return trace_facts(model, facts, seed=seed, noise_rule=noise, samples=self.samples, done=done, **options)
 
 
 def draw_partners(model: Model, facts: Sequence[Fact], others: Iterable[Fact], *, most: int, seed: int) -> list[Fact]:
     """Further facts for `TracingMethod.trace`: for each fact at most `most` of the others, drawn by the seed.
 
-    They have its relation and template, another object, and their subject's tokens in the same places.
+    They have its relation and template, another object, and their subject's tokens in the same places; what the
+    tokenizer cannot take has none and is none.
     """
 
-    def shape(fact: Fact) -> tuple[str, str, tuple[int, int]]:
-        return fact.relation, fact.template, subject_span(model, fact)
+    def shape(fact: Fact) -> tuple[str, str, tuple[int, int]] | None:
+        try:
+            return fact.relation, fact.template, subject_span(model, fact)
+        except ValueError:
+            return None
 
     templates = {(fact.relation, fact.template) for fact in facts}
-    alike: dict[tuple, list[Fact]] = defaultdict(list)
+    alike: dict[tuple | None, list[Fact]] = defaultdict(list)
     for other in others:
         if (other.relation, other.template) in templates:
             alike[shape(other)].append(other)
+    alike[None] = []
     drawn: dict[Fact, None] = {}
     for index, fact in enumerate(facts):
         suited = [other for other in alike[shape(fact)] if other.object != fact.object]

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.models.model import Model
-from workbench.models.tokens import TokenRow
-from workbench.records.facts import EditRequest, token_span
+from workbench.models.tokens import TokenRow, answer_start
+from workbench.records.facts import EditRequest
 from workbench.records.joining import join
 
 NeuronSite = Literal["mlp_key", "mlp_pre"]
@@ -171,12 +171,8 @@ def refined(found: Sequence[KnowledgeNeurons]) -> list[KnowledgeNeurons]:
 
 def answered(model: Model, prompt: str, answer: str, separator: str | None) -> tuple[TokenRow, int]:
     """A prompt with its answer as tokens, and the index of the answer's first; ValueError if either has none."""
-    text = join(prompt, answer, separator)
-    (row,) = model.encode([text])
-    first, _ = token_span(row.offsets, (len(prompt), len(text)))
-    if first == 0:
-        raise ValueError(f"the prompt has no token of its own in {text!r}; lengthen it")
-    return row, first
+    (row,) = model.encode([join(prompt, answer, separator)])
+    return row, answer_start(row.offsets, prompt)
 
 
 @torch.no_grad()

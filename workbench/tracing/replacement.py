@@ -13,12 +13,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from workbench.machine.failures import FAILURES
 from workbench.models.model import Model
 from workbench.records.facts import Fact
 from workbench.tracing.fact import trace_fact
 from workbench.tracing.noise import subject_span
 from workbench.tracing.positions import Positions, parse_positions
-from workbench.tracing.sweep import NOT_KNOWN, TracedFact, check_facts, fact_generator, known_answer, sweep
+from workbench.tracing.sweep import NOT_KNOWN, TracedFact, check_facts, fact_generator, failure, known_answer, sweep
 from workbench.tracing.trace import CausalTrace
 
 NO_PARTNER = "no other known fact differs from it in the subject's tokens and the answer alone"
@@ -39,27 +40,39 @@ class Pair:
     """Why there is no partner."""
 
 
-def pair_facts(model: Model, facts: Sequence[Fact], *, seed: int) -> tuple[Pair, ...]:
+def pair_facts(model: Model, facts: Sequence[Fact], *, seed: int, keep_failures: bool = False) -> tuple[Pair, ...]:
     """Give every fact a partner among the facts, drawn by `seed` and the fact's index from all that suit.
 
     A partner has the same relation and template, and its prompt the same tokens in the same places except for
     the subject's; the model knows both facts, and their answers differ in the first token, so that each run's answer
-    is the other's foil. ValueError for an empty set of facts.
+    is the other's foil. With `keep_failures` a fact that raises one of `FAILURES` has the error as its reason.
+    ValueError for an empty set of facts.
     """
     check_facts(facts)
-    answers = [known_answer(model, fact) for fact in facts]
+    answers: dict[int, int] = {}
+    keys: dict[int, Hashable] = {}
     groups: dict[Hashable, list[int]] = defaultdict(list)
-    keys: list[Hashable] = []
+    without: dict[int, str] = {}
     for index, fact in enumerate(facts):
-        ids = model.tokenize([fact.prompt]).ids[0].tolist()
-        first, end = subject_span(model, fact)
-        keys.append((fact.relation, fact.template, first, end, *ids[:first], *ids[end:]))
-        if answers[index] is not None:
-            groups[keys[-1]].append(index)
+        try:
+            answer = known_answer(model, fact)
+            ids = model.tokenize([fact.prompt]).ids[0].tolist()
+            first, end = subject_span(model, fact)
+        except FAILURES as error:
+            if not keep_failures:
+                raise
+            without[index] = failure(error)
+            continue
+        if answer is None:
+            without[index] = NOT_KNOWN
+            continue
+        answers[index] = answer
+        keys[index] = (fact.relation, fact.template, first, end, *ids[:first], *ids[end:])
+        groups[keys[index]].append(index)
 
     def pair(index: int) -> Pair:
-        if answers[index] is None:
-            return Pair(fact=facts[index], partner=None, foil=None, reason=NOT_KNOWN)
+        if index in without:
+            return Pair(fact=facts[index], partner=None, foil=None, reason=without[index])
         suited = [other for other in groups[keys[index]] if answers[other] != answers[index]]
         if not suited:
             return Pair(fact=facts[index], partner=None, foil=None, reason=NO_PARTNER)
@@ -87,17 +100,19 @@ def trace_pairs(
     done: Collection[int] = (),
     progress: Callable[[int, int], None] | None = None,
     method: Callable[..., CausalTrace] = trace_fact,
+    keep_failures: bool = False,
     **options: Any,
 ) -> Iterator[TracedFact]:
     """Trace facts as `trace_facts` does, each corrupted by its partner's subject (`pair_facts`): one run, no noise.
 
     The corrupted run is the partner's own prompt. For the metric "logit_difference" the foil is the partner's
-    answer. Facts that the model does not know or that have no partner come back with `trace=None` and the reason.
+    answer. Facts that the model does not know or that have no partner come back with `trace=None` and the reason, with
+    `keep_failures` also those that raise one of `FAILURES`.
     The pairs are made at the call, over all facts; ValueError there for an empty set, and for positions that mean
     nothing.
     """
     positions = parse_positions(positions)
-    pairs = pair_facts(model, facts, seed=seed)
+    pairs = pair_facts(model, facts, seed=seed, keep_failures=keep_failures)
 
     def trace(index: int) -> CausalTrace | str:
         pair = pairs[index]
@@ -109,4 +124,4 @@ def trace_pairs(
             model, pair.fact, noise=noise, replace=True, positions=positions, metric=metric, **foil, **options
         )
 
-    return sweep(facts, trace, done=done, progress=progress)
+    return sweep(facts, trace, done=done, progress=progress, keep_failures=keep_failures)

@@ -163,14 +163,6 @@ def trace_facts(
     known: dict[int, int | None] = {}
 
     def trace(index: int) -> CausalTrace | str:
-        try:
-            return attempt(index)
-        except FAILURES as error:
-            if not keep_failures:
-                raise
-            return f"{_FAILED}{reason(error)}"
-
-    def attempt(index: int) -> CausalTrace | str:
         fact = facts[index]
         if index not in known:
             next_ones = [i for i in range(index, len(facts)) if i not in done][:_KNOWN_AT_ONCE]
@@ -185,7 +177,7 @@ def trace_facts(
         extra = {} if foils is None else {"foil": foils[index]}
         return method(model, fact, noise=drawn, replace=noise.replace, positions=positions, **extra, **options)
 
-    return sweep(facts, trace, done=done, progress=progress, workers=workers)
+    return sweep(facts, trace, done=done, progress=progress, workers=workers, keep_failures=keep_failures)
 
 
 def sweep(
@@ -195,10 +187,20 @@ def sweep(
     done: Collection[int],
     progress: Callable[[int, int], None] | None,
     workers: int = 1,
+    keep_failures: bool = False,
 ) -> Iterator[TracedFact]:
     """What `trace` makes of each fact that is not done, by index: a trace, or the reason why there is none."""
+
+    def attempt(index: int) -> CausalTrace | str:
+        try:
+            return trace(index)
+        except FAILURES as error:
+            if not keep_failures:
+                raise
+            return failure(error)
+
     todo = [index for index in range(len(facts)) if index not in done]
-    found = zip(todo, side_by_side(trace, todo, workers=workers), strict=True)
+    found = zip(todo, side_by_side(attempt, todo, workers=workers), strict=True)
     for count, (index, each) in enumerate(found, start=len(facts) - len(todo) + 1):
         if progress is not None:
             progress(count, len(facts))
@@ -206,6 +208,11 @@ def sweep(
             yield TracedFact(index=index, fact=facts[index], trace=None, reason=each)
         else:
             yield TracedFact(index=index, fact=facts[index], trace=each)
+
+
+def failure(error: BaseException) -> str:
+    """The reason of a `TracedFact` whose tracing raised the error."""
+    return f"{_FAILED}{reason(error)}"
 
 
 def default_workers(model: Model) -> int:

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from workbench.editors.search.rows import Row, in_batches, rows_of
-from workbench.editors.search.suffixes import Suffixes
+from workbench.editors.search.suffixes import suffixes_of
 from workbench.editors.search.values import LOSS_REACHED, OptimisedValue, ValueLoss, optimise_value
 from workbench.models.blocks import Blocks, BlocksError
 from workbench.models.blocks_check import blocks_of
@@ -94,65 +94,16 @@ class Search:
         last = blocks.n_layers - 1
         self.loss_layer: int = last if options["loss_layer"] is None else options["loss_layer"]
         with torch.no_grad():
-            self._run_once(rows)
+            self.suffixes = suffixes_of(blocks, rows, self.layer)
+        bare = torch.tensor([0, *(len(each) for each in rows[:-1])], device=blocks.model.device).cumsum(0)
+        initial = torch.stack([self.suffixes.states[site][bare] for site in self.sites], dim=1)
+        self.initial: Float[Tensor, "request site d_model"]
+        self.initial = initial.to(torch.promote_types(initial.dtype, torch.float32))
 
     @property
     def sites(self) -> tuple[str, ...]:
         """The states of the edited layer that are changed; the last one's value is what is found."""
         return (self.options["site"],)
-
-    def _run_once(self, rows: Sequence[Sequence[Row]]) -> None:
-        """One pass over the whole prompts: `initial` and what `Suffixes` keeps."""
-        blocks, device = self.blocks, self.blocks.model.device
-        flat = [row for each in rows for row in each]
-        ids = torch.zeros(len(flat), max(len(row.ids) for row in flat), dtype=torch.long)
-        for index, row in enumerate(flat):
-            ids[index, : len(row.ids)] = torch.tensor(row.ids)  # padded on the right, where causality hides it
-        before = torch.tensor([row.subject for row in flat], device=device)
-        prefix = int(before.max())
-        everywhere, numbers = torch.arange(ids.shape[1], device=device), torch.arange(len(flat), device=device)
-        bare = torch.tensor([0, *(len(each) for each in rows[:-1])], device=device).cumsum(0)
-        resid = blocks.resid_pre(blocks.embed_tokens(ids.to(device)))
-        keys, values, states, leaving, projected = {}, {}, {}, resid, None
-        for layer in range(blocks.n_layers):
-            p = blocks.project(layer, resid, everywhere)
-            projected = p if layer == self.layer + 1 else projected
-            if layer > self.layer:
-                keys[layer], values[layer] = p.k[:, :prefix].clone(), p.v[:, :prefix].clone()
-                if layer == blocks.n_layers - 1:
-                    break
-            attn = blocks.attn_out(layer, blocks.attend(layer, p.q, p.k, p.v))
-            write = blocks.mlp_write(layer, resid, attn)
-            mlp = blocks.mlp_contribution(layer)(write)
-            below, resid = resid, resid + attn + mlp
-            if layer == self.layer:
-                leaving = resid
-                parts = {"resid_pre": below, "attn_out": attn, "mlp_write": write, "mlp_out": mlp, "resid_post": resid}
-                states = {site: part[numbers, before] for site, part in parts.items()}
-
-        places, read, target, weight, essence = [], [], [], [], []
-        for index, row in enumerate(flat):
-            if not row.targets:
-                essence.append(len(places))
-            places += [(index, place) for place in range(len(row.ids) - row.subject)]
-            read += range(len(places) - len(row.targets), len(places))
-            target += row.targets
-            weight += [1 / len(row.targets) for _ in row.targets]
-        row_of, place_of = torch.tensor(places, device=device).T
-        owner = torch.tensor([number for number, each in enumerate(rows) for _ in each], device=device)
-        contexts = torch.tensor([len(each) - 1 for each in rows], device=device)
-        reads, position_of = torch.tensor(read, device=device), before[row_of] + place_of
-        self.suffixes = Suffixes(
-            request=owner, before=before, keys=keys, values=values, states=states,
-            resid=leaving[row_of, position_of], row=row_of, place=place_of,
-            projected=None if projected is None else projected.at((row_of, position_of)),
-            read=reads, target=torch.tensor(target, device=device),
-            weight=torch.tensor(weight, device=device) / contexts[owner[row_of[reads]]],
-            essence=torch.tensor(essence, device=device),
-        )  # fmt: skip
-        initial = torch.stack([states[site][bare] for site in self.sites], dim=1)
-        self.initial: Float[Tensor, "request site d_model"]
-        self.initial = initial.to(torch.promote_types(initial.dtype, torch.float32))
 
     def run(self) -> list[OptimisedValue]:
         """Adam on all deltas until each request's loss is reached or the steps are used up."""

@@ -7,7 +7,8 @@ import torch
 
 from workbench.editors.shared.subject import subject_ends
 from workbench.models.model import Model
-from workbench.records.facts import EditRequest, fill, token_span
+from workbench.models.tokens import answer_start
+from workbench.records.facts import EditRequest, fill
 from workbench.records.joining import join
 
 _MEMORY = 2**30
@@ -37,8 +38,8 @@ def rows_of(model: Model, request: EditRequest, templates: Sequence[str]) -> lis
     tokens = model.tokenize(texts)
     subjects = subject_ends(tokens, templates, request.subject).tolist()
     rows = []
-    for index, (prompt, text) in enumerate(zip(prompts, texts, strict=False)):
-        first, end = token_span(tokens.offsets[index], (len(prompt), len(text)))
+    for index, prompt in enumerate(prompts):
+        first, end = answer_start(tokens.offsets[index], prompt), len(tokens.offsets[index])
         ids = tokens.ids[index].tolist()
         rows.append(Row(ids=ids[: end - 1], subject=subjects[index], targets=ids[first:end]))
     ids = tokens.ids[-1].tolist()

@@ -1,11 +1,14 @@
 """The tokens that depend on the values searched for, packed, and what they attend to."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from workbench.models.blocks import Projections
+from workbench.editors.search.rows import Row
+from workbench.models.blocks import Blocks, Projections
 
 
 @dataclass(kw_only=True, eq=False)
@@ -59,3 +62,53 @@ class Suffixes:
             weight=self.weight[reads],
             essence=token_number[self.essence[kept]],
         )
+
+
+def suffixes_of(blocks: Blocks, rows: Sequence[Sequence[Row]], edited: int) -> Suffixes:
+    """Those of the prompts of each request, from one pass over the whole prompts."""
+    device = blocks.model.device
+    flat = [row for each in rows for row in each]
+    ids = torch.zeros(len(flat), max(len(row.ids) for row in flat), dtype=torch.long)
+    for index, row in enumerate(flat):
+        ids[index, : len(row.ids)] = torch.tensor(row.ids)  # padded on the right, where causality hides it
+    before = torch.tensor([row.subject for row in flat], device=device)
+    prefix = int(before.max())
+    everywhere, numbers = torch.arange(ids.shape[1], device=device), torch.arange(len(flat), device=device)
+    resid = blocks.resid_pre(blocks.embed_tokens(ids.to(device)))
+    keys, values, states, leaving, projected = {}, {}, {}, resid, None
+    for layer in range(blocks.n_layers):
+        p = blocks.project(layer, resid, everywhere)
+        projected = p if layer == edited + 1 else projected
+        if layer > edited:
+            keys[layer], values[layer] = p.k[:, :prefix].clone(), p.v[:, :prefix].clone()
+            if layer == blocks.n_layers - 1:
+                break
+        attn = blocks.attn_out(layer, blocks.attend(layer, p.q, p.k, p.v))
+        write = blocks.mlp_write(layer, resid, attn)
+        mlp = blocks.mlp_contribution(layer)(write)
+        below, resid = resid, resid + attn + mlp
+        if layer == edited:
+            leaving = resid
+            parts = {"resid_pre": below, "attn_out": attn, "mlp_write": write, "mlp_out": mlp, "resid_post": resid}
+            states = {site: part[numbers, before] for site, part in parts.items()}
+
+    places, read, target, weight, essence = [], [], [], [], []
+    for index, row in enumerate(flat):
+        if not row.targets:
+            essence.append(len(places))
+        places += [(index, place) for place in range(len(row.ids) - row.subject)]
+        read += range(len(places) - len(row.targets), len(places))
+        target += row.targets
+        weight += [1 / len(row.targets) for _ in row.targets]
+    row_of, place_of = torch.tensor(places, device=device).T
+    owner = torch.tensor([number for number, each in enumerate(rows) for _ in each], device=device)
+    contexts = torch.tensor([len(each) - 1 for each in rows], device=device)
+    reads, position_of = torch.tensor(read, device=device), before[row_of] + place_of
+    return Suffixes(
+        request=owner, before=before, keys=keys, values=values, states=states,
+        resid=leaving[row_of, position_of], row=row_of, place=place_of,
+        projected=None if projected is None else projected.at((row_of, position_of)),
+        read=reads, target=torch.tensor(target, device=device),
+        weight=torch.tensor(weight, device=device) / contexts[owner[row_of[reads]]],
+        essence=torch.tensor(essence, device=device),
+    )  # fmt: skip

@@ -10,8 +10,8 @@ from torch import Tensor
 from workbench.editors.shared.subject import subject_ends
 from workbench.models.hooks import Hook
 from workbench.models.model import Model
-from workbench.models.tokens import Tokens
-from workbench.records.facts import EditRequest, fill, token_span
+from workbench.models.tokens import Tokens, answer_start
+from workbench.records.facts import EditRequest, fill
 from workbench.records.joining import join
 
 LOSS_REACHED = 5e-2
@@ -151,20 +151,18 @@ def optimise_value(
 
 
 def prompt_batch(model: Model, request: EditRequest, templates: Sequence[str]) -> Batch:
-    """The templates filled with the request, the last of them the essence prompt; ValueError if there is no target."""
+    """The templates filled with the request, the last of them the essence prompt."""
     *rewriting, essence = templates
     prompts = [fill(template, request.subject) for template in rewriting]
     texts = [join(prompt, request.target_new, request.separator) for prompt in prompts]
     last = fill(essence, request.subject)
     tokens = model.tokenize([*texts, last], padding_side="left").with_prompts([*map(len, prompts), len(last)])
     rows, positions, weights = [], [], []
-    for row, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
-        first, end = token_span(tokens.offsets[row], (len(prompt), len(text)))
+    for row, prompt in enumerate(prompts):
+        first, end = answer_start(tokens.offsets[row], prompt), len(tokens.offsets[row])
         rows += [row] * (end - first)
         positions += [int(tokens.starts[row]) + index for index in range(first, end)]
         weights += [1 / (end - first) / len(prompts)] * (end - first)
-    if not positions:
-        raise ValueError(f"target_new {request.target_new!r} has no token")
     device = model.device
     at = torch.tensor(positions, device=device)
     which = torch.tensor(rows, device=device)

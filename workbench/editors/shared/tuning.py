@@ -9,7 +9,7 @@ from torch import Tensor
 
 from workbench.models.hooks import Hook
 from workbench.models.model import Model
-from workbench.models.tokens import Tokens
+from workbench.models.tokens import Tokens, answer_start
 from workbench.records.facts import EditRequest, fill, subject_characters, token_span
 from workbench.records.joining import join
 
@@ -45,7 +45,7 @@ def in_parts(
     """A batch in parts that fit into memory."""
     rows = model.encode([join(request.prompt, request.target_new, request.separator) for request in requests])
     keeps = [
-        1 + sum(end > len(request.prompt) for _, end in row.offsets)
+        1 + len(row.ids) - answer_start(row.offsets, request.prompt)
         for request, row in zip(requests, rows, strict=True)
     ]
     parts = model.batches(rows, len(rows), keep=keeps, gradients=True)
@@ -67,10 +67,8 @@ def tuning_batch(
     tokens = tokens.with_prompts([*(len(request.prompt) for request in requests), *map(len, essences)])
     starts = tokens.starts.tolist()
     rows, positions, targets, shares = [], [], [], []
-    for row, (request, text) in enumerate(zip(requests, texts, strict=True)):
-        first, end = token_span(tokens.offsets[row], (len(request.prompt), len(text)))
-        if first == 0:
-            raise ValueError(f"the prompt has no token of its own in {text!r}; lengthen it")
+    for row, request in enumerate(requests):
+        first, end = answer_start(tokens.offsets[row], request.prompt), len(tokens.offsets[row])
         rows += [row] * (end - first)
         last = range(first, end) if objective == "target" else [first] * (end - first)
         positions += [starts[row] + index - 1 for index in last]
