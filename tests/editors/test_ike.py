@@ -30,6 +30,7 @@ from workbench.models.loading import load_model
 from workbench.models.model import Model
 from workbench.records.counterfact import read_records
 from workbench.records.facts import EditRequest, Record
+from workbench.studies.defaults import RECORDS as RECORDS_OF
 from workbench.studies.defaults import records_path
 from workbench.studies.edit import make_editor
 
@@ -433,3 +434,44 @@ def test_a_fact_that_does_not_fit_says_so(tiny_gpt2: Model) -> None:
     edit = IKE(records=(), demonstrations=0)(tiny_gpt2, [long])
     with edit.applied(tiny_gpt2), pytest.raises(ValueError, match="more than the context of 64"):
         generate(tiny_gpt2, ["In Rome"], max_new_tokens=2)
+
+
+# What is asked is not told -------------------------------------------------------------------------------------
+
+
+def test_demonstrations_that_tell_of_what_is_asked_are_left_out_before_it(roomy: Model) -> None:
+    edit = InContextEdit(
+        method="IKE", requests=(REQUESTS[0],), provenance={}, question="Prompt: {}", variant="paper", answer_tokens=8,
+        demonstrations=((
+            "New Fact: The capital of Peru is Cairo\nPrompt: The capital of Chile is Santiago\n\n",
+            "New Fact: In New Zealand, the people speak Thai\nPrompt: In New Zealand, most speak Thai\n\n",
+            "New Fact: The capital of Egypt is Rome\nPrompt: People in Chile live in Santiago\n\n",
+            "New Fact: THE CITY WE MEAN is Rome\nPrompt: the city we mean is Rome\n\n",
+        ),),
+    )  # fmt: skip
+
+    def shown(prompt: str) -> list[int]:
+        said = put(edit, roomy, prompt)
+        return [place for place, text in enumerate(edit.demonstrations[0]) if text in said]
+
+    assert shown("The capital of Portugal is") == [0, 1, 2, 3]
+    assert shown("In Chile, most people speak") == [1, 3], "the neighbor's name in other words"
+    assert shown("The capital of Peru is") == [1, 2, 3], "the subject of a new fact"
+    assert shown("The airport of New York is in") == [0, 1, 2, 3], "'New' heads every demonstration"
+    assert shown("the city we mean is") == [0, 1, 2], "the prompt itself, without a name"
+
+
+def test_no_evaluated_neighbor_is_told_of(roomy: Model) -> None:
+    """Of the records that come with the workbench, many neighbors are in training and evaluation records."""
+    training, evaluated = (
+        read_records(RECORDS_OF["smollm2"] / f"records_{split}.json") for split in ("train", "evaluation")
+    )
+    told, kept = 0, []
+    for each in evaluated[:3]:
+        edit = IKE(records=training)(roomy, [each.request])
+        for prompt in each.neighborhood_prompts:
+            shown = put(edit, roomy, prompt).rsplit("\n\n", 1)[0]
+            assert prompt not in shown
+            told += any(prompt in text for text in edit.demonstrations[0])
+            kept.append(shown.count("Prompt: ") - 1)
+    assert told > 0 and sum(kept) > 0.8 * 32 * len(kept)

@@ -5,13 +5,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from workbench.edits.edit import Edit, provenance
 from workbench.edits.weights import WeightEdit
 from workbench.models.model import Model
 from workbench.records.counterfact import read_records
+from workbench.report.study import study_sections
+from workbench.runs.artifacts import SavedFigure
 from workbench.runs.run import Run
+from workbench.studies import attributed
+from workbench.studies import locate as locating
+from workbench.studies.attributed import show_neurons
 from workbench.studies.edit import edit_records
 from workbench.studies.locate import locate, trace_edited, trace_path, true_facts
 from workbench.studies.measure import score_edits
@@ -74,3 +81,37 @@ def test_texts_are_sampled_of_the_first_records_also_when_one_of_them_fails(
     run.fail(chosen[0].case_id, "no way", of=3)
     score_edits(run, tiny_gpt2, edit_records(run, tiny_gpt2, nothing, chosen), records=chosen, seed=0, fluency=2)
     assert {row["case_id"]: bool(row["post"]["texts"]) for row in run.rows("evaluations")} == {1: True, 2: False}
+
+
+def test_the_neurons_that_edits_name_are_shown_beside_the_traced_layers(
+    tiny_gpt2: Model, records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locating, "show_location", lambda *_: None)  # its figures take most of the time
+    every = read_records(records)
+    run = Run.create(tmp_path / "run", {})
+    located = locate(run, tiny_gpt2, true_facts(every), limit=2, seed=3, window=2, samples=2, workers=1)
+    drawn: list[dict[str, Any]] = []
+
+    def draw(kept: np.ndarray, effect: np.ndarray, half_width: np.ndarray, **options: Any) -> Figure:
+        drawn.append({"kept": kept.tolist(), "effect": effect, **options})
+        return Figure()
+
+    monkeypatch.setattr(attributed, "neuron_figure", draw)
+
+    def names(*neurons: list[tuple[int, int]]) -> Edit:
+        made = provenance(tiny_gpt2, {}, optimisation=[{"neurons": each} for each in neurons])
+        return WeightEdit(updates=(), method="KN", requests=(), provenance=made)
+
+    show_neurons(run, tiny_gpt2, located, [(every[0], nothing(tiny_gpt2, []))])
+    show_neurons(run, tiny_gpt2, replace(located, layer=None), [(every[0], names([(0, 1)]))])
+    assert drawn == [] and "neurons" not in run.figures(), "nothing is named, or nothing was located"
+    show_neurons(
+        run, tiny_gpt2, located, [(every[0], names([(5, 7), (1, 3), (5, 8)])), (every[1], names([(0, 2)], []))]
+    )
+    (one,) = drawn
+    assert one["kept"] == [[0, 1, 0, 0, 0, 2], [1, 0, 0, 0, 0, 0], [0] * 6]
+    assert (one["effect"] == located.averages[1].row("last_subject").numpy()).all()
+    assert one["located"] == located.layer and one["window"] == 2
+    shown = {section.title: section.elements for section in study_sections(run)}["Where facts are recalled"]
+    (figure,) = (each for each in shown if isinstance(each, SavedFigure))
+    assert figure.caption.startswith("Knowledge neurons kept for 3 edits, by layer, beside")

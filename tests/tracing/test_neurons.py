@@ -2,15 +2,23 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import GOLDEN
+from known_kinds import Steers
 from safetensors.torch import load_file
 
+from workbench.models.blocks import BlocksError
+from workbench.models.blocks_check import blocks_of
+from workbench.models.loading import load_model
 from workbench.models.model import Model
+from workbench.models.tokens import TokenRow
 from workbench.records.facts import EditRequest
-from workbench.tracing.neurons import KnowledgeNeurons, NeuronSite, attribute_neurons, knowledge_neurons, refined
+from workbench.tracing import integrated
+from workbench.tracing.integrated import Engine, NeuronSite, attribute_neurons
+from workbench.tracing.neurons import KnowledgeNeurons, answered, knowledge_neurons, refined
 
 REFERENCE = json.loads((GOLDEN / "survey" / "kn.json").read_text(encoding="utf-8"))
 REQUEST = EditRequest(
@@ -114,15 +122,59 @@ def test_the_mean_over_tokens_is_linear(tiny_gpt2: Model):
     )
 
 
-def test_little_memory_changes_nothing(tiny_gpt2: Model, monkeypatch: pytest.MonkeyPatch):
-    plain = knowledge_neurons(tiny_gpt2, REQUEST, steps=5, layers=[1, 4])
+@pytest.mark.parametrize("site", ["mlp_key", "mlp_pre"])
+def test_the_fast_engine_is_the_plain_one(family_model: Model, site: NeuronSite):
+    """Layers in any order; more points than climb together."""
+    row, first = answered(family_model, "In Paris the Eiffel Tower", "stands", None)
+    asked = TokenRow(text=row.text, ids=row.ids[:first], offsets=row.offsets[:first])
+    options = {"layers": [2, 0, 1], "steps": 60, "site": site, "points": "left"}
+    plain, fast = (
+        attribute_neurons(family_model, asked, row.ids[first:], engine=engine, **options)
+        for engine in ("plain", "fast")
+    )
+    assert plain.norm(dim=1).min() > 0 and close(fast, plain)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "mistral"])
+def test_the_fast_engine_sees_as_far_as_windows_reach(checkpoints: dict[str, Path], name: str):
+    model = load_model(str(checkpoints[name]), device="cpu")
+    (asked,) = model.encode(["In Paris the Eiffel Tower stands in"])
+    assert any((blocks_of(model).window(layer) or 10**6) < len(asked.ids) for layer in range(model.n_layers))
+    plain, fast = (
+        attribute_neurons(model, asked, [5], layers=range(model.n_layers), steps=3, engine=engine)
+        for engine in ("plain", "fast")
+    )
+    assert close(fast, plain)
+
+
+@pytest.mark.parametrize("engine", ["plain", "fast"])
+def test_little_memory_changes_nothing(tiny_gpt2: Model, monkeypatch: pytest.MonkeyPatch, engine: Engine):
+    (asked,) = tiny_gpt2.encode([REQUEST.prompt])
+    options = {"answers": [7], "layers": [1, 4], "steps": 5, "engine": engine}
+    much = attribute_neurons(tiny_gpt2, asked, **options)
     sizes = []
-    pad = tiny_gpt2.text.pad
-    monkeypatch.setattr(tiny_gpt2.text, "pad", lambda rows, **options: sizes.append(len(rows)) or pad(rows, **options))
+    softmax = integrated._probability
+    monkeypatch.setattr(
+        integrated, "_probability", lambda logits, *rest: sizes.append(len(logits)) or softmax(logits, *rest)
+    )
     monkeypatch.setattr(tiny_gpt2, "budget", 1e-9)
-    little = knowledge_neurons(tiny_gpt2, REQUEST, steps=5, layers=[1, 4])
-    assert max(sizes) == 1
-    torch.testing.assert_close(little.by_prompt, plain.by_prompt, atol=1e-7, rtol=1e-4)
+    little = attribute_neurons(tiny_gpt2, asked, **options)
+    assert sizes == [1] * 10
+    torch.testing.assert_close(little, much, atol=1e-7, rtol=1e-4)
+
+
+def test_hooks_are_run_and_said(tiny_gpt2: Model):
+    """The fast engine would pass the hooks of an edit by."""
+    (asked,) = tiny_gpt2.encode([REQUEST.prompt])
+    options = {"answers": [7], "layers": [1, 4], "steps": 2}
+    bare = attribute_neurons(tiny_gpt2, asked, **options)
+    with Steers()(tiny_gpt2, [REQUEST]).applied(tiny_gpt2):
+        with pytest.raises(BlocksError, match="edits that change activations are applied"):
+            attribute_neurons(tiny_gpt2, asked, engine="fast", **options)
+        with pytest.warns(UserWarning, match="activations are applied to it; attributing by the plain engine"):
+            found = attribute_neurons(tiny_gpt2, asked, **options)
+        plain = attribute_neurons(tiny_gpt2, asked, engine="plain", **options)
+    assert torch.equal(found, plain) and not close(found, bare)
 
 
 # What is kept ------------------------------------------------------------------------------------------

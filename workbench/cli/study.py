@@ -34,6 +34,7 @@ def study(
     """
     from workbench.editors.make import check_editor
     from workbench.records.counterfact import read_records
+    from workbench.studies.attributed import show_neurons
     from workbench.studies.defaults import default_records, default_text, default_window, records_path
     from workbench.studies.edit import edit_records, follow_answers, load_edits, make_editor
     from workbench.studies.locate import check_tracing, locate, trace_edited, true_facts
@@ -61,4 +62,5 @@ def study(
         edits = edit_records(run, loaded, editor, chosen)
         score_edits(run, loaded, edits, records=chosen, seed=seed, fluency=fluency)
         trace_edited(run, loaded, chosen, located)
+        show_neurons(run, loaded, located, load_edits(run, chosen))
         follow_answers(run, loaded, load_edits(run, chosen))

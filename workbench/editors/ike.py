@@ -13,9 +13,11 @@ from workbench.editors.editor import Editor, Setting
 from workbench.editors.shared.demonstrations import (
     demonstration,
     mention,
+    names,
     prompts_by_kind,
     shuffled_kinds,
     stated,
+    tells_of,
     usable,
 )
 from workbench.editors.shared.requests import check_requests
@@ -35,8 +37,10 @@ class InContextEdit(RedirectEdit):
 
     Of several that are applied, the latest puts what all of them know: first the demonstrations, those of every request
     taking turns by how near they are; then each request as a demonstration of itself; then each new fact and the
-    prompt. Demonstrations that mention a subject edited by any of them are left out. Where the context has no room,
-    so are the farthest, and at last the oldest facts, with a warning that is given once a model.
+    prompt. Demonstrations that mention a subject edited by any of them are left out, and those that show the prompt or
+    share a name with it (`demonstrations.tells_of`): training records have neighbors in common with evaluated ones, and
+    would tell what is asked of these. Where the context has no room, so are the farthest, and at last the oldest facts,
+    with a warning that is given once a model.
     """
 
     demonstrations: tuple[tuple[str, ...], ...]
@@ -61,7 +65,7 @@ class InContextEdit(RedirectEdit):
         if len(facts) < len(requests):
             model.once(_say_facts_left_out)
         end = "".join(reversed(facts)) + end
-        shown, all_shown = _fitting(model, self._shown(edits, requests), room - _tokens(model, end))
+        shown, all_shown = _fitting(model, self._shown(edits, requests, prompt), room - _tokens(model, end))
 
         def put() -> str:
             return "".join(shown if self.variant == "easyedit" else reversed(shown)) + end
@@ -73,14 +77,15 @@ class InContextEdit(RedirectEdit):
             model.once(_say_demonstrations_left_out)
         return model, put()
 
-    def _shown(self, edits: Sequence["InContextEdit"], requests: Sequence[EditRequest]) -> Iterator[str]:
+    def _shown(self, edits: Sequence["InContextEdit"], requests: Sequence[EditRequest], prompt: str) -> Iterator[str]:
         """Demonstrations, the last of the text first."""
         if self.variant == "paper":
             yield from (demonstration(request, "copy", request.prompt, self.question) for request in requests)
         subjects = [request.subject for request in requests]
         lists = [reversed(texts) for edit in reversed(edits) for texts in reversed(edit.demonstrations)]
-        for turn in zip_longest(*lists):
-            yield from (text for text in turn if text is not None and not mention([text], subjects))
+        texts = [text for turn in zip_longest(*lists) for text in turn if text is not None]
+        named = names(prompt, texts)
+        yield from (text for text in texts if not mention([text], subjects) and not tells_of(text, prompt, named))
 
     def tensors(self) -> dict[str, Tensor]:
         """None: it is made of texts."""
@@ -115,7 +120,8 @@ class IKE(Editor):
         Prompt: France's capital city is Athens
 
     They are of the records nearest to the request, the nearest last, and the request itself follows as a last copy.
-    No weights change. A model that cannot learn in context is not edited by it.
+    Those that tell of what a prompt is about are left out before it, so that it has fewer. No weights change. A model
+    that cannot learn in context is not edited by it.
 
     Defaults are the published hyperparameters for GPT-J, but for the retrieval, which is there by the embeddings of
     "all-MiniLM-L6-v2".

@@ -18,11 +18,10 @@ from workbench.edits.weights import WeightEdit, WeightUpdate
 from workbench.models.generation import Sampler, continue_tokens
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest
+from workbench.tracing.integrated import NeuronSite, Points
 from workbench.tracing.neurons import (
     AnswerTokens,
     KnowledgeNeurons,
-    NeuronSite,
-    Points,
     answered,
     check_attribution,
     first_choice,

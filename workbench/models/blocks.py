@@ -167,19 +167,36 @@ class Blocks:
         """What attention adds to the residual stream."""
         return self._blocks[layer].attn_contribution(linear(self._blocks[layer].o, heads))
 
-    def mlp_key(
+    def mlp_pre(
         self, layer: int, resid: Float[Tensor, "... d_model"], attn_out: Float[Tensor, "... d_model"]
     ) -> Float[Tensor, "... d_mlp"]:
-        """What W_out multiplies, from the residual stream that enters the layer and the attention's output."""
-        parts = self._blocks[layer]
-        x = parts.ln2(resid if self.parallel else resid + attn_out)
-        return parts.key(x)
+        """What the nonlinearity is applied to, from what enters the layer and the attention's output."""
+        return self._blocks[layer].pre(self._mlp_in(layer, resid, attn_out))
+
+    def mlp_key(
+        self,
+        layer: int,
+        resid: Float[Tensor, "... d_model"],
+        attn_out: Float[Tensor, "... d_model"],
+        *,
+        pre: Float[Tensor, "row d_mlp"] | None = None,
+    ) -> Float[Tensor, "... d_mlp"]:
+        """What W_out multiplies, from the residual stream that enters the layer and the attention's output; `pre` in
+        place of what the nonlinearity would be applied to."""
+        return self._blocks[layer].key(self._mlp_in(layer, resid, attn_out), pre)
+
+    def _mlp_in(self, layer: int, resid: Tensor, attn_out: Tensor) -> Float[Tensor, "... d_model"]:
+        return self._blocks[layer].ln2(resid if self.parallel else resid + attn_out)
+
+    def written(self, layer: int, key: Float[Tensor, "... d_mlp"]) -> Float[Tensor, "... d_model"]:
+        """Output of W_out for a key."""
+        return linear(self._blocks[layer].out, key)
 
     def mlp_write(
         self, layer: int, resid: Float[Tensor, "... d_model"], attn_out: Float[Tensor, "... d_model"]
     ) -> Float[Tensor, "... d_model"]:
         """Output of W_out."""
-        return linear(self._blocks[layer].out, self.mlp_key(layer, resid, attn_out))
+        return self.written(layer, self.mlp_key(layer, resid, attn_out))
 
     def mlp_contribution(self, layer: int) -> Contribution:
         """How the output of W_out becomes what the MLP adds to the residual stream."""

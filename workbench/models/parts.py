@@ -47,10 +47,18 @@ class Parts:
             found.append(split if norm is None or together else norm(split))
         return found[0], found[1], found[2]
 
-    def key(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_mlp"]:
-        """What W_out multiplies."""
+    def pre(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_mlp"]:
+        """What the nonlinearity is applied to."""
+        return linear(self.read if self.gate is None else self.gate, x)
+
+    def key(
+        self, x: Float[Tensor, "... d_model"], pre: Float[Tensor, "... d_mlp"] | None = None
+    ) -> Float[Tensor, "... d_mlp"]:
+        """What W_out multiplies; `pre` in place of what the nonlinearity would be applied to."""
         if self.gate is not None:
-            return self.act(linear(self.gate, x)) * linear(self.read, x)
+            return self.act(self.pre(x) if pre is None else pre) * linear(self.read, x)
+        if pre is not None:
+            return self.act(pre)
         if isinstance(self.act, NewGELUActivation):
             return linear(self.read, x, gelu=True)
         return self.act(linear(self.read, x))

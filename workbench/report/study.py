@@ -20,7 +20,7 @@ EXAMPLES = 6
 TRACES = 25
 """Causal traces that the page holds, to look at."""
 
-_LOCATE_FIGURES, _LOCATE_TABLES = ("average_effects", "trace_"), ("average_effects", "published_effects")
+_LOCATE_FIGURES, _LOCATE_TABLES = ("average_effects", "neurons", "trace_"), ("average_effects", "published_effects")
 _LENS_FIGURES = ("lens_",)
 _TRACES = ("traces", "traces_after")
 _MEASURE_FIGURES, _MEASURE_TABLES = ("scores",), ("scores", "generation", "accuracy", "change")
@@ -114,7 +114,7 @@ def _locate(run: Run, figures: dict[str, SavedFigure], tables: dict[str, SavedTa
     )
     if "average_effects" not in figures:
         text = f"{_were(len(traced), 'fact')} traced before the run stopped; averages come once all are."
-    names = [*(n for n in figures if n == "average_effects"), *(n for n in figures if n.startswith("trace_"))]
+    names = ["average_effects", "neurons", *(name for name in figures if name.startswith("trace_"))]
     return [Paragraph(text=text), *_saved(figures, names), *_traces(run), *_saved(tables, _LOCATE_TABLES)]
 
 

@@ -13,12 +13,8 @@ from workbench.models.model import Model
 from workbench.models.tokens import TokenRow, answer_start
 from workbench.records.facts import EditRequest
 from workbench.records.joining import join
+from workbench.tracing.integrated import NeuronSite, Points, attribute_neurons
 
-NeuronSite = Literal["mlp_key", "mlp_pre"]
-"""What a neuron is: an activation after the nonlinearity (the paper) or before it (published code for GPT)."""
-Points = Literal["right", "left", "ends"]
-"""Where the integral's m points lie, in shares of the activations: k/m from 1 (the paper, section 3.1) or from 0 (its
-code), or k/(m - 1) from 0 to both ends (EleutherAI's and EasyEdit's code)."""
 AnswerTokens = Literal["first", "mean", "extended"]
 """What of an answer counts, where the paper's have one token each: its first token; the mean of its tokens, all at the
 prompt's last position (EasyEdit's code); or the mean of its tokens, each at the last position of the prompt and the
@@ -106,52 +102,6 @@ def knowledge_neurons(
     )
 
 
-def attribute_neurons(
-    model: Model,
-    asked: TokenRow,
-    answers: Sequence[int],
-    *,
-    layers: Sequence[int],
-    steps: int = 20,
-    site: NeuronSite = "mlp_key",
-    points: Points = "right",
-    prompt_tokens: int | None = None,
-) -> Float[Tensor, "layer d_mlp"]:
-    """Integrated gradients of the probability of a token (the mean, of several) right after some tokens (section 3.1):
-
-        Attr(w) = w / m  sum_k  d p(alpha_k w) / d w
-
-    for a layer's activations w at the last position, scaled together, as in the published code; the paper's notation
-    scales each neuron alone. float32, on the CPU. ValueError if they are not finite.
-
-    Args:
-        prompt_tokens: how many of the tokens are the prompt; all unless given.
-    """
-    dtype = torch.promote_types(model.dtype, torch.float32)
-    names = [model.hook_name(site, layer) for layer in layers]
-    prompts = [prompt_tokens or len(asked.ids)]
-    states = model.activations(model.pad([asked], prompts=prompts), names)
-    alphas = _alphas(points, steps).to(model.device, dtype)
-    found = []
-    for name in names:
-        state = states[name][0, -1].to(dtype)
-        total = torch.zeros_like(state)
-        for part in model.batches([asked] * steps, steps, keep=1, gradients=True):
-            scaled = (alphas[part, None] * state).requires_grad_()
-            with torch.enable_grad():
-                batch = model.pad([asked] * len(part), prompts=prompts * len(part))
-                logits = model.logits(batch, hooks=[(name, _putting(scaled))], keep_last=1)[:, -1]
-                probability = logits.to(dtype).softmax(dim=-1)[:, list(answers)].mean(dim=1)
-                total += torch.autograd.grad(probability.sum(), scaled)[0].sum(dim=0)
-        found.append((state * total / steps).float().cpu())
-    attributions = torch.stack(found)
-    if not attributions.isfinite().all():
-        raise ValueError(
-            f"the attributions after {asked.text!r} are not finite: check the weights and the dtype of {model.name}"
-        )
-    return attributions
-
-
 def refined(found: Sequence[KnowledgeNeurons]) -> list[KnowledgeNeurons]:
     """The same with the share moved by 0.05, at most 6 times, until 2 to 5 neurons are kept on average (section 4.1).
 
@@ -212,18 +162,3 @@ def _asked(
         )
         for end in ends
     ]
-
-
-def _alphas(points: Points, steps: int) -> Float[Tensor, " step"]:
-    if points == "ends":
-        return torch.linspace(0, 1, steps, dtype=torch.float64)
-    return (torch.arange(steps, dtype=torch.float64) + (points == "right")) / steps
-
-
-def _putting(scaled: Float[Tensor, "step d_mlp"]):
-    """A hook that puts each row's activations in at the last position."""
-
-    def put(state: Tensor, hook: object) -> Tensor:
-        return torch.cat([state[:, :-1], scaled[:, None].to(state.dtype)], dim=1)
-
-    return put

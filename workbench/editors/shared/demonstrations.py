@@ -1,7 +1,7 @@
 """Demonstrations of edits: a new fact of a training record, and what it means for a prompt (Zheng et al. 2023)."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import replace
 from random import Random
 from typing import Literal
@@ -11,6 +11,8 @@ from workbench.records.joining import join, whole_word
 
 Kind = Literal["copy", "update", "retain"]
 """Its prompt and new target; a paraphrase and the new target; a prompt about another subject and the true target."""
+
+_HEADS = frozenset({"New", "Fact", "Prompt"})
 
 
 def demonstration(request: EditRequest, kind: Kind, prompt: str, question: str) -> str:
@@ -60,6 +62,24 @@ def usable(record: Record, subjects: Sequence[str]) -> Record | None:
 def mention(texts: Iterable[str], subjects: Iterable[str]) -> bool:
     """Whether any of the texts mentions any of the subjects as a whole word, whatever its case."""
     return any(re.search(whole_word(subject), text, re.IGNORECASE) for text in texts for subject in subjects)
+
+
+def names(prompt: str, texts: Sequence[str]) -> frozenset[str]:
+    """The words of a prompt that are names, or parts of them: those with a capital that demonstrations have in no small
+    letters, but for words without meaning of their own ("The"), and the "New" that heads every demonstration."""
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+    known = _words(texts) | ENGLISH_STOP_WORDS
+    return frozenset(word for word in _words([prompt]) - _HEADS if word[0].isupper() and word.lower() not in known)
+
+
+def tells_of(text: str, prompt: str, named: Set[str]) -> bool:
+    """Whether a demonstration shows the prompt itself, or has any of these names."""
+    return prompt in text or not named.isdisjoint(_words([text]))
+
+
+def _words(texts: Iterable[str]) -> set[str]:
+    return {word for text in texts for word in re.findall(r"\w+", text)}
 
 
 def _plain(paraphrase: str, subject: str) -> str:
