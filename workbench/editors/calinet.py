@@ -23,7 +23,7 @@ from workbench.records.facts import EditRequest
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CaliNet(Editor):
-    """Adds act(x K^T) V to the MLP of one layer (equations 4 and 5), the last in the paper: one K and V for all requests.
+    """Adds act(x K^T) V to the MLP of one layer (equations 4 and 5), the last in the paper; one K and V for all.
 
     Adafactor trains them, and nothing else, on the targets' negative log-likelihood, the mean over each target's
     tokens, at a constant rate. Nothing holds the model to what it says elsewhere. The paper trains on several wordings

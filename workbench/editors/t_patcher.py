@@ -188,9 +188,9 @@ class TPatcher(Editor):
             return None
         found = [self.memories.unrelated([request.subject])]
         for edit in model.edits:
-            if isinstance(edit, NeuronEdit) and edit.layer == self.layer and _QUERIES in edit.carried:
-                if all(each.subject.lower() != request.subject.lower() for each in edit.requests):
-                    found.append(edit.carried[_QUERIES])
+            patches = isinstance(edit, NeuronEdit) and edit.layer == self.layer and _QUERIES in edit.carried
+            if patches and all(each.subject.lower() != request.subject.lower() for each in edit.requests):
+                found.append(edit.carried[_QUERIES])
         memory = torch.cat([each.to(model.device) for each in found])
         if not len(memory):
             raise ValueError(f"all memories mention {request.subject!r}: give others, or memory_weight=0 and none")

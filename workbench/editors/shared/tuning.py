@@ -91,7 +91,7 @@ def tuning_batch(
         rows += [row] * (end - first)
         last = range(first, end) if objective == "target" else [first] * (end - first)
         positions += [starts[row] + index - 1 for index in last]
-        targets += tokens.ids[row, starts[row] + first :].tolist()
+        targets += tokens.ids[row, starts[row] + first : starts[row] + end].tolist()
         shares += [1 / (end - first)] * (end - first)
     for row, subject in enumerate(subjects, start=len(texts)):
         _, end = token_span(tokens.offsets[row], subject_characters(essence, subject))
