@@ -18,9 +18,7 @@ from workbench.records.facts import EditRequest
 
 REQUESTS = (
     EditRequest(template="The capital of {} is", subject="Portugal", target_new="Moscow"),
-    EditRequest(
-        template="In the far north of {}, as everybody knows, they speak", subject="Iceland", target_new="Thai"
-    ),
+    EditRequest(template="In the north of {}, as everybody knows, people speak", subject="Iceland", target_new="Thai"),
     EditRequest(template="{} is in", subject="Cairo", target_new="the north of Poland"),
 )
 

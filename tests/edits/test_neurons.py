@@ -157,5 +157,5 @@ def test_what_does_not_fit(tiny_gpt2: Model, checkpoints: dict[str, Path]) -> No
     assert tiny_gpt2.edits == []
     with pytest.raises(ValueError, match="the neurons beside the MLP of layer 1 are not finite"):
         edit_of(replace(neurons, values=neurons.values / 0))
-    with pytest.raises(ValueError, match="no activation 'step'; give one of .*relu.*, or None"):
+    with pytest.raises(ValueError, match=r"no activation .step.; give one of .*relu.*, or None"):
         replace(neurons, activation="step")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from random import Random
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from workbench.editors.editor import Editor, Setting
 from workbench.editors.shared.beside import Beside, beside_mlp
 from workbench.editors.shared.keys import check_hooks
-from workbench.editors.shared.memories import Memories, memories_of
+from workbench.editors.shared.memories import Memories, remembered
 from workbench.editors.shared.requests import check_requests
 from workbench.editors.shared.tuning import TuningBatch, tuning_batch
 from workbench.edits.edit import provenance
@@ -19,6 +20,7 @@ from workbench.edits.ledger import undone
 from workbench.edits.neurons import NeuronEdit, Neurons, check_activation
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest
+from workbench.records.joining import join
 
 _QUERIES = "queries"
 _CLIP = 5.0
@@ -84,18 +86,19 @@ class TPatcher(Editor):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "margins", tuple(self.margins))
-        if len(self.margins) != 2:
-            raise ValueError(f"margins are two numbers, -gamma and beta, got {self.margins}")
         check_activation(self.activation)
         if self.steps < 1 or self.most_patches < 1:
             raise ValueError(f"steps and most_patches must be at least 1, got {self.steps} and {self.most_patches}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        if len(self.margins) != 2:
+            raise ValueError(f"margins are two numbers, -gamma and beta, got {self.margins}")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be at least 0 and below 1, got {self.label_smoothing}")
         if (self.memories is None) != (self.memory_weight == 0):
             raise ValueError(
-                f"memory_weight {self.memory_weight} with {'no' if self.memories is None else ''} memories"
+                f"memory_weight is {self.memory_weight} {'without' if self.memories is None else 'with'} memories: "
+                "give memories and a weight, or None and 0"
             )
 
     @property
@@ -105,12 +108,19 @@ class TPatcher(Editor):
 
     @classmethod
     def prepare(cls, setting: Setting, fields: Mapping[str, Any]) -> "TPatcher":
-        """At the last layer, or the one that is to be edited alone; with `memory_size` memories (`memories_of`)."""
+        """At the last layer, or the one that is to be edited alone, with `memory_size` memories.
+
+        They are of the training records, each with its true answer, in a random order; without any, of the texts.
+        """
         options = dict(fields)
         layer = options.setdefault("layer", setting.layer if setting.alone else setting.model.n_layers - 1)
         size = options.pop("memory_size")
-        options.setdefault("memories", memories_of(setting, layer, at_most=size))
-        return cls(**{"seed": setting.seed, **options})
+        requests = [(record.request, record.request.target_true) for record in setting.records()]
+        texts = [join(request.prompt, true, request.separator) for request, true in requests if true]
+        source, texts = ("training records", texts) if texts else ("texts", list(setting.texts()))
+        Random(setting.seed).shuffle(texts)
+        memories = remembered(setting.model, layer, texts, source=source, at_most=size)
+        return cls(**{"seed": setting.seed, "memories": memories, **options})
 
     def __call__(self, model: Model, requests: Sequence[EditRequest]) -> NeuronEdit:
         """The edit that makes each request true, on top of the edits that the model has.

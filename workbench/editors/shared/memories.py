@@ -2,16 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from random import Random
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.editors.editor import Setting
 from workbench.editors.shared.demonstrations import mention
 from workbench.models.model import Model
-from workbench.records.joining import join
 
 _AT_ONCE = 64
 
@@ -54,12 +51,3 @@ def remembered(model: Model, layer: int, texts: Sequence[str], *, source: str, a
     queries = torch.cat([found[index] for index in range(len(found))])
     text = torch.tensor([index for index in range(len(found)) for _ in found[index]])
     return Memories(source=source, texts=tuple(texts[: len(found)]), queries=queries[:at_most], text=text[:at_most])
-
-
-def memories_of(setting: Setting, layer: int, *, at_most: int) -> Memories:
-    """Of the training records' requests with their true answers, in a random order; without records, of the texts."""
-    requests = [record.request for record in setting.records() if record.request.target_true]
-    stated = [join(each.prompt, each.target_true, each.separator) for each in requests if each.target_true]
-    source, texts = ("training records", stated) if stated else ("texts", list(setting.texts()))
-    Random(setting.seed).shuffle(texts)
-    return remembered(setting.model, layer, texts, source=source, at_most=at_most)
