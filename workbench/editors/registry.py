@@ -19,6 +19,8 @@ _HOMES = {
     "grace": ("workbench.editors.grace", "GRACE"),
     "ike": ("workbench.editors.ike", "IKE"),
     "kn": ("workbench.editors.kn", "KN"),
+    "t_patcher": ("workbench.editors.t_patcher", "TPatcher"),
+    "calinet": ("workbench.editors.calinet", "CaliNet"),
 }
 """Name -> module, class."""
 

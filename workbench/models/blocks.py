@@ -97,14 +97,16 @@ class Blocks:
         """How many keys a query of this layer sees at most, itself included; None for all before it."""
         return self._blocks[layer].window
 
+    def check_reach(self, pos: int) -> None:
+        """BlocksError for a prompt of more tokens than the blocks reach."""
+        if pos > self._longest:
+            raise unknown(self.model, f"a prompt has {pos} tokens, and they are known to hold up to {self._longest}")
+
     # ---- ends
 
     def embed_tokens(self, ids: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
         """Token embeddings, where noise is added; BlocksError for prompts longer than the blocks reach."""
-        if ids.shape[1] > self._longest:
-            raise unknown(
-                self.model, f"a prompt has {ids.shape[1]} tokens, and they are known to hold up to {self._longest}"
-            )
+        self.check_reach(ids.shape[1])
         embeddings = self._embed(ids)
         return embeddings if self._embed_scale == 1 else embeddings * self._embed_scale
 

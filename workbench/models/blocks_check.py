@@ -19,16 +19,20 @@ _LENGTH = 16
 """Tokens of the text on which every layer is compared."""
 _OTHERS = (3, 72)
 """Tokens of those on which the first layer of each kind is: attention over many keys has another kernel."""
+_ABOVE = ("mlp_out", "resid_post")
+"""The sites of a layer that stand above W_out."""
 
 
-def blocks_of(model: Model) -> Blocks:
+def blocks_of(model: Model, *, above: int | None = None) -> Blocks:
     """The model's blocks, found and compared with its own states once.
 
     BlocksError where they are not reproduced, and while edits act by hooks, which the blocks would pass by; ValueError
-    while edits redirect prompts.
+    while edits redirect prompts. With `above` only hooks above W_out of that layer matter: of one who takes what
+    stands below from the model itself.
     """
     model.check_direct()
-    if model.edit_hooks():
+    sites = [(layer, site) for edit in model.edits for site, layer, _ in edit.hooks(model)]
+    if any(above is None or layer > above or (layer == above and site in _ABOVE) for layer, site in sites):
         raise unknown(model, "edits that change activations are applied to it")
     return model.once(_compared)
 

@@ -20,6 +20,7 @@ from workbench.machine.hashing import digest
 from workbench.models.contribution import Contribution, of_mlp
 from workbench.models.hold import Hold
 from workbench.models.hooks import HOOK_NAMES, ForwardPass, Hook, Watch
+from workbench.models.parts import nonlinearity
 from workbench.models.reader import Reader
 from workbench.models.tokens import Tokens
 
@@ -52,9 +53,16 @@ class Model(Reader):
         return f"Model({self.name!r}, {self.n_layers} layers x {self.d_model}, {self.dtype}, {self.device})"
 
     def once(self, make: Callable[["Model"], T]) -> T:
-        """What `make` finds out about this model, which is asked of it once: its blocks, what its hooks mean."""
+        """What `make` finds out about this model, which is asked of it once: its blocks, what its hooks mean.
+
+        It sees the weights as they are, without the hooks and redirections of edits that may be applied meanwhile.
+        """
         if make not in self._found:
-            self._found[make] = make(self)
+            edits, self.edits = self.edits, []
+            try:
+                self._found[make] = make(self)
+            finally:
+                self.edits = edits
         return self._found[make]
 
     @property
@@ -208,6 +216,13 @@ class Model(Reader):
     def mlp_contribution(self, layer: int) -> Contribution:
         """How W_out's output (`mlp_write`) becomes what a layer's MLP adds to the residual stream (`mlp_out`)."""
         return of_mlp(self.bridge.blocks[self._layer(layer)])
+
+    def nonlinearity(self, layer: int) -> Callable[[Tensor], Tensor]:
+        """What a layer's MLP makes of `mlp_pre`; ValueError where its modules do not say."""
+        found = nonlinearity(self.bridge.blocks[self._layer(layer)].mlp.original_component)
+        if found is None:
+            raise ValueError(f"the MLPs of {self.name} have no nonlinearity that is known here")
+        return found
 
     def weight(self, layer: int, matrix: str = "W_out") -> Float[Tensor, "d_in d_out"]:
         """Live view of an MLP matrix: W_out is [d_mlp, d_model]; W_in and W_gate are [d_model, d_mlp].

@@ -31,9 +31,10 @@ class Parts:
         self.read: Callable = getattr(mlp, "in").original_component
         self.gate: Callable | None = mlp.gate.original_component if hasattr(mlp, "gate") else None
         self.out: Callable = mlp.out.original_component
-        inner = mlp.original_component
-        names = [name for name in ("act", "act_fn", "activation_fn") if hasattr(inner, name)]
-        self.act: Callable = getattr(inner, names[0] if names else "act")
+        found = nonlinearity(mlp.original_component)
+        if found is None:
+            raise AttributeError(f"{type(mlp.original_component).__name__} has no nonlinearity that is known")
+        self.act: Callable = found
 
     def heads(self, x: Float[Tensor, "... d_model"]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values [.. head d_head] before they are rotated; Qwen 3 and others norm the first two."""
@@ -62,6 +63,12 @@ class Parts:
         if isinstance(self.act, NewGELUActivation):
             return linear(self.read, x, gelu=True)
         return self.act(linear(self.read, x))
+
+
+def nonlinearity(mlp: Any) -> Callable[[Tensor], Tensor] | None:
+    """What the original module of an MLP applies between its matrices; None where it is not found."""
+    names = ("act", "act_fn", "activation_fn")
+    return next((getattr(mlp, name) for name in names if hasattr(mlp, name)), None)
 
 
 def _same(x: Tensor) -> Tensor:

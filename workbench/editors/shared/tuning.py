@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -16,7 +17,7 @@ from workbench.records.joining import join
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TuningBatch:
-    """Requests with their targets, then their essence prompts, padded on the left; and what is read of them."""
+    """Requests with their targets, then their essence prompts, padded; and what is read of them."""
 
     requests: tuple[EditRequest, ...]
     tokens: Tokens
@@ -40,7 +41,12 @@ class TuningBatch:
 
 
 def in_parts(
-    model: Model, requests: tuple[EditRequest, ...], *, objective: str, kl_template: str | None
+    model: Model,
+    requests: tuple[EditRequest, ...],
+    *,
+    objective: str,
+    kl_template: str | None,
+    padding_side: Literal["left", "right"] = "left",
 ) -> list[TuningBatch]:
     """A batch in parts that fit into memory."""
     rows = model.encode([join(request.prompt, request.target_new, request.separator) for request in requests])
@@ -50,20 +56,31 @@ def in_parts(
     ]
     parts = model.batches(rows, len(rows), keep=keeps, gradients=True)
     return [
-        tuning_batch(model, tuple(requests[index] for index in part), objective=objective, kl_template=kl_template)
+        tuning_batch(
+            model,
+            tuple(requests[index] for index in part),
+            objective=objective,
+            kl_template=kl_template,
+            padding_side=padding_side,
+        )
         for part in parts
     ]
 
 
 def tuning_batch(
-    model: Model, requests: tuple[EditRequest, ...], *, objective: str, kl_template: str | None
+    model: Model,
+    requests: tuple[EditRequest, ...],
+    *,
+    objective: str,
+    kl_template: str | None,
+    padding_side: Literal["left", "right"] = "left",
 ) -> TuningBatch:
     """Requests with their targets scored by `objective`, and their essence prompts unless `kl_template` is None."""
     texts = [join(request.prompt, request.target_new, request.separator) for request in requests]
     subjects = [] if kl_template is None else [request.subject for request in requests]
     essence = kl_template or ""
     essences = [fill(essence, each) for each in subjects]
-    tokens = model.tokenize([*texts, *essences], padding_side="left")
+    tokens = model.tokenize([*texts, *essences], padding_side=padding_side)
     tokens = tokens.with_prompts([*(len(request.prompt) for request in requests), *map(len, essences)])
     starts = tokens.starts.tolist()
     rows, positions, targets, shares = [], [], [], []
@@ -72,7 +89,7 @@ def tuning_batch(
         rows += [row] * (end - first)
         last = range(first, end) if objective == "target" else [first] * (end - first)
         positions += [starts[row] + index - 1 for index in last]
-        targets += tokens.ids[row, starts[row] + first :].tolist()
+        targets += tokens.ids[row, starts[row] + first : starts[row] + end].tolist()
         shares += [1 / (end - first)] * (end - first)
     for row, subject in enumerate(subjects, start=len(texts)):
         _, end = token_span(tokens.offsets[row], subject_characters(essence, subject))
