@@ -20,6 +20,7 @@ _HOMES = {
     "ike": ("workbench.editors.ike", "IKE"),
     "kn": ("workbench.editors.kn", "KN"),
     "lora": ("workbench.editors.lora", "LoRA"),
+    "wise": ("workbench.editors.wise", "WISE"),
 }
 """Name -> module, class."""
 
