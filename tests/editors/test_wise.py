@@ -23,6 +23,7 @@ from workbench.edits.side_memory import Memory, Rules, Shard, memories_of, ties
 from workbench.edits.side_memory_edit import SideMemoryEdit, shards_of
 from workbench.models.generation import generate
 from workbench.models.hooks import ForwardPass
+from workbench.models.hooks_check import hook_faults
 from workbench.models.loading import load_model
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest
@@ -326,6 +327,13 @@ def test_other_rules_are_another_memory_and_it_stands_on_other_edits(tiny_gpt2: 
         with second.applied(tiny_gpt2):
             assert first.hooks(tiny_gpt2) and second.hooks(tiny_gpt2)
     assert same(before, tiny_gpt2.snapshot())
+
+
+def test_a_model_is_asked_what_its_hooks_mean_without_the_edits(tiny_gpt2: Model, plain: WISE) -> None:
+    """Else the first editor that asks under a memory would refuse the model for good."""
+    edit = replace(plain, act_ratio=0.01)(tiny_gpt2, [PORTUGAL])
+    with edit.applied(tiny_gpt2), random_edit(tiny_gpt2, 0, (3, "W_out")).applied(tiny_gpt2):
+        assert hook_faults(tiny_gpt2) == {} and tiny_gpt2.edits[0] is edit
 
 
 # Bad input
