@@ -10,6 +10,8 @@ from workbench.models.model import SITES, Model
 from workbench.records.joining import join
 
 LAYER_SITES = ("resid_pre", "resid_post", "mlp_out", "attn_out", "mlp_pre", "mlp_key")
+FUSED = ("gpt2", "gpt_neox")
+"""Families whose checkpoints keep queries, keys and values in one matrix."""
 
 
 @torch.no_grad()
@@ -127,8 +129,11 @@ def test_bad_hooks_layers_and_matrices(family: str, family_model: Model) -> None
             family_model.hook_name("mlp_out", layer)
     with pytest.raises(IndexError, match="layer 7"):
         family_model.weight(7)
-    with pytest.raises(ValueError, match="unknown matrix 'W_Q'; expected W_out"):
-        family_model.weight(0, "W_Q")
+    with pytest.raises(ValueError, match="unknown matrix 'W_up'; expected one of W_out"):
+        family_model.weight(0, "W_up")
+    if family in FUSED:
+        with pytest.raises(ValueError, match="keeps W_Q fused with others"):
+            family_model.weight(0, "W_Q")
     if family in ("gpt2", "gptj", "gpt_neox"):
         with pytest.raises(ValueError, match="no W_gate"):
             family_model.weight(0, "W_gate")
@@ -136,14 +141,14 @@ def test_bad_hooks_layers_and_matrices(family: str, family_model: Model) -> None
         assert family_model.weight(0, "W_gate").shape == (32, family_model.d_mlp)
 
 
-def test_a_write_changes_logits_and_restore_is_exact(family_model: Model, texts: list[str]) -> None:
+def test_a_write_changes_logits_and_restore_is_exact(family: str, family_model: Model, texts: list[str]) -> None:
     tokens = family_model.tokenize(texts)
     before, snapshot, fingerprint = (
         family_model.logits(tokens),
         family_model.snapshot(),
         family_model.fingerprint(),
     )
-    for matrix in ("W_out", "W_in"):
+    for matrix in ("W_out", "W_in", "W_O", *(() if family in FUSED else ("W_Q", "W_K", "W_V"))):
         family_model.weight(1, matrix).mul_(1.5)
         assert family_model.fingerprint() != fingerprint
         assert not torch.equal(family_model.logits(tokens), before)

@@ -162,20 +162,12 @@ class FT(Editor):
     def _losses(self, model: Model, batch: TuningBatch, hooks: Sequence[Hook]) -> Float[Tensor, " request"]:
         """Each request's negative log-likelihood and weighted divergence."""
         log_probs = batch.log_probs(model, hooks)
-        scored = len(batch.targets)
-        said = log_probs[:scored].gather(1, batch.targets[:, None])[:, 0]
-        losses = log_probs.new_zeros(len(batch.requests)).index_add(0, batch.rows[:scored], -said * batch.shares)
+        losses = batch.target_losses(log_probs, learning_rate=self.learning_rate)
         if batch.essence is not None:
-            now = log_probs[scored:]
+            now = log_probs[len(batch.targets) :]
             divergence = torch.nn.functional.kl_div(batch.essence, now, log_target=True, reduction="none").sum(dim=-1)
             losses = losses + self.kl_weight * divergence
-        finite = losses.isfinite()
-        if not finite.all():
-            request = batch.requests[int((~finite).nonzero()[0])]
-            raise ValueError(
-                f"the loss of {request.prompt!r} -> {request.target_new!r} is not finite: check the model's "
-                f"weights, or lower learning_rate ({self.learning_rate})"
-            )
+            batch.check_finite(losses, learning_rate=self.learning_rate)
         return losses
 
 

@@ -21,6 +21,8 @@ _HOMES = {
     "kn": ("workbench.editors.kn", "KN"),
     "t_patcher": ("workbench.editors.t_patcher", "TPatcher"),
     "calinet": ("workbench.editors.calinet", "CaliNet"),
+    "lora": ("workbench.editors.lora", "LoRA"),
+    "wise": ("workbench.editors.wise", "WISE"),
 }
 """Name -> module, class."""
 

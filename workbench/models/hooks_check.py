@@ -37,16 +37,19 @@ def hook_faults(model: Model) -> dict[str, str]:
 
     `mlp_write`: in every layer it should be mlp_key @ W_out + b_out, which edits of W_out rely on. `resid_post`: it
     should be resid_pre + attn_out + mlp_out, with mlp_out what `mlp_contribution` makes of mlp_write, which editors
-    rely on that spread a change of it over layers.
+    rely on that spread a change of it over layers. It is the model itself that is asked, without the hooks of edits.
     """
     sites = ("mlp_key", "mlp_write", "mlp_out", "attn_out", "resid_pre", "resid_post")
     names = {(site, layer): model.hook_name(site, layer) for layer in range(model.n_layers) for site in sites}
+    applied, model.edits[:] = list(model.edits), []
     try:
         found = model.activations(ordinary_tokens(model, min(_LENGTH, model.n_ctx)), list(names.values()))
     except RuntimeError as error:
         if "never fired" not in str(error):
             raise
         return dict.fromkeys(("mlp_write", "resid_post"), str(error))
+    finally:
+        model.edits[:] = applied
     faults: dict[str, str] = {}
     for layer in range(model.n_layers):
         key, write, mlp, attn, before, after = (found[names[site, layer]] for site in sites)

@@ -20,6 +20,7 @@ from workbench.machine.hashing import digest
 from workbench.models.contribution import Contribution, of_mlp
 from workbench.models.hold import Hold
 from workbench.models.hooks import HOOK_NAMES, ForwardPass, Hook, Watch
+from workbench.models.matrices import ATTENTION, attention_matrix
 from workbench.models.parts import nonlinearity
 from workbench.models.reader import Reader
 from workbench.models.tokens import Tokens
@@ -227,13 +228,20 @@ class Model(Reader):
     def weight(self, layer: int, matrix: str = "W_out") -> Float[Tensor, "d_in d_out"]:
         """Live view of an MLP matrix: W_out is [d_mlp, d_model]; W_in and W_gate are [d_model, d_mlp].
 
-        `b_out` is the bias as the row that a key of 1 multiplies, [1, d_model].
+        `b_out` is the bias as the row that a key of 1 multiplies, [1, d_model]. Of attention W_Q, W_K and W_V are
+        [d_model, head x d_head] and W_O the other way round; ValueError where a checkpoint keeps them fused.
         Write to it in place: `.add_(...)`, `.copy_(...)` or `[...] =`.
         """
-        if matrix not in ("W_in", "W_gate", "W_out", "b_out"):
-            raise ValueError(f"unknown matrix {matrix!r}; expected W_out, W_in, W_gate or b_out")
-        mlp: Any = self.bridge.blocks[self._layer(layer)].mlp
-        found = getattr(mlp, matrix, None)
+        known = ("W_out", "W_in", "W_gate", "b_out", *ATTENTION)
+        if matrix not in known:
+            raise ValueError(f"unknown matrix {matrix!r}; expected one of {', '.join(known)}")
+        block: Any = self.bridge.blocks[self._layer(layer)]
+        if matrix in ATTENTION:
+            view = attention_matrix(block, matrix, self.parameters)
+            if view is None:
+                raise ValueError(f"{self.name} keeps {matrix} fused with others, so that it cannot be edited by itself")
+            return view
+        found = getattr(block.mlp, matrix, None)
         if found is None:
             raise ValueError(f"the MLPs of {self.name} have no {matrix}")
         return rearrange(found.detach(), "d -> 1 d") if matrix == "b_out" else found.detach()

@@ -39,6 +39,24 @@ class TuningBatch:
         dtype = torch.promote_types(logits.dtype, torch.float32)
         return logits[self.rows, self.positions - first].to(dtype).log_softmax(dim=-1)
 
+    def target_losses(
+        self, log_probs: Float[Tensor, "prediction vocab"], *, learning_rate: float
+    ) -> Float[Tensor, " request"]:
+        """Each request's negative log-likelihood, the mean over its target; ValueError for one that is not finite."""
+        said = log_probs[: len(self.targets)].gather(1, self.targets[:, None])[:, 0]
+        losses = log_probs.new_zeros(len(self.requests)).index_add(0, self.rows[: len(said)], -said * self.shares)
+        self.check_finite(losses, learning_rate=learning_rate)
+        return losses
+
+    def check_finite(self, losses: Float[Tensor, " request"], *, learning_rate: float) -> None:
+        """ValueError that names the first request whose loss is not finite."""
+        if not losses.isfinite().all():
+            request = self.requests[int((~losses.isfinite()).nonzero()[0])]
+            raise ValueError(
+                f"the loss of {request.prompt!r} -> {request.target_new!r} is not finite: check the model's "
+                f"weights, or lower learning_rate ({learning_rate})"
+            )
+
 
 def in_parts(
     model: Model,
