@@ -27,8 +27,8 @@ from workbench.cli.session import analysis, given, load, script
 from workbench.figures.compare import peak_figure
 from workbench.figures.tracing import attribution_figure, sensitivity_figure
 from workbench.models.model import SITES, Model
-from workbench.records.counterfact import read_facts
 from workbench.records.facts import Fact
+from workbench.records.reading import read_facts
 from workbench.report.elements import Paragraph, Section
 from workbench.runs.run import Run
 from workbench.studies.defaults import default_records, default_window, planted_layers, records_path

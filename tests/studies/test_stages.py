@@ -8,7 +8,7 @@ from typing import Any
 from workbench.edits.edit import Edit, provenance
 from workbench.edits.weights import WeightEdit
 from workbench.models.model import Model
-from workbench.records.counterfact import read_records
+from workbench.records.reading import read_records
 from workbench.runs.run import Run
 from workbench.studies.edit import edit_records
 from workbench.studies.locate import locate, trace_edited, trace_path, true_facts
