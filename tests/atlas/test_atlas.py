@@ -123,10 +123,10 @@ def test_the_committed_questions_ask_for_the_same_edits(world: World, name: str)
         assert bool(answers) == bool(asked.portability_prompts)
 
 
-def test_the_embedded_model_knows_no_questions(world: World, model: Model) -> None:
+def test_the_embedded_model_knows_no_questions(world: World, atlas: Model) -> None:
     records = read_counterfact(ATLAS / "records_evaluation.json")[:4]
-    assert answered(model, records) == 1, "it knows the facts"
-    assert answered(model, question_records(world, records)) == 0
+    assert answered(atlas, records) == 1, "it knows the facts"
+    assert answered(atlas, question_records(world, records)) == 0
 
 
 def test_the_committed_records_are_those_of_the_tables(world: World) -> None:
