@@ -55,6 +55,15 @@ Records = Annotated[
         "and 'smollm2_questions'. [default: atlas for the embedded model, else smollm2]",
     ),
 ]
+SeveralRecords = Annotated[
+    list[str] | None,
+    several(
+        "--records",
+        str,
+        "Files or names as --records takes elsewhere. [default: atlas,atlas_questions for the embedded model, else "
+        "smollm2,smollm2_questions]",
+    ),
+]
 Limit = Annotated[int, typer.Option("--limit", min=1, help="How many records are edited.")]
 FactLimit = Annotated[int, typer.Option("--limit", min=1, help="How many facts are traced.")]
 Traces = Annotated[int, typer.Option("--traces", min=1, help="How many facts are traced.")]

@@ -116,12 +116,14 @@ def survey_table(
 
 
 def _order(metrics: set[str]) -> list[str]:
-    """Score by score, a score's kinds after it (none where there is but one), the ways side by side."""
+    """Score by score, the kinds of a score after it, the ways side by side."""
     kinds = {name: {metric.split(".")[1] for metric in metrics if metric.startswith(f"{name}.")} for name in SCORES}
     ordered = []
     for score in SCORES:
         named = sorted(kinds[score] - set(_WAYS), key=lambda kind: (_place(kind), kind))
-        names = [score, *(f"{score}.{kind}" for kind in named if len(named) > 1 or score == "portability")]
+        names = [score, *(f"{score}.{kind}" for kind in named)]
+        if len(named) == 1:  # of one kind: portability has that one's name, locality need not
+            names = names[1:] if score == "portability" else names[:1]
         ordered += [f"{name}.{way}" for name in names for way in _WAYS if f"{name}.{way}" in metrics]
     return ordered
 
