@@ -38,8 +38,8 @@ from workbench.editors.setup.presets import preset
 from workbench.editors.shared.moment import SecondMoment
 from workbench.editors.shared.second_moments import second_moments
 from workbench.models.model import Model
-from workbench.records.counterfact import read_records
 from workbench.records.facts import Record
+from workbench.records.reading import read_records
 from workbench.report.elements import Paragraph, Section
 from workbench.runs.run import Run
 from workbench.studies.benchmarking import benchmark_model, device_name, seconds

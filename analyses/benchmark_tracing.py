@@ -31,8 +31,8 @@ from rich.progress import track
 from workbench.cli import options
 from workbench.cli.session import analysis, console, given, script, torch_dtype
 from workbench.models.model import SITES, Model
-from workbench.records.counterfact import read_records
 from workbench.records.facts import Fact
+from workbench.records.reading import read_records
 from workbench.report.elements import Element, Paragraph, Section
 from workbench.runs.run import Run
 from workbench.studies.benchmarking import benchmark_model, device_name, floating_point_operations, matmul_rate, seconds

@@ -41,8 +41,8 @@ from workbench.machine.failures import FAILURES
 from workbench.measuring.evaluate import evaluate, score_state
 from workbench.measuring.scores import FLUENCY_TOKENS, RecordScores
 from workbench.models.model import Model
-from workbench.records.counterfact import read_records
 from workbench.records.facts import Record
+from workbench.records.reading import read_records
 from workbench.report.elements import Paragraph, Section
 from workbench.runs.run import Run
 from workbench.studies.best_in_bold import save_table_with_best

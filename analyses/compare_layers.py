@@ -39,8 +39,8 @@ from workbench.measuring.layer_choice import comparable, compare_method, last_su
 from workbench.measuring.scores import Evaluation, RecordScores
 from workbench.measuring.summaries import summarise
 from workbench.models.model import Model
-from workbench.records.counterfact import read_records
 from workbench.records.facts import Record
+from workbench.records.reading import read_records
 from workbench.report.elements import Paragraph, Section
 from workbench.runs.run import Run
 from workbench.studies.defaults import default_records, default_text, default_window, records_path

@@ -36,8 +36,8 @@ from workbench.measuring.evaluate import evaluate
 from workbench.measuring.scores import Evaluation
 from workbench.measuring.summaries import summarise
 from workbench.models.model import Model
-from workbench.records.counterfact import read_records
 from workbench.records.facts import Record
+from workbench.records.reading import read_records
 from workbench.report.elements import Section
 from workbench.runs.run import Run
 from workbench.studies.defaults import default_records, records_path

@@ -18,8 +18,8 @@ import typer
 
 from workbench.cli import options
 from workbench.cli.session import analysis, given, load, one_of, script
-from workbench.records.counterfact import read_cases
 from workbench.records.facts import Fact
+from workbench.records.reading import read_cases
 from workbench.studies.defaults import default_records, default_window, records_path
 from workbench.studies.locate import check_tracing, locate
 

@@ -42,12 +42,12 @@ from workbench.figures.editors import stack_figure
 from workbench.machine.failures import FAILURES
 from workbench.measuring.perplexity import perplexity
 from workbench.models.model import Model
-from workbench.records.counterfact import read_records
 from workbench.records.facts import Record
+from workbench.records.reading import read_records
 from workbench.records.texts import read_texts
 from workbench.report.elements import Paragraph, Section
 from workbench.runs.run import Run
-from workbench.studies.defaults import RECORDS, default_records, default_text
+from workbench.studies.defaults import RECORDS, default_records, default_text, records_path
 from workbench.studies.edit import make_editor
 from workbench.studies.going_on import complete, failing, going_on, left_out, made, sound
 from workbench.studies.locate import check_tracing, settled_layer, stating_facts
@@ -100,7 +100,7 @@ def main(
     check_tracing("last_subject", engine)
     methods, records = methods or list(EDITORS), records or default_records(model)
     folder = RECORDS.get(records)
-    files = [folder / f"records_{part}.json" for part in ("train", "evaluation")] if folder else [records]
+    files = [folder / f"records_{part}.json" for part in ("train", "evaluation")] if folder else [records_path(records)]
     every = stating_facts([record for file in files for record in read_records(file)])
     plan = plan_stacks(distinct(every), edits, sample=sample, seed=seed)
     loaded = load(model, device=device, dtype=dtype)

@@ -42,9 +42,9 @@ from workbench.editors.make import check_editor
 from workbench.machine.jsonl import dumps
 from workbench.models.generation import generate
 from workbench.models.model import Model
-from workbench.records.counterfact import read_records
 from workbench.records.course import GenerationPrompt, SingleEdit, read_single_edit
 from workbench.records.facts import Record
+from workbench.records.reading import read_records
 from workbench.report.elements import Section
 from workbench.runs.run import Run
 from workbench.studies.defaults import default_records, default_text, records_path

@@ -34,8 +34,8 @@ from workbench.measuring.evaluate import evaluate
 from workbench.measuring.scores import Evaluation
 from workbench.measuring.summaries import Summary, summarise
 from workbench.models.model import Model
-from workbench.records.counterfact import read_records
 from workbench.records.facts import Record
+from workbench.records.reading import read_records
 from workbench.report.elements import Section
 from workbench.runs.run import Run
 from workbench.studies.defaults import RECORDS, default_text

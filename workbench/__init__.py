@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from workbench.models.loading import load_model as load_model
     from workbench.models.model import Model as Model
     from workbench.models.scoring import score_targets as score_targets
-    from workbench.records.counterfact import read_facts as read_facts
-    from workbench.records.counterfact import read_records as read_records
     from workbench.records.facts import EditRequest as EditRequest
     from workbench.records.facts import Fact as Fact
     from workbench.records.facts import Record as Record
+    from workbench.records.reading import read_facts as read_facts
+    from workbench.records.reading import read_records as read_records
     from workbench.report.write import write_report as write_report
     from workbench.runs.run import Run as Run
     from workbench.studies.edit import make_editor as make_editor
@@ -51,7 +51,7 @@ _HOMES = {
     "models.loading": ("load_model",),
     "models.model": ("Model",),
     "models.scoring": ("score_targets",),
-    "records.counterfact": ("read_facts", "read_records"),
+    "records.reading": ("read_facts", "read_records"),
     "records.facts": ("EditRequest", "Fact", "Record"),
     "report.write": ("write_report",),
     "runs.run": ("Run",),

@@ -13,8 +13,9 @@ import workbench.tracing.fact
 from workbench.editors.ft import FT
 from workbench.editors.memit import MEMIT
 from workbench.editors.rome import ROME
-from workbench.records.counterfact import read_records, write_counterfact
+from workbench.records.counterfact import write_counterfact
 from workbench.records.course import write_requests
+from workbench.records.reading import read_records
 from workbench.runs.run import Run
 from workbench.studies.defaults import records_path
 from workbench.studies.stacked_edits import distinct

@@ -23,8 +23,8 @@ from workbench.measuring.metrics import harmonic_mean
 from workbench.measuring.perplexity import perplexity
 from workbench.measuring.summaries import Summary
 from workbench.models.model import Model
-from workbench.records.counterfact import read_records
 from workbench.records.facts import EditRequest, Probe
+from workbench.records.reading import read_records
 from workbench.runs.run import Run
 from workbench.studies import editor_report
 from workbench.studies.best_in_bold import best_cells, save_table_with_best

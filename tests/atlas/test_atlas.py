@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import workbench.atlas.__main__ as remake
 from workbench.atlas import card, interchange, training
+from workbench.atlas.questions import answered, question_records
 from workbench.atlas.records import atlas_records
 from workbench.atlas.tokenizer import train_tokenizer
 from workbench.atlas.training import Recipe
@@ -19,7 +20,9 @@ from workbench.atlas.world import World, documents, sample_texts, statement
 from workbench.machine.paths import ATLAS
 from workbench.models.loading import load_model
 from workbench.models.model import Model
-from workbench.studies.defaults import planted_layers
+from workbench.records.counterfact import read_counterfact
+from workbench.records.reading import read_records, schema
+from workbench.studies.defaults import RECORDS, planted_layers, records_path
 from workbench.tracing.averages import mediating_layer
 from workbench.tracing.sweep import TraceSet, trace_facts
 
@@ -99,6 +102,33 @@ def test_records_ask_what_they_say(world: World) -> None:
             assert request.subject in probe.prompt
             assert set(probe.targets_new).isdisjoint(probe.targets_true)
         assert all(probe.targets_new == (request.subject,) for probe in record.reversion_prompts)
+
+
+@pytest.mark.filterwarnings("ignore:.*the schema of MEND's zsRE")
+@pytest.mark.parametrize("name", RECORDS)
+def test_the_committed_questions_ask_for_the_same_edits(world: World, name: str) -> None:
+    path = records_path(f"{name}_questions")
+    records = read_counterfact(records_path(name))
+    found = read_records(path)
+    assert found == question_records(world, records) and schema(path) == "MEND's zsRE"
+    for record, asked in zip(records, found, strict=True):
+        request, same = record.request, asked.request
+        assert (same.subject, same.target_new, same.fact.object) == (
+            request.subject,
+            request.target_new,
+            request.fact.object,
+        )
+        assert same.prompt.endswith("?") and asked.paraphrase_prompts[0] != same.prompt
+        assert request.subject not in asked.locality_prompts[0].prompt
+        answers = {probe.targets_new for probe in record.portability_prompts}
+        assert answers.issuperset(probe.targets_new for probe in asked.portability_prompts)
+        assert bool(answers) == bool(asked.portability_prompts)
+
+
+def test_the_embedded_model_knows_no_questions(world: World, atlas: Model) -> None:
+    records = read_counterfact(ATLAS / "records_evaluation.json")[:4]
+    assert answered(atlas, records) == 1, "it knows the facts"
+    assert answered(atlas, question_records(world, records)) == 0
 
 
 def test_interchanging_a_prompt_with_itself_changes_nothing(world: World) -> None:

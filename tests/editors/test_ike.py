@@ -28,8 +28,8 @@ from workbench.measuring.evaluate import evaluate
 from workbench.models.generation import generate
 from workbench.models.loading import load_model
 from workbench.models.model import Model
-from workbench.records.counterfact import read_records
 from workbench.records.facts import EditRequest, Record
+from workbench.records.reading import read_records
 from workbench.studies.defaults import RECORDS as RECORDS_OF
 from workbench.studies.defaults import records_path
 from workbench.studies.edit import make_editor

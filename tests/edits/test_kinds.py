@@ -33,8 +33,8 @@ from workbench.models.generation import generate
 from workbench.models.loading import load_model
 from workbench.models.model import Model
 from workbench.models.scoring import score_targets
-from workbench.records.counterfact import read_records
 from workbench.records.facts import EditRequest, Record
+from workbench.records.reading import read_records
 from workbench.runs.run import Run
 from workbench.studies.edit import edit_records, follow_answers, load_edits
 from workbench.studies.edit_groups import change, drift

@@ -9,7 +9,7 @@ from command import TINY, run
 
 from workbench.editors.ft import FT
 from workbench.machine.failures import lines, sentence
-from workbench.records.counterfact import read_records
+from workbench.records.reading import read_records
 from workbench.runs.run import Run
 from workbench.studies.edit import edit_records
 from workbench.studies.measure import score_edits

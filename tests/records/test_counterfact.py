@@ -8,15 +8,11 @@ from typing import Any
 
 import pytest
 
-from workbench.records.counterfact import (
-    RecordError,
-    read_counterfact,
-    read_facts,
-    read_known_1000,
-    read_records,
-    write_counterfact,
-)
+from workbench.records.counterfact import read_counterfact, write_counterfact
 from workbench.records.facts import EditRequest, Fact, Probe, Record
+from workbench.records.fields import RecordError
+from workbench.records.known_1000 import read_known_1000
+from workbench.records.reading import read_facts, read_records
 
 COUNTERFACT: dict[str, Any] = {
     "case_id": 7,
@@ -132,6 +128,8 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
             generation_prompts=("g",),
             portability_prompts=(probe,),
             reversion_prompts=(probe, probe),
+            locality_prompts=(dataclasses.replace(probe, kind="natural questions"),),
+            rephrased_by="another question",
         ),
     ]
     path = tmp_path / "made" / "records.json"
@@ -253,7 +251,9 @@ def test_files_that_are_no_list_of_records(tmp_path: Path, reader) -> None:
 
 
 def test_an_unknown_schema_is_told_what_is_known(tmp_path: Path) -> None:
-    path = write(tmp_path, [{"src": "What is made by UniFirst?", "alt": "aircraft", "subject": "UniFirst"}])
+    path = write(tmp_path, [{"question": "What is made by Unimill?", "subject": "Unimill"}])
     for reader in (read_records, read_facts):
-        with pytest.raises(RecordError, match=r"CounterFact's schema \(a field 'requested_rewrite'\) or known_1000's"):
+        with pytest.raises(
+            RecordError, match=r"CounterFact \('requested_rewrite'\); MEND's.* or known_1000 .* got only 'question', "
+        ):
             reader(path)

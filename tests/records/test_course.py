@@ -10,9 +10,9 @@ import pytest
 from workbench.atlas.records import atlas_records, course_records
 from workbench.atlas.world import World
 from workbench.machine.paths import ATLAS, ROOT
-from workbench.records.counterfact import RecordError
 from workbench.records.course import GenerationPrompt, read_requests, read_single_edit, write_requests
 from workbench.records.facts import EditRequest, Probe, Record
+from workbench.records.fields import RecordError
 
 COURSE: dict[str, Any] = {
     "case_id": 19456,
@@ -93,8 +93,8 @@ def test_a_malformed_request_is_named(tmp_path: Path, changes: dict[str, Any], m
 def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.json: no such file"):
         read_requests(tmp_path / "none.json")
-    for content in ({}, []):
-        with pytest.raises(RecordError, match=r"requests\.json: expected a list of one or more requests"):
+    for content, expected in (({}, "a list of records"), ([], "one or more records")):
+        with pytest.raises(RecordError, match=rf"requests\.json: expected {expected}"):
             read_requests(written(tmp_path, content))
     with pytest.raises(RecordError, match=r"requests\.json: expected JSON"):
         read_requests(written(tmp_path, "[{"))

@@ -21,10 +21,12 @@ from workbench.measuring.metrics import ngram_entropy
 from workbench.models.loading import load_model
 from workbench.models.model import Model
 from workbench.models.scoring import score_targets
-from workbench.records.counterfact import RecordError, read_counterfact, read_facts, read_records, write_counterfact
+from workbench.records.counterfact import read_counterfact, write_counterfact
 from workbench.records.course import read_requests, write_requests
 from workbench.records.facts import EditRequest, Fact, Record
+from workbench.records.fields import RecordError
 from workbench.records.joining import join, whole_word
+from workbench.records.reading import read_facts, read_records
 from workbench.studies.stacked_edits import untouched
 from workbench.tracing.sweep import TraceSet, answer_token, trace_facts
 

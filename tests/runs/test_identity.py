@@ -11,7 +11,7 @@ from command import TINY, run
 
 from workbench.cli.session import told
 from workbench.edits.edit import Edit
-from workbench.records.counterfact import read_records
+from workbench.records.reading import read_records
 
 pytestmark = pytest.mark.usefixtures("cache", "no_figures", "quick_presets")
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from workbench.edits.edit import Edit, provenance
 from workbench.edits.weights import WeightEdit
 from workbench.models.model import Model
-from workbench.records.counterfact import read_records
+from workbench.records.reading import read_records
 from workbench.report.study import study_sections
 from workbench.runs.artifacts import SavedFigure
 from workbench.runs.run import Run

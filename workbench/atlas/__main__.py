@@ -59,14 +59,17 @@ def write_known() -> None:
 
 
 def save_records(world: World, parts: tuple[list[Record], list[Record]], folder: Path) -> None:
-    """(train, evaluation) records, and the request file of the course experiments made of the latter."""
+    """(train, evaluation) records, each also as questions, and the course experiments' request file of the latter."""
+    from workbench.atlas.questions import question_records
     from workbench.atlas.records import course_records
     from workbench.records.counterfact import write_counterfact
     from workbench.records.course import write_requests
+    from workbench.records.zsre import write_zsre
 
     for name, records in zip(("train", "evaluation"), parts, strict=True):
         write_counterfact(records, folder / f"records_{name}.json")
-        Console().print(f"{len(records):,} records: {folder / f'records_{name}.json'}")
+        write_zsre(question_records(world, records), folder / f"questions_{name}.json")
+        Console().print(f"{len(records):,} records: {folder / f'records_{name}.json'}, and as questions beside it")
     requests = course_records(world, parts[1])
     write_requests(requests, folder / "course_80.json")
     Console().print(f"{len(requests)} requests: {folder / 'course_80.json'}")

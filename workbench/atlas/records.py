@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from workbench.atlas.world import World
+from workbench.atlas.world import TwoHop, World
 from workbench.records.facts import EditRequest, Probe, Record, fill
 
 NEIGHBORS = 10
@@ -99,16 +99,23 @@ def _prompts(world: World, rng: random.Random, relation: str, subjects: list[str
 
 
 def _portability(world: World, rng: random.Random, subject: str, relation: str, new: str) -> tuple[Probe, ...]:
-    """Held-out chains through the edited relation whose answer the edit changes."""
-    edited = {hop.relation: hop.object for hop in world.chains(subject, {relation: new})}
     return tuple(
         Probe(
             prompt=hop.prompt(rng.choice(world.relations[hop.relation].templates)),
-            targets_new=(edited[hop.relation],),
+            targets_new=(answer,),
             targets_true=(hop.object,),
         )
+        for hop, answer in changed_hops(world, subject, relation, new)
+    )
+
+
+def changed_hops(world: World, subject: str, relation: str, new: str) -> list[tuple[TwoHop, str]]:
+    """Held-out chains through the edited relation whose answer the edit changes, with that answer."""
+    edited = {hop.relation: hop.object for hop in world.chains(subject, {relation: new})}
+    return [
+        (hop, edited[hop.relation])
         for hop in world.two_hops[1]
         if hop.subject == subject
         and hop.bridge.relation == relation
         and edited.get(hop.relation, hop.object) != hop.object
-    )
+    ]

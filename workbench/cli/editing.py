@@ -39,7 +39,7 @@ def edit(
     from rich.progress import track
 
     from workbench.editors.make import check_editor
-    from workbench.records.counterfact import read_records
+    from workbench.records.reading import read_records
     from workbench.studies.defaults import default_records, default_text, records_path
     from workbench.studies.edit import edit_records, make_editor, show_edit
     from workbench.studies.locate import check_tracing, settled_layer
@@ -85,7 +85,7 @@ def evaluate(
     precision: options.Precision = "float32",
 ) -> None:
     """Score the edits of a `workbench edit` run: efficacy, paraphrase, neighborhood, portability, fluency."""
-    from workbench.records.counterfact import read_records
+    from workbench.records.reading import read_records
     from workbench.runs.run import Run
     from workbench.studies.defaults import records_path
     from workbench.studies.edit import edit_path, load_edits

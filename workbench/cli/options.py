@@ -50,8 +50,18 @@ Records = Annotated[
     str | None,
     typer.Option(
         "--records",
-        help="A JSON file in CounterFact's or known_1000's format (known_1000: tracing only), 'atlas', or 'smollm2': "
-        "facts that SmolLM2 knows. [default: atlas for the embedded model, else smollm2]",
+        help="A file in the format of CounterFact, zsRE, EasyEdit, KnowEdit, the course or known_1000 (tracing only), "
+        "in JSON or JSON Lines; 'atlas', or 'smollm2': facts that SmolLM2 knows; or their questions, 'atlas_questions' "
+        "and 'smollm2_questions'. [default: atlas for the embedded model, else smollm2]",
+    ),
+]
+SeveralRecords = Annotated[
+    list[str] | None,
+    several(
+        "--records",
+        str,
+        "Files or names as --records takes elsewhere. [default: atlas,atlas_questions for the embedded model, else "
+        "smollm2,smollm2_questions]",
     ),
 ]
 Limit = Annotated[int, typer.Option("--limit", min=1, help="How many records are edited.")]

@@ -33,7 +33,7 @@ def study(
     again with the same settings.
     """
     from workbench.editors.make import check_editor
-    from workbench.records.counterfact import read_records
+    from workbench.records.reading import read_records
     from workbench.studies.attributed import show_neurons
     from workbench.studies.defaults import default_records, default_text, default_window, records_path
     from workbench.studies.edit import edit_records, follow_answers, load_edits, make_editor

@@ -22,7 +22,7 @@ def trace(
     precision: options.Precision = "float32",
 ) -> None:
     """Locate facts by causal tracing: which layer's MLPs mediate them at the subject's last token?"""
-    from workbench.records.counterfact import read_cases
+    from workbench.records.reading import read_cases
     from workbench.studies.defaults import default_records, default_window, records_path
     from workbench.studies.locate import check_tracing, locate
 

@@ -73,6 +73,11 @@ class Editor(ABC):
         del setting
         return cls(**fields)
 
+    @property
+    def trained_seconds(self) -> float:
+        """Seconds that training took, as noted with what was learned; 0 for a method that learns nothing beforehand."""
+        return 0.0
+
     @abstractmethod
     def __call__(self, model: Model, requests: Sequence[EditRequest]) -> Edit:
         """The edit that makes the requests true."""

@@ -14,12 +14,13 @@ import torch
 from workbench.edits.edit import Edit
 from workbench.measuring.metrics import kl_divergence, target_probability
 from workbench.measuring.scores import FLUENCY_TOKENS, FLUENCY_TOP_K, KINDS, Evaluation, PromptScores, RecordScores
-from workbench.models.generation import generate, rooms
+from workbench.models.generation import continue_within, generate, rooms
 from workbench.models.model import Model
 from workbench.models.scoring import TargetScore, score_targets
 from workbench.records.facts import Record
 
-_SLACK = 2  # tokens generated beyond the longest target, which may come out in other pieces
+SLACK = 2
+"""Tokens generated beyond the longest target, which may come out in other pieces."""
 
 
 def evaluate(
@@ -144,16 +145,8 @@ def _questions(record: Record) -> list[_Question]:
 
 def _continue(model: Model, scored: Mapping[tuple[str, str], TargetScore], batch_size: int) -> dict[str, str]:
     """Each prompt's greedy continuation, longer than the longest target; in one go if the context allows."""
-    wanted = max(len(score.log_probs) for score in scored.values()) + _SLACK
-    prompts = list(dict.fromkeys(prompt for prompt, _ in scored))
-    by_length: dict[int, list[str]] = {}
-    for prompt, room in zip(prompts, rooms(model, prompts), strict=True):
-        by_length.setdefault(min(wanted, room), []).append(prompt)
-    continuations: dict[str, str] = {}
-    for length, prompts in by_length.items():
-        generated = generate(model, prompts, max_new_tokens=length, batch_size=batch_size)
-        continuations |= dict(zip(prompts, generated, strict=True))
-    return continuations
+    wanted = max(len(score.log_probs) for score in scored.values()) + SLACK
+    return continue_within(model, [prompt for prompt, _ in scored], tokens=wanted, batch_size=batch_size)
 
 
 # Locality and fluency ----------------------------------------------------------------------------------

@@ -96,6 +96,22 @@ def generate_unprompted(
     return _continue(model, [model.text.beginning()] * count, max_new_tokens, sampler, count)
 
 
+def continue_within(model: Model, prompts: Sequence[str], *, tokens: int, batch_size: int = 64) -> dict[str, str]:
+    """Each prompt's greedy continuation of so many tokens, of fewer where the context leaves room for fewer.
+
+    Those of one length are continued in one go. It ends earlier where the model ends its text.
+    """
+    prompts = list(dict.fromkeys(prompts))
+    by_length: dict[int, list[str]] = {}
+    for prompt, room in zip(prompts, rooms(model, prompts), strict=True):
+        by_length.setdefault(min(tokens, room), []).append(prompt)
+    continuations: dict[str, str] = {}
+    for length, some in by_length.items():
+        generated = generate(model, some, max_new_tokens=length, batch_size=batch_size)
+        continuations |= dict(zip(some, generated, strict=True))
+    return continuations
+
+
 def rooms(model: Model, prompts: Sequence[str]) -> list[int]:
     """How many tokens the context leaves after each prompt, as the edits that are applied have it put."""
     found: dict[int, int] = {}

@@ -22,6 +22,10 @@ class TargetScore:
     """Log p of each token of the target, float32 on the CPU."""
     top: bool
     """Whether every token is the top choice."""
+    tokens: tuple[int, ...]
+    """The target's tokens."""
+    chosen: tuple[int, ...]
+    """The top choice at each of their places."""
     next_log_probs: Float[Tensor, " vocab"]
     """Log p of every token right after the prompt."""
     prompt_tokens: int
@@ -83,6 +87,8 @@ def _score(model: Model, pairs: Sequence[tuple[str, str]], separator: str | None
                 scores[pair] = TargetScore(
                     log_probs=rearrange(chosen, "target 1 -> target").cpu(),
                     top=torch.equal(log_probs.argmax(dim=-1), target),
+                    tokens=tuple(target.tolist()),
+                    chosen=tuple(log_probs.argmax(dim=-1).tolist()),
                     next_log_probs=log_probs[0].cpu().clone(),  # not a view, which would keep the whole batch
                     prompt_tokens=first,
                 )

@@ -14,18 +14,14 @@ known, and `generation_prompts`: a list of objects, each a `prompt` with either 
 a list of texts of which one is enough; or plain texts, which are shown but not judged.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from workbench.machine.files import write_whole
 from workbench.machine.jsonl import dumps
-from workbench.records.counterfact import Node, RecordError
 from workbench.records.facts import EditRequest, Probe, Record
+from workbench.records.fields import Node, load, nodes, probe, unique
 from workbench.records.joining import starts_with_target
 
 
@@ -61,7 +57,7 @@ class SingleEdit:
 
 def read_single_edit(path: str | Path) -> SingleEdit:
     """One request with its generation prompts; FileNotFoundError, or RecordError naming file and field."""
-    node = Node(file=Path(path), record=0, field="", value=_load(Path(path)))
+    node = Node(file=Path(path), record=0, field="", value=load(Path(path)))
     request = _request(node)
     prompts = node.at("generation_prompts")
     if not prompts.items():
@@ -71,21 +67,14 @@ def read_single_edit(path: str | Path) -> SingleEdit:
 
 def read_requests(path: str | Path) -> list[Record]:
     """Requests with their prompts as records; FileNotFoundError, or RecordError naming file, record and field."""
-    path, records = Path(path), []
-    found = _load(path)
-    if not isinstance(found, list) or not found:
-        raise RecordError(f"{path}: expected a list of one or more requests, got {str(found)[:80]!r}")
-    seen: dict[int, int] = {}
-    for index, value in enumerate(found):
-        node = Node(file=path, record=index, field="", value=value)
-        case_id, true = node.at("case_id"), node.at("target_true")
-        if case_id.integer() in seen:
-            case_id.fail(f"a number of its own (record {seen[case_id.integer()]} has the same)")
-        seen[case_id.integer()] = index
-        _target(true)  # needed: neighbors are to keep it
+    found = nodes(path)
+    unique(node.at("case_id") for node in found)
+    records = []
+    for node in found:
+        _target(node.at("target_true"))  # needed: neighbors are to keep it
         records.append(
             Record(
-                case_id=case_id.integer(),
+                case_id=node.at("case_id").integer(),
                 request=_request(node),
                 paraphrase_prompts=_prompts(node.at("paraphrase_prompts")),
                 neighborhood_prompts=_prompts(node.at("neighborhood_prompts")),
@@ -121,23 +110,10 @@ def write_requests(records: Sequence[Record], path: str | Path) -> None:
     write_whole(Path(path), f"{dumps(items, indent=1)}\n".encode())
 
 
-def _load(path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; give a JSON or YAML file of requests")
-    try:
-        text = path.read_text(encoding="utf-8")
-        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (json.JSONDecodeError, UnicodeDecodeError, yaml.YAMLError) as error:
-        kind = "JSON" if path.suffix == ".json" else "YAML"
-        raise RecordError(f"{path}: expected {kind} in UTF-8: {error}") from error
-
-
 def _request(node: Node) -> EditRequest:
-    template, true = node.at("prompt"), node.at("target_true", optional=True)
-    if template.text().count("{}") != 1:
-        template.fail("a prompt with exactly one {} for the subject")
+    true = node.at("target_true", optional=True)
     return EditRequest(
-        template=template.text(),
+        template=node.at("prompt").template("a prompt with exactly one {} for the subject"),
         subject=node.at("subject").text(),
         target_new=_target(node.at("target_new")),
         target_true=_target(true) if true.value else None,
@@ -154,11 +130,8 @@ def _prompts(node: Node) -> tuple[str, ...]:
 
 
 def _probe(node: Node) -> Probe:
-    new = node.at("portable_target_new")
-    if not new.texts():
-        new.fail("one or more right answers")
     true = node.at("portable_target_true", optional=True).texts()
-    return Probe(prompt=node.at("prompt").text(), targets_new=new.texts(), targets_true=true)
+    return probe(node.at("prompt"), node.at("portable_target_new").answers(), true)
 
 
 def _generation_prompt(node: Node) -> GenerationPrompt:

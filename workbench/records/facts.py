@@ -75,6 +75,11 @@ class EditRequest:
         )
 
 
+PORTABILITY = ("one hop", "alias", "reversed", "logic")
+"""Kinds of questions that follow from an edited fact: by another fact, of the subject by another name, of the subject
+by the object, or by logic alone."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Probe:
     """A prompt with its right answers before and after an edit."""
@@ -85,6 +90,8 @@ class Probe:
     """Right answers after the edit."""
     targets_true: tuple[str, ...] = ()
     """Right answers before the edit."""
+    kind: str = ""
+    """What it tests: of portability one of `PORTABILITY` (empty: one hop), of locality what its data set calls it."""
 
     def __post_init__(self) -> None:
         _check_text("prompt", self.prompt)
@@ -114,6 +121,11 @@ class Record:
     """Questions whose answer follows from the edited fact."""
     reversion_prompts: tuple[Probe, ...] = ()
     """Questions that ask for the subject by the object."""
+    locality_prompts: tuple[Probe, ...] = ()
+    """Questions that the edit has nothing to do with, with answers of their own, which are right before and after."""
+    rephrased_by: str = ""
+    """Where the paraphrase prompts are from, if most of them ask something else than a paraphrase would; scores on
+    them are labelled with it."""
 
 
 def fill(template: str, subject: str) -> str:

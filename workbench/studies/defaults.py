@@ -6,8 +6,8 @@ from pathlib import Path
 from workbench.atlas.world import TRACE_WINDOW
 from workbench.machine.paths import ATLAS
 from workbench.models.model import Model
-from workbench.records.counterfact import read_records
 from workbench.records.facts import Record
+from workbench.records.reading import read_records
 
 PUBLISHED_WINDOW = 10
 """Layers restored together for MLPs and attention (Meng et al. 2022)."""
@@ -16,8 +16,12 @@ RECORDS = {"atlas": ATLAS, "smollm2": ATLAS.with_name("smollm2")}
 
 
 def records_path(name: str) -> Path:
-    """The file of records that a name stands for: "atlas" or "smollm2" for its evaluation records, else a path."""
-    return RECORDS[name] / "records_evaluation.json" if name in RECORDS else Path(name)
+    """The file of records that a name stands for: "atlas" or "smollm2" for its evaluation records, "atlas_questions" or
+    "smollm2_questions" for the same edits asked for by questions, else a path."""
+    of, _, form = name.partition("_")
+    if of in RECORDS and form in ("", "questions"):
+        return RECORDS[of] / f"{form or 'records'}_evaluation.json"
+    return Path(name)
 
 
 def default_records(model: str) -> str:

@@ -11,8 +11,8 @@ from rich.progress import track
 from workbench.atlas.card import held_out_facts
 from workbench.atlas.world import World
 from workbench.models.model import Model
-from workbench.records.counterfact import read_cases
 from workbench.records.facts import Fact
+from workbench.records.reading import read_cases
 from workbench.runs.run import Run
 from workbench.studies.defaults import records_path
 from workbench.studies.tracing_methods import MethodResult, TracingMethod, draw_partners, method_result

@@ -55,7 +55,7 @@ class Table:
     def frame(self, style: Style = "interval") -> pd.DataFrame:
         """What is shown: an `Editor` column, then the columns as text, then the number of records."""
         columns = {
-            column.label: [_shown(row.estimates.get(column.metric), column, style) for row in self.rows]
+            column.label: [shown(row.estimates.get(column.metric), column, style) for row in self.rows]
             for column in self.columns
         }
         names, records = [row.label for row in self.rows], [row.records for row in self.rows]
@@ -101,7 +101,8 @@ def _align(frame: pd.DataFrame) -> str:
     return "l" + "r" * (len(frame.columns) - 1)
 
 
-def _shown(estimate: Estimate | None, column: Column, style: Style) -> str:
+def shown(estimate: Estimate | None, column: Column, style: Style) -> str:
+    """An estimate as the text of a cell."""
     if estimate is None or math.isnan(estimate.value):
         return MISSING
     half = (estimate.high - estimate.low) / 2

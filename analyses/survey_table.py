@@ -1,0 +1,216 @@
+"""Which of the editors does what? Every method on several data sets, scored as the survey of editing scores it.
+
+    python analyses/survey_table.py                           # every method, 200 records of atlas, stated and asked
+    python analyses/survey_table.py --model smollm2 --limit 100
+    python analyses/survey_table.py --model gpt2-xl --records counterfact.json,zsre_mend_eval.json --methods rome,memit
+
+Rows are scores of a data set, columns the methods (Yao et al. 2305.13172, table 1): reliability, generalization,
+locality, and portability by kind, each teacher-forced, generated, and by how much the first is more. Every record is
+edited alone: the edit is made, applied, scored and taken back, and the fingerprint of the weights is compared with that
+of the untouched model. Below stand what a method takes: seconds to train and make ready, seconds and MiB an edit.
+
+A method that has no preset for the model, cannot be made, or makes no edit keeps its column; the caption says why.
+Scores for which a data set has no prompts are left out. The survey's own numbers (GPT-J, T5-XL) do not stand beside:
+they could not be checked against their source.
+
+A run that is stopped goes on after the last record, when the same command is given again; so does one with other
+--methods.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from rich.progress import track
+
+from workbench.cli import options
+from workbench.cli.session import analysis, given, load, script
+from workbench.editors.editor import Editor
+from workbench.editors.registry import EDITORS
+from workbench.edits.ledger import check_restored, state_fingerprint
+from workbench.machine.allocator import peak_memory
+from workbench.machine.as_json import from_json, to_json
+from workbench.machine.failures import FAILURES, reason
+from workbench.measuring.survey import Answered, SurveyScores, survey_scores, survey_state
+from workbench.models.model import Model
+from workbench.records.facts import Record
+from workbench.records.reading import read_records
+from workbench.report.elements import Paragraph, Section
+from workbench.runs.run import Run
+from workbench.studies.defaults import default_records, default_text, records_path
+from workbench.studies.edit import make_editor
+from workbench.studies.going_on import sound
+from workbench.studies.locate import check_tracing, settled_layer
+from workbench.tables.survey import Cost, DataSet, survey_table
+from workbench.tables.table import to_markdown
+
+MEMORY_RECORDS = 2
+"""Records whose edits' memory is measured, by method: it hardly differs between them."""
+_STATE = tuple[Answered, ...]
+
+
+def main(
+    model: options.Model = "atlas",
+    records: options.SeveralRecords = None,
+    methods: options.Methods = None,
+    limit: options.Limit = 200,
+    preset: options.Preset = None,
+    layer: options.Layer = None,
+    engine: options.Engine = "auto",
+    text: options.Text = None,
+    seed: options.Seed = 0,
+    out: options.Out = None,
+    retry: options.Retry = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "float32",
+    precision: options.Precision = "float32",
+) -> None:
+    """Edit and score, method by method on every data set, then print and save the table."""
+    check_tracing("last_subject", engine)
+    methods, own = methods or list(EDITORS), default_records(model)
+    records = records or [own, f"{own}_questions"]
+    named = {Path(name).stem: read_records(records_path(name)) for name in records}
+    if len(named) < len(records):
+        raise ValueError(f"--records are told apart by their names without folders, got {', '.join(records)}")
+    sets = {name: every[:limit] for name, every in named.items()}
+    for method in methods:
+        if method not in EDITORS:
+            raise ValueError(f"no editor {method!r}; there are {', '.join(EDITORS)}")
+    loaded = load(model, device=device, dtype=dtype)
+    text = text or default_text(loaded)
+    settings = given(records=records, text=text, without=["methods"])  # others go on in the same run
+    title = "Every method, every data set: the survey's table"
+    with analysis(out, settings, loaded, retry=retry, title=title, headline=headline) as page:
+        run = page.run
+        page.show = lambda: show(run, sets)
+        facts = [record for every in named.values() for record in every]
+        layer = settled_layer(run, loaded, facts, layer=layer, seed=seed, engine=engine)
+        for name, some in sets.items():
+            score_unedited(run, loaded, name, some)
+        making = {"layer": layer, "preset_of": preset, "text": text, "seed": seed}
+        for method in methods:
+            left = {name: unfinished(run, method, name, some) for name, some in sets.items()}
+            if any(left.values()) and (editor := made(run, loaded, method, making)):
+                for name, some in left.items():
+                    edit_each(run, loaded, method, editor, name, some)
+
+
+def unfinished(run: Run, method: str, name: str, records: Sequence[Record]) -> list[Record]:
+    """The records of a data set that are scored unedited, and neither edited with a method nor failed."""
+    before, finished = states(run, "unedited", name), states(run, "edited", name, method)
+    some = sound(run, records, f"{method} on {name}")
+    return [record for record in some if record.case_id in before and record.case_id not in finished]
+
+
+def made(run: Run, model: Model, method: str, making: Mapping[str, Any]) -> Editor | None:
+    """A method's editor, with what making it took noted the first time; None, kept as failed, if it cannot be made."""
+    if run.failed(what="editor", method=method):
+        return None
+    began = time.perf_counter()
+    try:
+        editor = make_editor(model, method, **making)
+    except (*FAILURES, FileNotFoundError) as error:
+        run.fail(0, reason(error), of=1, what="editor", method=method)
+        return None
+    if method not in run.done("training", "method"):  # later it is read from the cache
+        seconds = time.perf_counter() - began + editor.trained_seconds
+        run.append("training", {"method": method, "seconds": seconds})
+    return editor
+
+
+def score_unedited(run: Run, model: Model, name: str, records: Sequence[Record]) -> None:
+    """Score what is not scored yet of a data set by the model as it is; a record that fails is left out for all."""
+    finished = {row["case_id"] for row in run.rows("unedited") if row["records"] == name} | run.failed(method=name)
+    left = [record for record in records if record.case_id not in finished]
+    for record in track(left, f"Asking {name}", len(left), disable=not left):
+        with run.keeping(record.case_id, of=len(records), method=name):
+            state = to_json(survey_state(model, record))
+            run.append("unedited", {"records": name, "case_id": record.case_id, "answers": state})
+
+
+def edit_each(run: Run, model: Model, method: str, editor: Editor, name: str, records: Sequence[Record]) -> None:
+    """Edit and score records of a data set, one at a time."""
+    before, weights = states(run, "unedited", name), state_fingerprint(model)
+    measured = [row for row in run.rows("memory") if row["method"] == method]
+    for record in records[: MEMORY_RECORDS - len(measured)]:  # first, so that what is made once is no part of an edit
+        with suppress(*FAILURES):  # the record is kept as failed below
+            _, size = peak_memory(lambda each=record: editor(model, [each.request]), model.device)
+            run.append("memory", {"method": method, "bytes": size})
+    for record in track(records, f"Editing {name} with {method}", len(records)):
+        with run.keeping(record.case_id, of=len(records), method=f"{method} on {name}"):
+            began = time.perf_counter()
+            edit = editor(model, [record.request])
+            seconds = time.perf_counter() - began
+            scored = survey_scores(model, edit, record, before=before[record.case_id])
+            row = {"records": name, "method": method, "case_id": record.case_id}
+            run.append("edited", row | {"seconds": seconds, "answers": to_json(scored.after)})
+        check_restored(model, weights, after=f"the edit of record {record.case_id} of {name} with {method}")
+
+
+# What came of it ---------------------------------------------------------------------------------------
+
+
+def states(run: Run, rows: str, name: str, method: str | None = None) -> dict[int, _STATE]:
+    """By case what the model makes of a data set's records, unedited or edited with a method."""
+    return {
+        row["case_id"]: from_json(_STATE, row["answers"])
+        for row in run.rows(rows)
+        if row["records"] == name and row.get("method") == method
+    }
+
+
+def show(run: Run, sets: Mapping[str, Sequence[Record]]) -> list[Section]:
+    """Print and save the table; the sections of the report."""
+    failures = run.rows("failures")
+    tried = [row["method"] for row in run.rows("training")]
+    tried += [row["method"] for row in failures if row["what"] == "editor"]
+    methods = [method for method in EDITORS if method in tried]
+    names = {method: EDITORS[method].method for method in methods}
+    data, edited = [], run.rows("edited")
+    for name, records in sets.items():
+        before = states(run, "unedited", name)
+        after = {names[method]: states(run, "edited", name, method) for method in methods}
+        scores = {
+            editor: [SurveyScores(case_id=case, before=before[case], after=state) for case, state in some.items()]
+            for editor, some in after.items()
+            if some
+        }
+        rephrased = next((record.rephrased_by for record in records if record.rephrased_by), "")
+        data.append(DataSet(name=name, rephrased_by=rephrased, scores=scores))
+    costs = {
+        names[row["method"]]: Cost(
+            train=row["seconds"],
+            seconds=[one["seconds"] for one in edited if one["method"] == row["method"]],
+            memory=[one["bytes"] for one in run.rows("memory") if one["method"] == row["method"]],
+        )
+        for row in run.rows("training")
+    }
+    whys: dict[str, str] = {}
+    for method, editor in names.items():
+        mine = [row for row in failures if row["method"] == method or row["method"].startswith(f"{method} on ")]
+        if mine and (mine[0]["what"] == "editor" or any(editor not in one.scores for one in data)):
+            whys[editor] = mine[0]["reason"]
+    if not any(one.scores for one in data):
+        return []
+    table = survey_table(data, list(names.values()), costs, whys)
+    run.save_table("survey", table)
+    print(to_markdown(table))
+    checked = f"The weights were bit for bit those of the untouched model after each of {len(edited):,} edits."
+    run.note(edits=len(edited), editors=list(names.values()), failed=whys, identical=checked)
+    print(checked)
+    return [Section(title="The table", elements=[Paragraph(text=checked), run.tables()["survey"]])]
+
+
+def headline(run: Run) -> str:
+    """How many edits by how many methods."""
+    found = run.read_json("results.json")
+    if "edits" not in found:
+        return "Nothing is finished yet."
+    failed = f"; {len(found['failed'])} failed" if found["failed"] else ""
+    return f"{found['edits']:,} edits by {len(found['editors'])} methods{failed}."
+
+
+if __name__ == "__main__":
+    script(main)

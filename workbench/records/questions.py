@@ -1,0 +1,68 @@
+"""Prompts that are whole texts, mostly questions: where their subject stands; and what public files ask besides."""
+
+import re
+import warnings
+from collections.abc import Sequence
+
+from workbench.records.facts import Probe
+from workbench.records.fields import Node, RecordError, brief, probe
+from workbench.records.joining import whole_word
+
+NATURAL_QUESTIONS = "natural questions"
+"""What zsRE's locality prompts are: questions of people to a search engine, beginning with "nq question: "."""
+
+
+_NATURAL = "nq question: "
+
+
+class WithoutSubject(RecordError):
+    """A prompt in which its subject does not occur, so that nothing can be edited about it."""
+
+
+def is_natural(prompt: object) -> bool:
+    """Whether a prompt is one of zsRE's natural questions."""
+    return isinstance(prompt, str) and prompt.startswith(_NATURAL)
+
+
+def own_answer(prompt: Node, answer: str) -> Probe:
+    """A question that an edit has nothing to do with."""
+    return probe(prompt, (answer,), (answer,), kind=NATURAL_QUESTIONS if is_natural(prompt.text()) else "")
+
+
+def subject_template(prompt: Node, subjects: Sequence[str]) -> tuple[str, str]:
+    """The prompt with {} for its subject, and the subject as it is written there; `WithoutSubject` if it is not.
+
+    Of several names the first that occurs counts, as a word of its own if it does so anywhere, and also in another case
+    ("iucn" for "IUCN"). An answer follows a question with a space after its "?" (`joining.join`).
+    """
+    text = prompt.text()
+    if "{}" in text:
+        prompt.fail("a prompt without {}")
+    for flags in (re.NOFLAG, re.IGNORECASE):
+        for subject in subjects:
+            for pattern in (whole_word(subject), re.escape(subject)):
+                if found := re.search(pattern, text, flags):
+                    return f"{text[: found.start()]}{{}}{text[found.end() :]}", found.group()
+    raise WithoutSubject(
+        f"{prompt.file}: record {prompt.record}: field {prompt.field!r}: expected a prompt with the subject "
+        f"{' or '.join(map(repr, subjects))} in it, got {brief(text)}"
+    )
+
+
+def refused(refusals: Sequence[WithoutSubject], of: int) -> None:
+    """Say once which records are left out because their prompts lack their subjects; raise where none is left."""
+    if len(refusals) == of:
+        raise refusals[0]
+    if refusals:
+        more = f"; and {len(refusals) - 3} more" if len(refusals) > 3 else ""
+        named = "; ".join(map(str, refusals[:3]))
+        warnings.warn(f"{len(refusals)} of {of} records are refused and left out: {named}{more}", stacklevel=3)
+
+
+def one_hop(node: Node, true: Sequence[str] = ()) -> list[Probe]:
+    """The survey's question one hop on from a record, in a field "portability"; none without the field."""
+    if not isinstance(node.value.get("portability"), dict):
+        return []
+    asked = node.at("portability")
+    answer = asked.at("New Answer").text()
+    return [probe(asked.at("New Question"), (answer,), true, kind="one hop")]

@@ -1,0 +1,102 @@
+"""Reads a file of records or facts in whichever public schema it is in, and says what it saw."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from workbench.records.counterfact import read_counterfact
+from workbench.records.course import read_requests
+from workbench.records.easyedit import read_easyedit, read_knowedit
+from workbench.records.facts import Fact, Record
+from workbench.records.fields import Node, RecordError, brief, nodes
+from workbench.records.known_1000 import read_known_1000
+from workbench.records.questions import is_natural
+from workbench.records.zsre import read_zsre
+
+_KNOWN_1000 = "known_1000"
+_SCHEMAS: dict[str, tuple[tuple[str, ...], Callable[[Path], list[Record]]]] = {
+    "CounterFact": (("requested_rewrite",), read_counterfact),
+    "MEND's zsRE": (("src", "alt"), read_zsre),
+    "the original zsRE": (("input", "output", "alternatives"), read_zsre),
+    "EasyEdit's zsRE": (("prompt", "rephrase_prompt", "locality_prompt"), read_easyedit),
+    "EasyEdit's CounterFact": (("prompt", "rephrase_prompt", "locality_prompt"), read_easyedit),
+    "KnowEdit": (("prompt", "target_new", "locality"), read_knowedit),
+    "KnowEdit's WikiBio": (("text", "labels", "concept"), read_knowedit),
+    "the course": (("prompt", "target_new", "paraphrase_prompts"), read_requests),
+}
+"""Name -> fields by which it is recognised, in this order, and its reader; `known_1000` holds no records."""
+_TESTED = ("paraphrase", "neighborhood", "portability", "locality", "generation")
+"""Kinds of prompts whose lack is told."""
+
+
+def schema(path: str | Path) -> str:
+    """The name of a file's schema, by the fields of its first record; RecordError naming the schemas otherwise."""
+    first = nodes(path)[0]
+    fields = first.value.keys() if isinstance(first.value, dict) else set()
+    for name, (needed, _) in _SCHEMAS.items():
+        if set(needed) <= fields and (name != "EasyEdit's zsRE" or is_natural(first.value["locality_prompt"])):
+            return name
+    if {"subject", "attribute", "prompt"} <= fields:
+        return _KNOWN_1000
+    known = [f"{name} ({', '.join(map(repr, needed))})" for name, (needed, _) in _SCHEMAS.items()]
+    raise RecordError(
+        f"{path}: record 0: expected the fields of a schema that is known, {'; '.join(known)} or known_1000 "
+        f"('subject', 'attribute', 'prompt'), got {_found(first)}"
+    )
+
+
+def read_records(path: str | Path) -> list[Record]:
+    """Records of a file in any schema that is known, which is recognised by its first record.
+
+    Of files that are not in CounterFact's schema a warning says once what was seen, and which prompts they lack: what
+    these would score is left out. FileNotFoundError, or RecordError naming file, record and field, or the schemas.
+    """
+    name = schema(path)
+    if name == _KNOWN_1000:
+        raise RecordError(
+            f"{path}: known_1000 holds facts without new targets, so there is nothing to edit; "
+            f"give a file in the schema of {', '.join(_SCHEMAS)}"
+        )
+    records = _SCHEMAS[name][1](Path(path))
+    if name != "CounterFact":
+        warnings.warn(seen(path, name, records), stacklevel=2)
+    return records
+
+
+def seen(path: str | Path, name: str, records: Sequence[Record]) -> str:
+    """What a file of that schema holds, in one sentence: how many records, and what these lack."""
+    lacking = [
+        f"{kind} prompts" for kind in _TESTED if not any(getattr(record, f"{kind}_prompts") for record in records)
+    ]
+    if not any(record.request.target_true for record in records):
+        lacking.append("true answers")
+    said = f"{path}: the schema of {name}, {len(records):,} record{'s' if len(records) > 1 else ''}"
+    if lacking:
+        said += f"; they have no {', no '.join(lacking)}: what these would score is left out"
+    if sources := sorted({record.rephrased_by for record in records} - {""}):
+        said += f"; their paraphrases are {', '.join(sources)}, mostly other questions: scores on them are those of it"
+    return said
+
+
+def read_facts(path: str | Path) -> list[Fact]:
+    """Facts of a file in a schema that is known; of records the request with its true target."""
+    return list(read_cases(path).values())
+
+
+def read_cases(path: str | Path) -> dict[int, Fact]:
+    """`read_facts` by the `case_id` of their records; those of known_1000, which has none, by their place in it."""
+    if (name := schema(path)) == _KNOWN_1000:
+        return dict(enumerate(read_known_1000(path)))
+    lies = "requested_rewrite.target_true" if name == "CounterFact" else "ground_truth"
+    facts = {}
+    for index, record in enumerate(read_records(path)):
+        if record.request.target_true is None:
+            field = Node(file=Path(path), record=index, field=lies, value=None)
+            field.fail("the true target")
+        facts[record.case_id] = record.request.fact
+    return facts
+
+
+def _found(first: Node) -> Any:
+    return f"only {', '.join(map(repr, first.value))}" if isinstance(first.value, dict) else brief(first.value)

@@ -1,0 +1,114 @@
+"""zsRE (Levy et al. 2017) as editors use it: MEND's JSON, De Cao et al.'s JSON Lines, and the survey's additions."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from workbench.machine.files import write_whole
+from workbench.machine.jsonl import dumps
+from workbench.records.facts import EditRequest, Record
+from workbench.records.fields import Node, RecordError, nodes, probe
+from workbench.records.questions import WithoutSubject, one_hop, own_answer, refused, subject_template
+
+_ASKED = {"alias": "alter_subject_question", "reversed": "inverse question"}
+"""Fields of the survey's questions by the kind of portability that they test."""
+
+
+def read_zsre(path: str | Path) -> list[Record]:
+    """Records of MEND's files (`src`, `alt`, ...) or of those that they are made from (`input`, `alternatives`, ...).
+
+    The target is `alt`, or the first of `alternatives`; the true one the first of `answers` or `output`. (MEND edits
+    to what its model is likely to say instead, De Cao et al. to what theirs predicts.) A locality question stands as it
+    is in the file; ROME's code adds "?" to it. Of the survey (Yao et al. 2023) there may be `portability` (one hop),
+    `alter_subject_question` (alias) and `inverse question` (reversed). Records have no number: they are counted.
+
+    A record whose question lacks its subject is refused by itself, in a warning. FileNotFoundError, or RecordError
+    naming file, record and field.
+    """
+    found, records, refusals = nodes(path), [], []
+    for node in found:
+        try:
+            records.append(_original(node) if node.has("input") else _mend(node))
+        except WithoutSubject as refusal:
+            refusals.append(refusal)
+    refused(refusals, len(found))
+    return records
+
+
+def write_zsre(records: Sequence[Record], path: str | Path) -> None:
+    """Write records in the schema of MEND's files; what that has no place for is left out."""
+    write_whole(Path(path), f"{dumps([_written(record) for record in records], indent=1)}\n".encode())
+
+
+def _mend(node: Node) -> Record:
+    answers = node.at("answers").answers()
+    new = node.at("alt").text()
+    template, subject = subject_template(node.at("src"), [node.at("subject").text()])
+    probes = one_hop(node)
+    for kind, field in _ASKED.items():
+        if node.has(field):
+            alias = kind == "alias"
+            probes.append(probe(node.at(field), (new if alias else subject,), answers if alias else (), kind=kind))
+    return Record(
+        case_id=node.record,
+        request=EditRequest(template=template, subject=subject, target_new=new, target_true=answers[0]),
+        paraphrase_prompts=(node.at("rephrase").text(),) if node.has("rephrase") else (),
+        portability_prompts=tuple(probes),
+        locality_prompts=(own_answer(node.at("loc"), node.at("loc_ans").text()),) if node.has("loc") else (),
+    )
+
+
+def _original(node: Node) -> Record:
+    """De Cao et al.'s records name no subject: it is what their metadata or their sources are about."""
+    outputs = node.at("output").items()
+    answers = [output.at("answer").text() for output in outputs if output.has("answer")]
+    if not answers:
+        node.at("output").fail("one or more objects with an 'answer'")
+    template, subject = subject_template(node.at("input"), _names(node, outputs))
+    request = EditRequest(
+        template=template,
+        subject=subject,
+        target_new=node.at("alternatives").answers("one or more answers to edit to")[0],
+        target_true=answers[0],
+    )
+    rephrased = node.at("filtered_rephrases" if node.has("filtered_rephrases") else "rephrases", optional=True).texts()
+    others = tuple(dict.fromkeys(text for text in rephrased if text != request.prompt))
+    return Record(case_id=node.record, request=request, paraphrase_prompts=others)
+
+
+def _names(node: Node, outputs: Sequence[Node]) -> list[str]:
+    names = [node.at("subject").text()] if node.has("subject") else []
+    meta: Any = node.value.get("meta") or {}
+    for field in ("sub_surface", "subj_aliases"):
+        names += meta.get(field) or []
+    names += [
+        source["title"] for output in outputs for source in output.value.get("provenance") or [] if "title" in source
+    ]
+    if not names:
+        raise RecordError(
+            f"{node.file}: record {node.record}: expected the subject in 'subject', 'meta.sub_surface' or "
+            f"'output[].provenance[].title', got only {', '.join(node.value)}"
+        )
+    return list(dict.fromkeys(names))
+
+
+def _written(record: Record) -> dict[str, Any]:
+    request = record.request
+    item: dict[str, Any] = {
+        "subject": request.subject,
+        "src": request.prompt,
+        "pred": request.fact.object,
+        "alt": request.target_new,
+        "answers": [request.fact.object],
+        "cond": f"{request.fact.object} >> {request.target_new} || {request.prompt}",
+    }
+    if record.paraphrase_prompts:
+        item["rephrase"] = record.paraphrase_prompts[0]
+    if record.locality_prompts:
+        item |= {"loc": record.locality_prompts[0].prompt, "loc_ans": record.locality_prompts[0].targets_true[0]}
+    for one in record.portability_prompts:
+        if one.kind == "one hop":
+            item["portability"] = {"New Question": one.prompt, "New Answer": one.targets_new[0]}
+        elif field := _ASKED.get(one.kind):
+            item[field] = one.prompt
+    return item
