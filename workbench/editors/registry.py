@@ -19,6 +19,7 @@ _HOMES = {
     "grace": ("workbench.editors.grace", "GRACE"),
     "ike": ("workbench.editors.ike", "IKE"),
     "kn": ("workbench.editors.kn", "KN"),
+    "serac": ("workbench.editors.serac", "SERAC"),
 }
 """Name -> module, class."""
 

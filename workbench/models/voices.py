@@ -35,7 +35,8 @@ class Group:
 
 def groups(model: Model, prompts: Sequence[str]) -> list[Group]:
     """The prompts by who answers them, see `Model.voices`."""
-    voices = [model.voices(prompt) for prompt in prompts]
+    each = {prompt: model.voices(prompt) for prompt in dict.fromkeys(prompts)}
+    voices = [each[prompt] for prompt in prompts]
     by_models: dict[tuple[int, ...], list[int]] = {}
     for place, some in enumerate(voices):
         by_models.setdefault(tuple(id(voice.model) for voice in some), []).append(place)

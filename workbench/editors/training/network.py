@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class TrainedNetwork:
     provenance: Mapping[str, Any]
     """Recipe, digest of the records, seconds, and the curve: [step, training loss, validation] of each validation."""
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 over all that edits depend on; the same after saving and loading."""
         parts: list[Tensor | str] = [json.dumps([self.method, self.settings], sort_keys=True)]
