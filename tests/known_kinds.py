@@ -12,7 +12,7 @@ from workbench.edits.edit import provenance
 from workbench.edits.hooked import HookEdit
 from workbench.edits.redirected import RedirectEdit
 from workbench.models.hooks import EditHook, ForwardPass
-from workbench.models.model import Model
+from workbench.models.model import Model, Voice
 from workbench.records.facts import EditRequest
 
 LAYER = 2
@@ -66,6 +66,20 @@ class Prefix(RedirectEdit):
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], settings: Mapping[str, Any], **common: Any) -> Any:
         return cls(text=settings["text"], **common)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Halves(Prefix):
+    """Answers a part of each prompt with a text before it, and the rest without."""
+
+    kind = "halves"
+    part: ClassVar[float] = 0.3
+
+    def voices(self, model: Model, prompt: str) -> Sequence[Voice]:
+        return [
+            Voice(weight=1 - self.part, model=model, prompt=prompt),
+            Voice(weight=self.part, model=model, prompt=self.text + prompt),
+        ]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

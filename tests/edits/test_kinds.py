@@ -11,7 +11,7 @@ import pytest
 import torch
 from command import TINY, run
 from known_edits import random_edit, same
-from known_kinds import PREFIX, Prefix, Prefixes, Steering, Steers
+from known_kinds import PREFIX, Halves, Prefix, Prefixes, Steering, Steers
 from torch import Tensor
 
 import workbench.edits.edit
@@ -29,7 +29,7 @@ from workbench.measuring.evaluate import evaluate, score_state
 from workbench.measuring.summaries import summarise
 from workbench.models.blocks import BlocksError
 from workbench.models.blocks_check import blocks_of
-from workbench.models.generation import generate
+from workbench.models.generation import generate, rooms
 from workbench.models.loading import load_model
 from workbench.models.model import Model
 from workbench.models.scoring import score_targets
@@ -224,6 +224,44 @@ def test_a_redirect_to_another_model(tiny_gpt2: Model, checkpoints: dict[str, Pa
         monkey = type("Small", (Elsewhere,), {"kind": "small", "asked": lambda self, model, prompt: (small, prompt)})
         with monkey(method="E", requests=(), provenance={}, text="").applied(tiny_gpt2):
             generate(tiny_gpt2, prompts, max_new_tokens=1)
+
+
+def test_voices_that_answer_together_are_the_mean_of_their_distributions(tiny_gpt2: Model) -> None:
+    """Scored, and generated with the cache as without; a prefix around them is put to both."""
+    edit = Halves(method="H", requests=(), provenance={}, text=PREFIX)
+    prompts, steps = ["The capital of Portugal is", "In Rome", "People in Argentina speak"], 2
+
+    def probabilities(prompt: str) -> Tensor:
+        row = tiny_gpt2.tokenize([prompt])
+        return tiny_gpt2.logits(row)[0, -1].softmax(dim=-1)
+
+    def by_hand(prompt: str) -> Tensor:
+        return 0.7 * probabilities(prompt) + 0.3 * probabilities(PREFIX + prompt)
+
+    alone = {prompt: by_hand(prompt) for prompt in prompts}
+    expected = []
+    for prompt in prompts:
+        text = prompt
+        for _ in range(steps):
+            text += tiny_gpt2.text.decode([int(by_hand(text).argmax())])
+        expected.append(text.removeprefix(prompt))
+    outer = Prefix(method="P", requests=(), provenance={}, text="Rome. ")
+    with edit.applied(tiny_gpt2):
+        scores = score_targets(tiny_gpt2, list(zip(prompts, expected, strict=True)), separator="")
+        found = generate(tiny_gpt2, prompts, max_new_tokens=steps)
+        with outer.applied(tiny_gpt2):
+            assert [voice.prompt for voice in tiny_gpt2.voices("x")] == ["Rome. x", PREFIX + "Rome. x"]
+        assert rooms(tiny_gpt2, ["In Rome"]) == [tiny_gpt2.n_ctx - len(tiny_gpt2.encode([PREFIX + "In Rome"])[0].ids)]
+        with pytest.raises(ValueError, match="change what is asked are applied"):
+            logit_lens(tiny_gpt2, REQUEST, ["Lisbon"])
+        edit.apply_(tiny_gpt2)
+        weights = [voice.weight for voice in tiny_gpt2.voices("x")]
+        edit.revert_(tiny_gpt2)
+    assert weights == pytest.approx([0.49, 0.21, 0.21, 0.09])
+    for prompt, score in zip(prompts, scores, strict=True):
+        torch.testing.assert_close(score.next_log_probs, alone[prompt].log(), atol=1e-4, rtol=1e-4)
+        assert score.top and score.log_probs[0] == pytest.approx(alone[prompt].max().log().item(), abs=1e-4)
+    assert found == expected
 
 
 def test_room_in_the_context_counts_the_prompt_as_it_is_put(tiny_gpt2: Model, record: Record) -> None:

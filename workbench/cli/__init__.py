@@ -10,6 +10,7 @@ from workbench.cli.editing import edit, evaluate
 from workbench.cli.session import told
 from workbench.cli.study import study
 from workbench.cli.tracing import trace
+from workbench.cli.training import train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -18,7 +19,7 @@ app = typer.Typer(
     help="Where in a language model is a fact recalled, and can it be rewritten there without breaking the rest?\n\n"
     "Start with `workbench study`: it runs everything on a small embedded model and ends with a report.",
 )
-for command in (fetch, trace, edit, evaluate, export, study):
+for command in (fetch, trace, edit, evaluate, export, train, study):
     app.command()(told(command, command.__name__))
 
 

@@ -23,6 +23,7 @@ _HOMES = {
     "calinet": ("workbench.editors.calinet", "CaliNet"),
     "lora": ("workbench.editors.lora", "LoRA"),
     "wise": ("workbench.editors.wise", "WISE"),
+    "serac": ("workbench.editors.serac", "SERAC"),
 }
 """Name -> module, class."""
 

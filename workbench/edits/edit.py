@@ -22,7 +22,7 @@ from workbench.edits.ledger import change_, state_fingerprint, taking_back
 from workbench.machine import hashing
 from workbench.machine.sealed import load_sealed, save_sealed
 from workbench.models.hooks import EditHook
-from workbench.models.model import Model
+from workbench.models.model import Model, Voice
 from workbench.records.facts import EditRequest
 
 _FORMAT = "workbench-edit-3"
@@ -46,7 +46,7 @@ class Edit(ABC):
     in_weights: ClassVar[bool] = False
     """Whether it changes weights alone, so that a checkpoint holds it."""
     redirects: ClassVar[bool] = False
-    """Whether `asked` may answer otherwise than with the model and the prompt themselves."""
+    """Whether `asked` or `voices` may answer otherwise than with the model and the prompt themselves."""
 
     method: str
     """The editor's display name."""
@@ -105,6 +105,11 @@ class Edit(ABC):
     def asked(self, model: Model, prompt: str) -> tuple[Model, str]:
         """Who answers a prompt that this model is asked, and what is put to them."""
         return model, prompt
+
+    def voices(self, model: Model, prompt: str) -> Sequence[Voice]:
+        """Those who answer a prompt together: the one that is `asked`, unless an edit mixes several distributions."""
+        who, put = self.asked(model, prompt)
+        return [Voice(weight=1.0, model=who, prompt=put)]
 
     def norms(self, model: Model) -> dict[int, float]:
         """||dW|| / ||W|| (Frobenius) by layer, over the matrices changed there; W is without any edit."""

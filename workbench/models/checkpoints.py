@@ -132,21 +132,27 @@ def load_checkpoint(name: str, *, device: str, dtype: torch.dtype | None) -> Che
             raise unusable("its tokenizer is not a fast one, and the place of a subject needs character offsets")
         hf = hf.to(device).eval()
         cast_rotary_tables_(hf)
-        dtype = hf.dtype
-        # Taken before bridging, which renames: these are the names that a checkpoint is saved under.
-        parameters, persistent = dict(hf.named_parameters()), hf.state_dict().keys()
-        buffers = {name: buffer for name, buffer in hf.named_buffers() if name in persistent}
         try:
-            bridge = TransformerBridge.boot_transformers(  # pyright: ignore[reportAttributeAccessIssue]
-                source.place, hf_model=hf, tokenizer=copy.deepcopy(tokenizer), device=device, dtype=dtype
-            )
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # TransformerLens meets what it does not know in as many ways
-            raise unusable(f"TransformerLens cannot hook {type(hf).__name__}: {_reason(error)}") from error
-    missing = missing_parts(bridge)
-    if missing is not None:
-        raise unusable(missing)
+            return bridged(hf, tokenizer, place=source.place)
+        except ValueError as error:
+            raise unusable(str(error)) from error
+
+
+def bridged(hf: Any, tokenizer: PreTrainedTokenizerBase, *, place: str) -> Checkpoint:
+    """A Hugging Face model under TransformerLens, gradients off; ValueError for one that cannot be hooked."""
+    # Taken before bridging, which renames: these are the names that a checkpoint is saved under.
+    parameters, persistent = dict(hf.named_parameters()), hf.state_dict().keys()
+    buffers = {name: buffer for name, buffer in hf.named_buffers() if name in persistent}
+    try:
+        bridge = TransformerBridge.boot_transformers(  # pyright: ignore[reportAttributeAccessIssue]
+            place, hf_model=hf, tokenizer=copy.deepcopy(tokenizer), device=hf.device, dtype=hf.dtype
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # TransformerLens meets what it does not know in as many ways
+        raise ValueError(f"TransformerLens cannot hook {type(hf).__name__}: {_reason(error)}") from error
+    if (missing := missing_parts(bridge)) is not None:
+        raise ValueError(missing)
     bridge.eval()
     for module in bridge.modules():  # the bridge splits fused attention into parameters of its own
         for parameter in module.parameters(recurse=False):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -10,6 +11,7 @@ from torch import Tensor
 from workbench.models.hooks import ForwardPass
 from workbench.models.model import Model
 from workbench.models.tokens import TokenRow, Tokens
+from workbench.models.voices import groups, mixture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,24 +45,59 @@ class Sampler:
         return ids.gather(-1, picks)[:, 0]
 
 
-@torch.no_grad()
 def continue_tokens(model: Model, tokens: Tokens, *, steps: int, sampler: Sampler) -> list[list[int]]:
     """Up to `steps` new tokens a row, each row's cut before the first that ends a text; `tokens` are padded left."""
-    ids, mask, cache, ends = tokens.ids, tokens.mask, None, model.ends
-    finished = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-    end_ids = torch.tensor(ends, dtype=torch.long, device=ids.device)
+    return _continue_together([model], [tokens], None, steps=steps, sampler=sampler)
+
+
+@torch.no_grad()
+def _continue_together(
+    models: Sequence[Model],
+    tokens: Sequence[Tokens],
+    weights: Float[Tensor, "row model"] | None,
+    *,
+    steps: int,
+    sampler: Sampler,
+) -> list[list[int]]:
+    """As `continue_tokens`, by the mixture of several models that each read tokens of their own and then the same."""
+    runs = [_Run(model, some) for model, some in zip(models, tokens, strict=True)]
+    ends = models[0].ends
+    finished = torch.zeros(len(tokens[0].ids), dtype=torch.bool, device=models[0].device)
+    end_ids = torch.tensor(ends, dtype=torch.long, device=models[0].device)
     new: list[Tensor] = []
     for _ in range(steps):
-        which = ForwardPass(mask=mask, offset=mask.shape[1] - ids.shape[1], prompt_ends=tokens.prompt_ends)
-        logits, cache = model.step(ids, which, cache)
-        chosen = sampler(logits[:, -1])
+        logits = [run.logits() for run in runs]
+        chosen = sampler(logits[0] if weights is None else mixture([_log_probs(each) for each in logits], weights))
         new.append(chosen)
         finished = finished | torch.isin(chosen, end_ids)
         if finished.all():
             break
-        ids, mask = chosen[:, None], torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+        for run in runs:
+            run.append_(chosen)
     rows = torch.stack(new, dim=1).tolist()
     return [row[: next((place for place, token in enumerate(row) if token in ends), None)] for row in rows]
+
+
+class _Run:
+    """One model in the midst of a text, with its key-value cache."""
+
+    def __init__(self, model: Model, tokens: Tokens) -> None:
+        self._model, self._ids, self._mask, self._ends = model, tokens.ids, tokens.mask, tokens.prompt_ends
+        self._cache: Any = None
+
+    def logits(self) -> Float[Tensor, "batch vocab"]:
+        """Of the next token; asked for once before each that is appended."""
+        offset = self._mask.shape[1] - self._ids.shape[1]
+        which = ForwardPass(mask=self._mask, offset=offset, prompt_ends=self._ends)
+        logits, self._cache = self._model.step(self._ids, which, self._cache)
+        return logits[:, -1]
+
+    def append_(self, chosen: Int[Tensor, " batch"]) -> None:
+        self._ids, self._mask = chosen[:, None], torch.cat([self._mask, torch.ones_like(self._mask[:, :1])], dim=1)
+
+
+def _log_probs(logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch vocab"]:
+    return logits.float().log_softmax(dim=-1)
 
 
 def generate(
@@ -76,15 +113,17 @@ def generate(
     """Continue each prompt; returns the continuations alone, cut at the end-of-text token.
 
     Greedy at temperature 0; sampled from `generator` (on the model's device) otherwise. Edits that are applied are
-    asked whom to ask, and what (`Model.asked`).
+    asked whom to ask, and what (`Model.voices`); models that answer together are mixed token by token.
     ValueError if a prompt, as it is put, and its continuation together do not fit into the context.
     """
     sampler = Sampler(temperature=temperature, top_k=top_k, generator=generator)
     found: dict[int, str] = {}
-    for answering, places, asked in by_answerer(model, prompts):
-        with answering.answering():
-            texts = _continue(answering, answering.encode(asked), max_new_tokens, sampler, batch_size)
-        found |= dict(zip(places, texts, strict=True))
+    for group in groups(model, prompts):
+        rows = [who.encode(asked) for who, asked in zip(group.models, group.asked, strict=True)]
+        weights = group.weights.T if len(group.models) > 1 else None
+        with group.answering():
+            texts = _continue(group.models, rows, weights, max_new_tokens, sampler, batch_size)
+        found |= dict(zip(group.places, texts, strict=True))
     return [found[place] for place in range(len(prompts))]
 
 
@@ -93,7 +132,7 @@ def generate_unprompted(
 ) -> list[str]:
     """Texts that the model makes up, sampled at temperature 1 after nothing but the token that begins a text."""
     sampler = Sampler(temperature=1.0, top_k=top_k, generator=generator)
-    return _continue(model, [model.text.beginning()] * count, max_new_tokens, sampler, count)
+    return _continue([model], [[model.text.beginning()] * count], None, max_new_tokens, sampler, count)
 
 
 def continue_within(model: Model, prompts: Sequence[str], *, tokens: int, batch_size: int = 64) -> dict[str, str]:
@@ -115,38 +154,52 @@ def continue_within(model: Model, prompts: Sequence[str], *, tokens: int, batch_
 def rooms(model: Model, prompts: Sequence[str]) -> list[int]:
     """How many tokens the context leaves after each prompt, as the edits that are applied have it put."""
     found: dict[int, int] = {}
-    for answering, places, asked in by_answerer(model, prompts):
-        left = [answering.n_ctx - len(row.ids) for row in answering.encode(asked)]
-        found |= dict(zip(places, left, strict=True))
+    for group in groups(model, prompts):
+        lefts = [
+            [who.n_ctx - len(row.ids) for row in who.encode(asked)]
+            for who, asked in zip(group.models, group.asked, strict=True)
+        ]
+        found |= {place: min(left) for place, *left in zip(group.places, *lefts, strict=True)}
     return [found[place] for place in range(len(prompts))]
 
 
-def by_answerer(model: Model, prompts: Sequence[str]) -> list[tuple[Model, list[int], list[str]]]:
-    """Who answers which of the prompts, by their places, and what is put to them; see `Model.asked`."""
-    routed = [model.asked(prompt) for prompt in prompts]
-    answerers = {id(answering): answering for answering, _ in routed}
-    parts = []
-    for answering in answerers.values():
-        places = [place for place, (who, _) in enumerate(routed) if who is answering]
-        parts.append((answering, places, [routed[place][1] for place in places]))
-    return parts
-
-
 def _continue(
-    model: Model, rows: Sequence[TokenRow], max_new_tokens: int, sampler: Sampler, batch_size: int
+    models: Sequence[Model],
+    rows: Sequence[Sequence[TokenRow]],
+    weights: Float[Tensor, "row model"] | None,
+    max_new_tokens: int,
+    sampler: Sampler,
+    batch_size: int,
 ) -> list[str]:
+    """Continuations of rows that each of the models has its own form of."""
     if max_new_tokens < 1:
         raise ValueError(f"expected max_new_tokens >= 1, got {max_new_tokens}")
     found: dict[int, str] = {}
-    for batch in model.batches(rows, batch_size, keep=1, new=max_new_tokens):
-        tokens = model.pad([rows[index] for index in batch], padding_side="left")
-        if tokens.ids.shape[1] + max_new_tokens > model.n_ctx:
-            raise ValueError(
-                f"a prompt of {tokens.ids.shape[1]} tokens and {max_new_tokens} new ones do not fit into "
-                f"the context of {model.n_ctx} of {model.name}; lower max_new_tokens or shorten the prompt"
-            )
-        new = continue_tokens(model, tokens, steps=max_new_tokens, sampler=sampler)
+    for batch in _batches(models, rows, max_new_tokens, batch_size):
+        tokens = []
+        for model, own in zip(models, rows, strict=True):
+            some = model.pad([own[index] for index in batch], padding_side="left")
+            if some.ids.shape[1] + max_new_tokens > model.n_ctx:
+                raise ValueError(
+                    f"a prompt of {some.ids.shape[1]} tokens and {max_new_tokens} new ones do not fit into "
+                    f"the context of {model.n_ctx} of {model.name}; lower max_new_tokens or shorten the prompt"
+                )
+            tokens.append(some)
+        parts = None if weights is None else weights[batch].to(models[0].device)
+        new = _continue_together(models, tokens, parts, steps=max_new_tokens, sampler=sampler)
         for row, index in enumerate(batch):
-            prompt = tokens.ids[row, int(tokens.starts[row]) :].tolist()
-            found[index] = model.text.continuation(prompt, new[row])
-    return [found[index] for index in range(len(rows))]
+            prompt = tokens[0].ids[row, int(tokens[0].starts[row]) :].tolist()
+            found[index] = models[0].text.continuation(prompt, new[row])
+    return [found[index] for index in range(len(rows[0]))]
+
+
+def _batches(models: Sequence[Model], rows: Sequence[Sequence[TokenRow]], new: int, batch_size: int) -> list[list[int]]:
+    """Indices of rows in batches that fit the memory of each of the models."""
+    batches = [list(range(len(rows[0])))]
+    for model, own in zip(models, rows, strict=True):
+        batches = [
+            [batch[place] for place in part]
+            for batch in batches
+            for part in model.batches([own[index] for index in batch], batch_size, keep=1, new=new)
+        ]
+    return batches

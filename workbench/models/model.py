@@ -7,7 +7,7 @@ edit made through `Model.weight` is what `Model.save_pretrained` writes.
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -175,15 +175,29 @@ class Model(Reader):
             for site, layer, function in edit.hooks(self)
         ]
 
-    def asked(self, prompt: str) -> tuple["Model", str]:
+    def voices(self, prompt: str) -> "list[Voice]":
         """Who answers a prompt, and what is put to them, by the edits that are applied; the latest is asked first."""
+        found = [Voice(weight=1.0, model=self, prompt=prompt)]
         for edit in reversed(self.edits):
-            model, prompt = edit.asked(self, prompt)
-            if model is not self:
-                if model.d_vocab != self.d_vocab:
-                    raise ValueError(f"{model.name} answers for {self.name}, but has another vocabulary")
-                return model.asked(prompt)
-        return self, prompt
+            found = [further for voice in found for further in self._further(edit, voice)]
+        for voice in found:
+            if voice.model.d_vocab != self.d_vocab:
+                raise ValueError(f"{voice.model.name} answers for {self.name}, but has another vocabulary")
+        return [
+            each
+            for voice in found
+            for each in (
+                [voice]
+                if voice.model is self
+                else (replace(one, weight=voice.weight * one.weight) for one in voice.model.voices(voice.prompt))
+            )
+        ]
+
+    def _further(self, edit: Any, voice: "Voice") -> "list[Voice]":
+        """What an edit makes of a voice; others than this model's own have left its edits behind."""
+        if voice.model is not self:
+            return [voice]
+        return [replace(one, weight=voice.weight * one.weight) for one in edit.voices(self, voice.prompt)]
 
     def check_direct(self) -> None:
         """ValueError while edits are applied that change what is asked, for all but those who have asked them."""
@@ -284,3 +298,15 @@ class Model(Reader):
                 "activations or prompts: take them back, and save them as edits"
             )
         self.checkpoint.save(folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Voice:
+    """One of those who answer a prompt together; mostly one answers alone."""
+
+    weight: float
+    """Its part in the distribution of what comes next; the parts of a prompt's voices sum to 1."""
+    model: Model
+    """Who answers."""
+    prompt: str
+    """What is put to it."""

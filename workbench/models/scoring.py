@@ -1,16 +1,16 @@
 """Probabilities of given targets after prompts, many of them from few rows."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.models.generation import by_answerer
 from workbench.models.model import Model
 from workbench.models.tokens import answer_start
+from workbench.models.voices import groups, mixture
 from workbench.records.joining import join
 
 
@@ -35,7 +35,7 @@ class TargetScore:
 def score_targets(
     model: Model, pairs: Sequence[tuple[str, str]], *, separator: str | None = None, batch_size: int = 64
 ) -> list[TargetScore]:
-    """Score (prompt, target) pairs; edits that are applied are asked whom to ask, and what (`Model.asked`).
+    """Score (prompt, target) pairs; edits that are applied are asked whom to ask, and what (`Model.voices`).
 
     The texts are `join(prompt, target, separator)`; a target's tokens are those that end beyond the prompt.
 
@@ -43,14 +43,53 @@ def score_targets(
     of one token after a prompt cost one row together. ValueError for a prompt or a target without a token of its own.
     """
     found: dict[int, TargetScore] = {}
-    for answering, places, asked in by_answerer(model, [prompt for prompt, _ in pairs]):
-        put = [(prompt, pairs[place][1]) for place, prompt in zip(places, asked, strict=True)]
-        with answering.answering():
-            found |= dict(zip(places, _score(answering, put, separator, batch_size), strict=True))
+    for group in groups(model, [prompt for prompt, _ in pairs]):
+        with group.answering():
+            by_model = []
+            for who, asked in zip(group.models, group.asked, strict=True):
+                put = [(prompt, pairs[place][1]) for place, prompt in zip(group.places, asked, strict=True)]
+                scored = _score(who, put, separator, batch_size)
+                if len(group.models) == 1:
+                    found |= {group.places[row]: one.score() for row, one in scored}
+                else:
+                    by_model.append(dict(scored))
+        for row, place in enumerate(group.places if by_model else ()):
+            found[place] = _mixed([scored[row] for scored in by_model], group.weights[:, row], pairs[place]).score()
     return [found[place] for place in range(len(pairs))]
 
 
-def _score(model: Model, pairs: Sequence[tuple[str, str]], separator: str | None, batch_size: int) -> list[TargetScore]:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Scored:
+    """What a model says at each token of a target."""
+
+    log_probs: Float[Tensor, "target vocab"]
+    target: Int[Tensor, " target"]
+    prompt_tokens: int
+
+    def score(self) -> TargetScore:
+        chosen = self.log_probs.gather(1, rearrange(self.target, "target -> target 1"))
+        return TargetScore(
+            log_probs=rearrange(chosen, "target 1 -> target").cpu(),
+            top=torch.equal(self.log_probs.argmax(dim=-1), self.target),
+            tokens=tuple(self.target.tolist()),
+            chosen=tuple(self.log_probs.argmax(dim=-1).tolist()),
+            next_log_probs=self.log_probs[0].cpu().clone(),  # not a view, which would keep the whole batch
+            prompt_tokens=self.prompt_tokens,
+        )
+
+
+def _mixed(scored: Sequence[_Scored], weights: Float[Tensor, " model"], pair: tuple[str, str]) -> _Scored:
+    first = scored[0]
+    if not all(torch.equal(one.target, first.target) for one in scored):
+        raise ValueError(f"the models that answer {pair[0]!r} together have other tokens for {pair[1]!r}")
+    weights = rearrange(weights, "model -> 1 model").to(first.log_probs.device)
+    return replace(first, log_probs=mixture([one.log_probs for one in scored], weights))
+
+
+def _score(
+    model: Model, pairs: Sequence[tuple[str, str]], separator: str | None, batch_size: int
+) -> Iterator[tuple[int, _Scored]]:
+    """Each pair, by its index, in the order in which they are run."""
     encoded = model.encode([join(prompt, target, separator) for prompt, target in pairs])
     texts = [row.ids for row in encoded]
     firsts = [answer_start(row.offsets, prompt) for row, (prompt, _) in zip(encoded, pairs, strict=True)]
@@ -65,7 +104,6 @@ def _score(model: Model, pairs: Sequence[tuple[str, str]], separator: str | None
         if row == pair:
             home.update({(ends[row], texts[row][:end]): row for end in range(1, len(texts[row]) + 1)})
 
-    scores: dict[int, TargetScore] = {}
     # Rows end together, so only the last positions need to be unembedded.
     keeps = {row: max(len(texts[row]) - firsts[pair] + 1 for pair in pairs) for row, pairs in served.items()}
     needed = list(served)
@@ -83,13 +121,4 @@ def _score(model: Model, pairs: Sequence[tuple[str, str]], separator: str | None
                 if log_probs.isnan().any():
                     raise ValueError(f"{model.name} gives NaN after {pairs[pair][0]!r}: look at its weights and dtype")
                 target = torch.tensor(texts[pair][first:], device=logits.device)
-                chosen = log_probs.gather(1, rearrange(target, "target -> target 1"))
-                scores[pair] = TargetScore(
-                    log_probs=rearrange(chosen, "target 1 -> target").cpu(),
-                    top=torch.equal(log_probs.argmax(dim=-1), target),
-                    tokens=tuple(target.tolist()),
-                    chosen=tuple(log_probs.argmax(dim=-1).tolist()),
-                    next_log_probs=log_probs[0].cpu().clone(),  # not a view, which would keep the whole batch
-                    prompt_tokens=first,
-                )
-    return [scores[pair] for pair in range(len(pairs))]
+                yield pair, _Scored(log_probs=log_probs, target=target, prompt_tokens=first)

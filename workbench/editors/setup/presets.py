@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from workbench.machine.paths import DATA
@@ -24,6 +24,8 @@ class Preset:
     """Layers edited, relative to the located one, where the fields do not name them."""
     context_lengths: tuple[tuple[int, int], ...] = PUBLISHED_CONTEXT_LENGTHS
     """(tokens, how many) of the contexts to sample."""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """Of a method that must be trained: fields of its recipe."""
 
 
 def preset(method: str, model: str) -> Preset:
@@ -48,4 +50,5 @@ def preset(method: str, model: str) -> Preset:
         around=tuple(fields.pop("around", (0,))),
         fields=fields,
         context_lengths=tuple((tokens, count) for tokens, count in lengths),
+        training=entry.get("training", {}),
     )

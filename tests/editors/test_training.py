@@ -1,0 +1,147 @@
+"""The loop learns, stops early, and goes on to the same bits; a network knows the model that it was trained for."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from workbench.editors.training.loop import Fitted, Schedule, train
+from workbench.editors.training.network import TrainedNetwork, description, trained_network
+from workbench.editors.training.trained import parted
+from workbench.models.loading import load_model
+from workbench.models.model import Model
+from workbench.records.facts import EditRequest, Record
+
+TARGETS = torch.tensor([1.0, 2.0, 3.0, 6.0])
+
+
+def fitted(
+    steps: int, *, checkpoint: Path | None = None, stop: int | None = None, learning_rate: float = 0.1, **changes: int
+) -> Fitted:
+    """Adam finds the mean of noisy targets; `stop` breaks off at that loss."""
+    network = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(network.weight)
+    network.register_buffer("seen", torch.zeros(()))
+    calls = 0
+
+    def loss(index: int, draw: random.Random) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == stop:
+            raise KeyboardInterrupt
+        network.get_buffer("seen").add_(1)
+        return (network.weight.sum() - TARGETS[index] - draw.gauss(0, 0.1)) ** 2
+
+    options = {"accumulate": 2, "validate_every": 10, "patience": 1000, "seed": 5, **changes}
+    return train(
+        network,
+        torch.optim.Adam(network.parameters(), lr=learning_rate),
+        loss,
+        lambda: (network.weight.sum() - TARGETS.mean()).abs().item(),
+        examples=len(TARGETS),
+        schedule=Schedule(steps=steps, **options),  # pyright: ignore[reportArgumentType]
+        checkpoint=checkpoint,
+    )
+
+
+def test_the_mean_is_found_and_the_curve_goes_down() -> None:
+    found = fitted(200)
+    assert abs(found.state["weight"].item() - TARGETS.mean().item()) < 0.2
+    assert [point.step for point in found.curve] == list(range(0, 201, 10))
+    assert found.curve[0].loss is None and found.curve[0].validation == TARGETS.mean().item()
+    losses = [point.loss for point in found.curve if point.loss is not None]
+    assert losses[0] > losses[-1]
+    assert found.step == min(found.curve, key=lambda point: point.validation).step
+
+
+def test_what_is_stopped_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    path = tmp_path / "training.pt"
+    with pytest.raises(KeyboardInterrupt):
+        fitted(60, checkpoint=path, stop=75)
+    went_on, through = fitted(60, checkpoint=path), fitted(60)
+    assert went_on.curve == through.curve and went_on.step == through.step
+    assert all(torch.equal(went_on.state[name], through.state[name]) for name in through.state)
+    assert fitted(60, checkpoint=path).curve == through.curve  # it was at its end
+
+
+def test_it_stops_when_nothing_gets_better() -> None:
+    found = fitted(1000, patience=30, learning_rate=3.0)
+    assert found.curve[-1].step < 1000 and found.curve[-1].step - found.step >= 30
+
+
+def test_bad_input_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="patience must be at least 1, got 0"):
+        fitted(1, patience=0)
+    with pytest.raises(ValueError, match="clip must be positive"):
+        Schedule(steps=1, validate_every=1, patience=1, clip=0.0)
+    with pytest.raises(ValueError, match="the training loss at step 1 is inf: lower the learning rate"):
+        fitted(20, learning_rate=1e30)
+    path = tmp_path / "training.pt"
+    fitted(10, checkpoint=path)
+    network = torch.nn.Linear(1, 1)
+    with pytest.raises(ValueError, match="is the checkpoint of another training: delete it"):
+        train(
+            network,
+            torch.optim.Adam(network.parameters()),
+            lambda index, draw: network.weight.sum(),
+            lambda: 0.0,
+            examples=1,
+            schedule=Schedule(steps=1, validate_every=1, patience=1),
+            checkpoint=path,
+            identity="other",
+        )
+
+
+def test_no_subject_is_trained_on_and_validated_on() -> None:
+    records = [
+        Record(case_id=i, request=EditRequest(template="{} is", subject=f"s{i // 3}", target_new="t"))
+        for i in range(30)
+    ]
+    training, validation = parted(records, held_out=8, seed=0)
+    assert len(validation) == 9 and len(training) == 21
+    assert not {r.request.subject for r in training} & {r.request.subject for r in validation}
+    with pytest.raises(ValueError, match="30 records about 10 subjects cannot be parted into 40"):
+        parted(records, held_out=40, seed=0)
+
+
+def network(model: Model) -> TrainedNetwork:
+    return TrainedNetwork(
+        method="mend",
+        model="tiny",
+        made_for=description(model),
+        settings={"rank": 2},
+        tensors={"a": torch.arange(3.0)},
+        provenance={"curve": [[0, None, 1.0]]},
+    )
+
+
+def test_a_network_is_saved_and_loaded(tiny_gpt2: Model, tmp_path: Path) -> None:
+    made = network(tiny_gpt2)
+    made.save(tmp_path / "one.safetensors")
+    found = TrainedNetwork.load(tmp_path / "one.safetensors")
+    assert found.digest == made.digest and found.provenance == made.provenance
+    found.check_made_for(tiny_gpt2)
+    (tmp_path / "two.safetensors").write_bytes(b"no")
+    with pytest.raises(ValueError, match="is not a network that can be read"):
+        TrainedNetwork.load(tmp_path / "two.safetensors")
+
+
+def test_another_models_network_is_refused(
+    tiny_gpt2: Model, checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workbench.editors.training.network.TRAINED", tmp_path)
+    other = load_model(str(checkpoints["gpt2"]), device="cpu")
+    with pytest.raises(FileNotFoundError, match=r"mend must be trained before it edits .*workbench train mend --model"):
+        trained_network("mend", other)
+    network(tiny_gpt2).save(tmp_path / "mend_gpt2.safetensors")
+    with pytest.raises(ValueError, match=r"trained for 'tiny' with size 6 layers x 64 .*but .* has "):
+        trained_network("mend", other)
+    with torch.no_grad():
+        weight = tiny_gpt2.weight(0)
+        before, made = weight.clone(), network(tiny_gpt2)
+        weight.add_(1)
+        with pytest.raises(ValueError, match="with fingerprint"):
+            made.check_made_for(tiny_gpt2)
+        weight.copy_(before)

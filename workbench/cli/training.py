@@ -1,0 +1,58 @@
+"""`workbench train`: fit the network of an editor that learns from others' edits."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from workbench.cli import options
+from workbench.cli.session import console, load
+
+
+def train(
+    method: Annotated[str, typer.Argument(help="The editor: one that must be trained, such as mend.")],
+    model: options.Model = "atlas",
+    records: Annotated[
+        str | None,
+        typer.Option("--records", help="A JSON file in CounterFact's format. [default: training records at hand]"),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="Model whose recipe is used. [default: --model's]")
+    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Steps at most. [default: the recipe's]")] = None,
+    seed: options.Seed = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The file written. [default: data/trained/METHOD_MODEL.safetensors]")
+    ] = None,
+    device: options.Device = "auto",
+) -> None:
+    """Train an editor's network on the model's training records; stopped, the same command goes on.
+
+    What is written are the tensors with their recipe, the records' digest, the seconds and the curve.
+    """
+    from workbench.editors.registry import EDITORS
+    from workbench.editors.setup.presets import preset as preset_of
+    from workbench.editors.training.network import network_path
+    from workbench.editors.training.trained import TrainedEditor
+    from workbench.machine import paths
+    from workbench.records.counterfact import read_records
+    from workbench.studies.defaults import training_records
+
+    trainable = [name for name, editor in EDITORS.items() if issubclass(editor, TrainedEditor)]
+    if method not in trainable:
+        raise ValueError(f"{method!r} is no method that is trained; those are {', '.join(trainable)}")
+    editor = EDITORS[method]
+    assert issubclass(editor, TrainedEditor)
+    fields = {**preset_of(method, preset or model).training, "seed": seed}
+    recipe = editor.recipes(**(fields if steps is None else {**fields, "steps": steps}))
+    loaded = load(model, device=device, dtype="float32")
+    learned = training_records(loaded) if records is None else read_records(Path(records))
+    path = out or network_path(method, loaded.name)
+    checkpoint = paths.CACHE / "training" / f"{path.stem}.pt"
+    network = editor.fit(loaded, learned, recipe, checkpoint=checkpoint, progress=True)
+    network.save(path)
+    checkpoint.unlink(missing_ok=True)
+    for step, loss, validation in network.provenance["curve"]:
+        shown = "" if loss is None else f", training loss {loss:.4f}"
+        console.print(f"step {step}: validation {validation:.4f}{shown}")
+    console.print(f"{method} for {loaded.name}, {network.provenance['seconds']:.0f} s: {path}")

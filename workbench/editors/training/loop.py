@@ -1,0 +1,211 @@
+"""A training loop for the networks of editors: stopped early, and resumed to the same bits."""
+
+import io
+import math
+import random
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+from torch import Tensor
+
+from workbench.machine.files import write_whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How long is trained, and how often it is looked at."""
+
+    steps: int
+    """Steps of the optimiser, at most."""
+    validate_every: int
+    """Steps between two validations; the checkpoint is written with each."""
+    patience: int
+    """Steps without a better validation after which training ends."""
+    accumulate: int = 1
+    """Examples a step; their mean loss is what it lowers."""
+    clip: float | None = None
+    """Largest norm of the gradient over all parameters; None for any."""
+    seed: int = 0
+    """Of the order of the examples and of what their losses draw."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "validate_every", "patience", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip must be positive, or None for none, got {self.clip}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One validation."""
+
+    step: int
+    """Steps made so far; 0 is the untrained network."""
+    loss: float | None
+    """Mean training loss since the last validation; None before the first step."""
+    validation: float
+    """What `validate` gave; less is better."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Fitted:
+    """The network at its best validation."""
+
+    state: dict[str, Tensor]
+    """Its parameters and buffers by name."""
+    step: int
+    """Steps after which it was the best."""
+    curve: tuple[Point, ...]
+    """All validations, the first of the untrained network."""
+    seconds: float
+    """What training took, over all its parts if it was resumed."""
+
+
+def train(
+    network: torch.nn.Module,
+    optimiser: torch.optim.Optimizer,
+    loss: Callable[[int, random.Random], Tensor],
+    validate: Callable[[], float],
+    *,
+    examples: int,
+    schedule: Schedule,
+    checkpoint: Path | None = None,
+    identity: str = "",
+    title: str = "Training",
+    progress: bool = False,
+) -> Fitted:
+    """Lower the loss over the examples, each once an epoch in random order, until validation is better no more.
+
+    The network keeps the state of its last step; the best is in what is returned.
+
+    Args:
+        loss: of the example of an index; what it draws must come from the random numbers that it is given, which are
+            others at every step and the same in a resumed training. It may write to the network's buffers.
+        validate: a figure over examples held out, less is better; called without gradients and in eval mode.
+        checkpoint: a file written at each validation, from which a training that was stopped goes on.
+        identity: what is trained on what; ValueError for a checkpoint of something else.
+
+    Raises ValueError where a loss or a validation is not finite.
+    """
+    at = _Progress.load(checkpoint, identity) if checkpoint is not None and checkpoint.exists() else _Progress()
+    if at.points:
+        network.load_state_dict(at.network)
+        optimiser.load_state_dict(at.optimiser)
+    parameters = [each for group in optimiser.param_groups for each in group["params"]]
+    started = time.monotonic() - at.seconds
+
+    def look(mean: float | None) -> None:
+        network.eval()
+        with torch.no_grad():
+            figure = validate()
+        network.train()
+        if not math.isfinite(figure):
+            raise ValueError(f"the validation after {at.step} steps is {figure}: lower the learning rate")
+        if not at.points or figure < min(point.validation for point in at.points):
+            at.best, at.best_step = _copy(network.state_dict()), at.step
+        at.points.append(Point(step=at.step, loss=mean, validation=figure))
+        at.seconds = time.monotonic() - started
+        if checkpoint is not None:
+            at.network, at.optimiser = network.state_dict(), optimiser.state_dict()
+            at.save(checkpoint, identity)
+
+    with Progress(disable=not progress) as bar:
+        task = bar.add_task(title, total=schedule.steps, completed=at.step)
+        if not at.points:
+            look(None)
+        losses: list[float] = []
+        network.train()
+        while at.step < schedule.steps and at.step - at.best_step < schedule.patience:
+            losses.append(_step(parameters, optimiser, loss, at.step, examples, schedule))
+            at.step += 1
+            if at.step % schedule.validate_every == 0 or at.step == schedule.steps:
+                look(math.fsum(losses) / len(losses))
+                losses = []
+            last = at.points[-1]
+            bar.update(task, completed=at.step, description=f"{title}: validation {last.validation:.4g}")
+    network.eval()
+    return Fitted(state=at.best, step=at.best_step, curve=tuple(at.points), seconds=at.seconds)
+
+
+def _step(
+    parameters: list[Tensor],
+    optimiser: torch.optim.Optimizer,
+    loss: Callable[[int, random.Random], Tensor],
+    step: int,
+    examples: int,
+    schedule: Schedule,
+) -> float:
+    """One step of the optimiser; returns the mean loss."""
+    # All randomness comes of the seed and the step, so that there is no state of a generator to be kept.
+    draw, total = random.Random(f"{schedule.seed} {step}"), 0.0
+    gradients: list[Tensor | None] = [None] * len(parameters)
+    for place in range(step * schedule.accumulate, (step + 1) * schedule.accumulate):
+        with torch.enable_grad():
+            mean = loss(_example(place, examples, schedule.seed), draw) / schedule.accumulate
+        if not mean.isfinite():
+            raise ValueError(f"the training loss at step {step} is {mean.item()}: lower the learning rate")
+        total += mean.item()
+        # Not `backward`: it would also leave gradients on a model whose parameters take them.
+        found = torch.autograd.grad(mean, parameters, allow_unused=True)
+        gradients = [b if a is None else a if b is None else a + b for a, b in zip(gradients, found, strict=True)]
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    if schedule.clip is not None:
+        torch.nn.utils.clip_grad_norm_(parameters, schedule.clip)
+    optimiser.step()
+    optimiser.zero_grad()
+    return total
+
+
+def _example(place: int, examples: int, seed: int) -> int:
+    """Which example stands at a place of the endless row of epochs."""
+    epoch, index = divmod(place, examples)
+    return random.Random(f"{seed} epoch {epoch}").sample(range(examples), examples)[index]
+
+
+@dataclass(kw_only=True)
+class _Progress:
+    """How far a training has come: all that its checkpoint holds."""
+
+    step: int = 0
+    best_step: int = 0
+    seconds: float = 0.0
+    points: list[Point] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    network: dict[str, Any] = field(default_factory=dict)
+    optimiser: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, path: Path, identity: str) -> None:
+        """Write it, whole or not at all."""
+        content = {
+            "identity": identity,
+            "step": self.step,
+            "best_step": self.best_step,
+            "seconds": self.seconds,
+            "points": [asdict(point) for point in self.points],
+            "best": self.best,
+            "network": self.network,
+            "optimiser": self.optimiser,
+        }
+        encoded = io.BytesIO()
+        torch.save(content, encoded)
+        write_whole(path, encoded.getvalue())
+
+    @classmethod
+    def load(cls, path: Path, identity: str) -> "_Progress":
+        """ValueError for the checkpoint of another training."""
+        content = torch.load(path, weights_only=True)
+        if content.pop("identity") != identity:
+            raise ValueError(f"'{path}' is the checkpoint of another training: delete it to begin anew")
+        content["points"] = [Point(**point) for point in content["points"]]
+        return cls(**content)
+
+
+def _copy(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in state.items()}

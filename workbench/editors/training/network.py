@@ -1,0 +1,129 @@
+"""A trained network of an editor: its tensors and what it was trained with, kept in data/trained."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from workbench.machine import hashing
+from workbench.machine.files import write_whole
+from workbench.machine.paths import DATA
+from workbench.models.model import Model
+from workbench.records.facts import Record
+
+TRAINED = DATA / "trained"
+"""One safetensors file a method and model."""
+_FORMAT = "workbench.network.v1"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainedNetwork:
+    """What an editor has learned from others' edits of one model."""
+
+    method: str
+    """The editor, by its name in the registry."""
+    model: str
+    """The model that it edits."""
+    made_for: Mapping[str, Any]
+    """That model's size, dtype and fingerprint, see `description`."""
+    settings: Mapping[str, Any]
+    """What the network is built with, besides its tensors."""
+    tensors: Mapping[str, Tensor]
+    """Parameters and buffers by name."""
+    provenance: Mapping[str, Any]
+    """Recipe, digest of the records, seconds, and the curve: [step, training loss, validation] of each validation."""
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over all that edits depend on; the same after saving and loading."""
+        parts: list[Tensor | str] = [json.dumps([self.method, self.settings], sort_keys=True)]
+        for name, tensor in sorted(self.tensors.items()):
+            parts += [f"{name} {tensor.dtype} {tuple(tensor.shape)}\n", tensor]
+        return hashing.digest(*parts)
+
+    def check_made_for(self, model: Model) -> None:
+        """ValueError for a model of another size or, in the dtype that it was trained in, of other weights.
+
+        Edits that are applied do not count: an edit on top of others is made by the same network.
+        """
+        own = description(model)
+        kinds = ("size", "dtype", "fingerprint") if own["dtype"] == self.made_for["dtype"] else ("size",)
+        for kind in kinds:
+            if own[kind] != self.made_for[kind]:
+                raise ValueError(
+                    f"this {self.method} network was trained for {self.model!r} with {kind} {self.made_for[kind]}, but "
+                    f"{model.name!r} has {own[kind]}: train one with `{command(self.method, model.name)}`"
+                )
+
+    def save(self, path: Path) -> None:
+        """Write it as one safetensors file, whole or not at all."""
+        names = ("method", "model", "made_for", "settings", "provenance")
+        content = json.dumps({name: getattr(self, name) for name in names}, ensure_ascii=False)
+        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.tensors.items()}
+        write_whole(path, save(tensors, metadata={"format": _FORMAT, "network": content}))
+
+    @classmethod
+    def load(cls, path: Path) -> "TrainedNetwork":
+        """Read what `save` wrote; FileNotFoundError, or ValueError for something else."""
+        if not path.is_file():
+            raise FileNotFoundError(f"no network at '{path}'")
+        try:
+            with safe_open(str(path), "pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != _FORMAT:
+                    raise ValueError(f"its format is {metadata.get('format')!r}, not {_FORMAT!r}")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a mapping)
+            return cls(tensors=tensors, **json.loads(metadata["network"]))
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"'{path}' is not a network that can be read: {error}") from None
+
+
+def description(model: Model) -> dict[str, Any]:
+    """Size, dtype and fingerprint of a model without the edits that are applied to it."""
+    if model.edits:
+        now = {place: model.weight(*place).detach().clone() for place in model.originals}
+        try:
+            for place, original in model.originals.items():
+                model.weight(*place).copy_(original)
+            fingerprint = model.fingerprint()
+        finally:
+            for place, weight in now.items():
+                model.weight(*place).copy_(weight)
+    else:
+        fingerprint = model.fingerprint()
+    size = f"{model.n_layers} layers x {model.d_model} (MLPs {model.d_mlp})"
+    return {"size": size, "dtype": str(model.dtype).removeprefix("torch."), "fingerprint": fingerprint}
+
+
+def command(method: str, model: str) -> str:
+    """The command that trains a network."""
+    return f"workbench train {method} --model {model}"
+
+
+def network_path(method: str, model: str) -> Path:
+    """Where the network of a method for a model is kept; models are known by the last part of their name."""
+    return TRAINED / f"{method}_{model.rstrip('/').rsplit('/', 1)[-1].lower()}.safetensors"
+
+
+def trained_network(method: str, model: Model) -> TrainedNetwork:
+    """The network that is kept for a model; FileNotFoundError names the command that trains one, see also
+    `TrainedNetwork.check_made_for`."""
+    path = network_path(method, model.name)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{method} must be trained before it edits {model.name!r}: `{command(method, model.name)}`"
+        )
+    found = TrainedNetwork.load(path)
+    found.check_made_for(model)
+    return found
+
+
+def records_digest(records: Sequence[Record]) -> str:
+    """By which records are known again."""
+    return hashing.digest(*(f"{record!r}\n" for record in records))
