@@ -63,6 +63,7 @@ def main(
     seed: options.Seed = 0,
     out: options.Out = None,
     retry: options.Retry = False,
+    fresh: options.Fresh = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "float32",
     precision: options.Precision = "float32",
@@ -82,7 +83,7 @@ def main(
     text = text or default_text(loaded)
     settings = given(records=records, text=text, without=["methods"])  # others go on in the same run
     title = "Every method, every data set: the survey's table"
-    with analysis(out, settings, loaded, retry=retry, title=title, headline=headline) as page:
+    with analysis(out, settings, loaded, title=title, headline=headline) as page:
         run = page.run
         page.show = lambda: show(run, sets)
         facts = [record for every in named.values() for record in every]

@@ -12,6 +12,7 @@ from conftest import GOLDEN
 from known_edits import random_edit, same
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers.models.bert import BertTokenizerFast
 
 from workbench.editors import serac
 from workbench.editors.serac import SERAC, MemoryEdit
@@ -272,7 +273,7 @@ def test_an_encoder_from_a_folder(tiny_gpt2: Model, network: TrainedNetwork, tmp
     words = "[PAD] [UNK] [CLS] [SEP] [MASK] the capital of is in most people speak portugal argentina japan , rome"
     folder.mkdir()
     (folder / "vocab.txt").write_text("\n".join(words.split()), encoding="utf-8")
-    transformers.BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
     config = transformers.BertConfig(
         vocab_size=18, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24
     )

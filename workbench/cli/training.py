@@ -35,7 +35,7 @@ def train(
     from workbench.editors.training.network import network_path
     from workbench.editors.training.trained import TrainedEditor
     from workbench.machine import paths
-    from workbench.records.counterfact import read_records
+    from workbench.records.reading import read_records
     from workbench.studies.defaults import training_records
 
     trainable = [name for name, editor in EDITORS.items() if issubclass(editor, TrainedEditor)]

@@ -1,4 +1,4 @@
-"""The one adapter over TransformerLens: tokens, hook sites, weights, snapshots.
+"""The one adapter over TransformerLens: hook sites, forward passes, and the edits that are applied.
 
 Every quirk of a model family is met here and in `checkpoints`, nowhere else. The weights stay raw, so that an
 edit made through `Model.weight` is what `Model.save_pretrained` writes.
@@ -12,18 +12,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.machine.hashing import digest
-from workbench.models.contribution import Contribution, of_mlp
 from workbench.models.hold import Hold
 from workbench.models.hooks import HOOK_NAMES, ForwardPass, Hook, Watch
-from workbench.models.matrices import ATTENTION, attention_matrix
-from workbench.models.parts import nonlinearity
-from workbench.models.reader import Reader
 from workbench.models.tokens import Tokens
+from workbench.models.weights import Weights
 
 T = TypeVar("T")
 
@@ -32,7 +27,7 @@ SITES = ("resid_post", "mlp_out", "attn_out")
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Model(Reader):
+class Model(Weights):
     """A language model with its own tokenizer, raw weights, hooks and snapshots; made by `load_model`."""
 
     edits: list = field(default_factory=list)
@@ -43,8 +38,6 @@ class Model(Reader):
     """Ledger of `workbench.edits.ledger`: the matrices that are being written, or were when it was interrupted."""
     hold: Hold = field(default_factory=Hold)
     """Which thread has edits applied within a block; no other may run or edit the model until it leaves."""
-    _digests: dict = field(default_factory=dict)
-    """Parameter -> (state of its memory, hash of its content), for `fingerprint`."""
     _answering: bool = False
     """Whether those who run the model now have asked the edits first, see `answering`."""
     _found: dict = field(default_factory=dict)
@@ -66,15 +59,6 @@ class Model(Reader):
                 self.edits = edits
         return self._found[make]
 
-    @property
-    def parameters(self) -> dict[str, Tensor]:
-        """Live parameters under the checkpoint's names, tied ones once.
-
-        GPT-NeoX runs its attention from split copies, so a write to its fused `query_key_value` here changes
-        what is saved but not the logits.
-        """
-        return self.checkpoint.parameters
-
     # ---- hooks
 
     def hook_name(self, site: str, layer: int | None = None) -> str:
@@ -89,11 +73,6 @@ class Model(Reader):
         if site not in HOOK_NAMES:
             raise ValueError(f"unknown site {site!r}; expected one of {', '.join(HOOK_NAMES)}")
         return HOOK_NAMES[site] if site == "embed" else HOOK_NAMES[site].format(self._layer(layer))
-
-    def _layer(self, layer: int | None) -> int:
-        if layer is None or not 0 <= layer < self.n_layers:
-            raise IndexError(f"layer {layer} is out of range; {self.name} has layers 0 to {self.n_layers - 1}")
-        return layer
 
     def logits(
         self, tokens: Tokens, *, hooks: Sequence[Hook] = (), keep_last: int | None = None
@@ -225,67 +204,6 @@ class Model(Reader):
             yield
         finally:
             self._answering = before
-
-    # ---- weights
-
-    def mlp_contribution(self, layer: int) -> Contribution:
-        """How W_out's output (`mlp_write`) becomes what a layer's MLP adds to the residual stream (`mlp_out`)."""
-        return of_mlp(self.bridge.blocks[self._layer(layer)])
-
-    def nonlinearity(self, layer: int) -> Callable[[Tensor], Tensor]:
-        """What a layer's MLP makes of `mlp_pre`; ValueError where its modules do not say."""
-        found = nonlinearity(self.bridge.blocks[self._layer(layer)].mlp.original_component)
-        if found is None:
-            raise ValueError(f"the MLPs of {self.name} have no nonlinearity that is known here")
-        return found
-
-    def weight(self, layer: int, matrix: str = "W_out") -> Float[Tensor, "d_in d_out"]:
-        """Live view of an MLP matrix: W_out is [d_mlp, d_model]; W_in and W_gate are [d_model, d_mlp].
-
-        `b_out` is the bias as the row that a key of 1 multiplies, [1, d_model]. Of attention W_Q, W_K and W_V are
-        [d_model, head x d_head] and W_O the other way round; ValueError where a checkpoint keeps them fused.
-        Write to it in place: `.add_(...)`, `.copy_(...)` or `[...] =`.
-        """
-        known = ("W_out", "W_in", "W_gate", "b_out", *ATTENTION)
-        if matrix not in known:
-            raise ValueError(f"unknown matrix {matrix!r}; expected one of {', '.join(known)}")
-        block: Any = self.bridge.blocks[self._layer(layer)]
-        if matrix in ATTENTION:
-            view = attention_matrix(block, matrix, self.parameters)
-            if view is None:
-                raise ValueError(f"{self.name} keeps {matrix} fused with others, so that it cannot be edited by itself")
-            return view
-        found = getattr(block.mlp, matrix, None)
-        if found is None:
-            raise ValueError(f"the MLPs of {self.name} have no {matrix}")
-        return rearrange(found.detach(), "d -> 1 d") if matrix == "b_out" else found.detach()
-
-    def snapshot(self) -> dict[str, Tensor]:
-        """Copies of every parameter, for `restore_`."""
-        return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
-
-    @torch.no_grad()
-    def restore_(self, snapshot: dict[str, Tensor]) -> None:
-        """Write a snapshot back, bit for bit; ValueError if it is of another model."""
-        shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
-        if {name: value.shape for name, value in snapshot.items()} != shapes:
-            raise ValueError(f"the snapshot is not of {self.name}: its parameters have other names or shapes")
-        for name, parameter in self.parameters.items():
-            parameter.copy_(snapshot[name])
-
-    def fingerprint(self) -> str:
-        """SHA-256 over the name, type, shape and bytes of every parameter.
-
-        What was not written since the last call is not read again; writes past torch (`.data`, numpy) go unseen.
-        """
-        lines = []
-        for name, parameter in sorted(self.parameters.items()):
-            # Torch counts writes, also those through views, so only what was written since is read again.
-            written = (parameter.data_ptr(), parameter._version)
-            if self._digests.get(name, (None,))[0] != written:
-                self._digests[name] = (written, digest(parameter))
-            lines.append(f"{name} {parameter.dtype} {tuple(parameter.shape)} {self._digests[name][1]}\n")
-        return digest(*lines)
 
     def save_pretrained(self, folder: Path) -> None:
         """Write a Hugging Face folder of the present weights and the tokenizer; reloads to equal logits.

@@ -193,7 +193,7 @@ class _Learner:
         return hard + easy + self._copied(edits, others)
 
     def _copied(self, edits: Sequence[MadeUpEdit], others: Sequence[int] | None) -> Float[Tensor, ""]:
-        """Mean negative log-likelihood of the tokens of each edit's answer and its end, behind it and a prompt in scope.
+        """Mean negative log-likelihood of the tokens of each edit's answer and end, behind it and a prompt in scope.
 
         Among the tokens of the texts and these others, or among all.
         """
