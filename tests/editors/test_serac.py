@@ -1,6 +1,7 @@
 """SERAC: the published code's scores, texts and outputs, one memory of many edits, and what is kept in files."""
 
 import json
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from workbench.editors.serac import SERAC, MemoryEdit
 from workbench.editors.training.made_up import Questions
 from workbench.editors.training.network import TrainedNetwork
 from workbench.editors.training.scope import balanced_loss, similarities
-from workbench.editors.training.serac import Networks, SeracRecipe, in_words
+from workbench.editors.training.serac import Networks, SeracRecipe, in_words, marked
 from workbench.edits.edit import Edit
 from workbench.edits.ledger import check_restored, state_fingerprint
 from workbench.edits.sequence import sequence
@@ -79,7 +80,7 @@ def test_published_switch(tiny_gpt2: Model, monkeypatch: pytest.MonkeyPatch, sof
     folder = str(GOLDEN / "tiny-gpt2")
     edit = SERAC(encoder="golden", counterfactual=folder, scale=REFERENCE["scale"], soft=soft)(tiny_gpt2, REQUESTS[:2])
     monkeypatch.setattr(serac, "first_token", lambda name, text, device: embeddings[text])
-    assert [in_words(request) for request in REQUESTS[:2]] == REFERENCE["replacement_contexts"]
+    assert [in_words(request, "") for request in REQUESTS[:2]] == REFERENCE["replacement_contexts"]
     with edit.applied(tiny_gpt2):
         for place, test in enumerate(tests):
             near, request = edit.chosen(tiny_gpt2, test["prompt"])
@@ -153,7 +154,7 @@ def test_in_scope_it_is_the_counterfactual_model_behind_the_edit(
 ) -> None:
     edit, prompt = editor(tiny_gpt2, REQUESTS), REQUESTS[1].prompt
     other = Networks.of(network, tiny_gpt2).counterfactual
-    put = f"{prompt} Polish {prompt}"
+    put = f"{prompt} = Polish<|endoftext|>{prompt} ="
     with edit.applied(tiny_gpt2):
         found = log_probs(tiny_gpt2, [prompt])
         (written,) = generate(tiny_gpt2, [prompt], max_new_tokens=4)
@@ -191,7 +192,7 @@ def test_other_switches_are_other_memories(tiny_gpt2: Model, editor: SERAC) -> N
     second = replace(editor, threshold=0.99999)(tiny_gpt2, REQUESTS[1:2])
     with first.applied(tiny_gpt2), second.applied(tiny_gpt2):
         for request in REQUESTS[:2]:
-            assert tiny_gpt2.voices(request.prompt)[0].prompt == in_words(request) + request.prompt
+            assert tiny_gpt2.voices(request.prompt)[0].prompt == marked(tiny_gpt2, request, request.prompt)
 
 
 def test_it_survives_the_disk(
@@ -299,8 +300,6 @@ def test_an_encoder_from_a_folder(tiny_gpt2: Model, network: TrainedNetwork, tmp
 
 def test_made_up_edits(tiny_gpt2: Model) -> None:
     """A question about any subject, in the words of its relation, and prompts near it that ask something else."""
-    import random
-
     questions, chance = Questions.of(tiny_gpt2, made_up_records()), random.Random(0)
     assert questions.templates == (
         (CAPITAL, f"They say that {CAPITAL}"),
@@ -318,7 +317,7 @@ def test_made_up_edits(tiny_gpt2: Model) -> None:
 
 
 def test_training_is_the_same_twice_and_lowers_its_loss(tiny_gpt2: Model) -> None:
-    recipe = replace(TINY_RECIPE, width=16, steps=25, validate_every=25)
+    recipe = replace(TINY_RECIPE, width=16, steps=25, validate_every=25, patience=30)
     state = torch.random.get_rng_state()
     one, other = (SERAC.fit(tiny_gpt2, made_up_records(), recipe) for _ in range(2))
     assert torch.equal(torch.random.get_rng_state(), state), "torch's own random numbers stay where they were"
@@ -357,3 +356,18 @@ def test_bad_input(tiny_gpt2: Model, network: TrainedNetwork, checkpoints: dict[
     for changes, message in [({"keys": edit.keys[:1]}, "1 keys for 3 requests"), ({"keys": edit.keys / 0}, "finite")]:
         with pytest.raises(ValueError, match=message):
             replace(edit, **changes)
+
+
+# Presets -------------------------------------------------------------------------------------------------------------
+
+
+def test_presets() -> None:
+    assert EDITORS["serac"] is SERAC
+    entries = json.loads((PRESETS / "serac.json").read_text(encoding="utf-8"))
+    for entry in entries.values():
+        if "training" in entry:
+            SeracRecipe(**entry["training"])
+        SERAC(**{"encoder": "a", "counterfactual": "b", **entry["fields"]})
+    published = entries["gpt2-xl"]["fields"]
+    assert (published["encoder"], published["counterfactual"]) == ("distilbert-base-cased", "gpt2")
+    assert published["soft"], "as in EasyEdit, which alone has it for GPT"

@@ -14,7 +14,7 @@ from workbench.editors.editor import Setting
 from workbench.editors.shared.requests import check_requests
 from workbench.editors.training.network import TrainedNetwork, network_path
 from workbench.editors.training.scope import Distance, similarities
-from workbench.editors.training.serac import Networks, SeracRecipe, fit, in_words
+from workbench.editors.training.serac import Networks, SeracRecipe, fit, in_words, marked
 from workbench.editors.training.trained import TrainedEditor
 from workbench.edits.edit import provenance
 from workbench.edits.redirected import RedirectEdit
@@ -94,7 +94,8 @@ class MemoryEdit(RedirectEdit):
         return [Voice(weight=1 - near, model=model, prompt=prompt), Voice(weight=near, model=who, prompt=put)]
 
     def _put(self, model: Model, request: EditRequest, prompt: str) -> tuple[Model, str]:
-        return _counterfactual(self.switch, self.network, model), in_words(request) + prompt
+        put = marked(model, request, prompt) if self.switch.counterfactual is None else in_words(request, prompt)
+        return _counterfactual(self.switch, self.network, model), put
 
     def _memory(self, model: Model) -> list["MemoryEdit"]:
         edits = [edit for edit in model.edits if isinstance(edit, MemoryEdit) and edit._shared == self._shared]

@@ -23,6 +23,8 @@ from workbench.models.tokens import TextTokenizer
 from workbench.records.facts import EditRequest, Record
 from workbench.records.joining import join
 
+_MARK = " ="
+
 
 @dataclass(frozen=True, kw_only=True)
 class SeracRecipe:
@@ -32,18 +34,19 @@ class SeracRecipe:
     """Of the scope classifier's states and embeddings."""
     scope_layers: int = 2
     scope_heads: int = 4
-    layers: int = 2
-    """Of the counterfactual model; to copy takes at least two."""
-    heads: int = 4
-    d_head: int = 32
+    heads: int = 2
+    """Of the counterfactual model, see `copier.decoder`."""
+    d_head: int = 64
     d_mlp: int = 64
     batch: int = 8
     """Made-up edits a step. Published: 10."""
     learning_rate: float = 2e-3
     """Of Adam. Published: 1e-5, of networks that are pretrained."""
-    steps: int = 3000
+    steps: int = 1500
     validate_every: int = 250
     patience: int = 1500
+    copies: int = 3
+    """Of these, on how many the counterfactual model is trained."""
     candidates: int = 2000
     """Tokens that the answer's are told from in a step: those of the step's texts, and so many others by chance."""
     held_out: int = 60
@@ -79,9 +82,18 @@ class Networks:
         return _embedded(self.scope, model, self.table, [prompt])[0]
 
 
-def in_words(request: EditRequest) -> str:
-    """What is put before a prompt in a request's scope: the edit and a space, as published."""
-    return f"{join(request.prompt, request.target_new, request.separator)} "
+def in_words(request: EditRequest, prompt: str) -> str:
+    """What is put to a counterfactual model by name: the edit, a space and the prompt, as published."""
+    return f"{join(request.prompt, request.target_new, request.separator)} {prompt}"
+
+
+def marked(model: Model, request: EditRequest, prompt: str) -> str:
+    """What is put to the one trained here: a mark before answers, and the end of a text after the edit's.
+
+    What followed the mark in the edit then follows it after the prompt, and the text ends after it.
+    """
+    end = model.text.decode(model.ends[:1]) if model.ends else "\n"
+    return f"{join(request.prompt + _MARK, request.target_new, request.separator)}{end}{prompt}{_MARK}"
 
 
 def fit(
@@ -99,7 +111,7 @@ def fit(
     settings = {
         "scope": {"d_in": model.d_model, "width": recipe.width, "layers": recipe.scope_layers}
         | {"heads": recipe.scope_heads},
-        "copier": shape_for(model, layers=recipe.layers, heads=recipe.heads, d_head=recipe.d_head, d_mlp=recipe.d_mlp),
+        "copier": shape_for(model, heads=recipe.heads, d_head=recipe.d_head, d_mlp=recipe.d_mlp),
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)  # torch's modules draw their first weights from the global generator alone
@@ -111,11 +123,12 @@ def fit(
         places = [index, *(chance.randrange(len(training)) for _ in range(recipe.batch - 1))]
         edits = [questions.draw(place, chance) for place in places]
         tokens = len(learner.table)
-        return learner.loss(edits, chance.sample(range(tokens), min(recipe.candidates, tokens)))
+        others = chance.sample(range(tokens), min(recipe.candidates, tokens))
+        return learner.judged(edits) + learner.copied(edits[: recipe.copies], others)
 
     def validate() -> float:
         lots = [heldout[start : start + 20] for start in range(0, len(heldout), 20)]
-        return sum(learner.loss(lot).item() * len(lot) for lot in lots) / len(heldout)
+        return sum((learner.judged(lot) + learner.copied(lot)).item() * len(lot) for lot in lots) / len(heldout)
 
     made_for, digest = description(model), records_digest(records)
     fitted = train(
@@ -180,8 +193,8 @@ class _Learner:
     room: int
     """Tokens that an edit and a prompt have together."""
 
-    def loss(self, edits: Sequence[MadeUpEdit], others: Sequence[int] | None = None) -> Float[Tensor, ""]:
-        """Of the classifier and of the counterfactual model, see `_copied`."""
+    def judged(self, edits: Sequence[MadeUpEdit]) -> Float[Tensor, ""]:
+        """Balanced cross-entropy of the classifier."""
         prompts = [edit.request.prompt for edit in edits]
         texts = prompts + [text for edit in edits for text in edit.inside + edit.outside]
         embedded = _embedded(self.parts.scope, self.model, self.table, texts)
@@ -190,10 +203,10 @@ class _Learner:
         # Prompts that come near an edit and those of other edits count alike, however many there are.
         hard = balanced_loss(near[own].clamp(min=1e-30).log(), inside[own])
         easy = -torch.log1p(-near[~own].clamp(max=1 - 1e-6)).mean() if (~own).any() else hard.new_zeros(())
-        return hard + easy + self._copied(edits, others)
+        return hard + easy
 
-    def _copied(self, edits: Sequence[MadeUpEdit], others: Sequence[int] | None) -> Float[Tensor, ""]:
-        """Mean negative log-likelihood of the tokens of each edit's answer and end, behind it and a prompt in scope.
+    def copied(self, edits: Sequence[MadeUpEdit], others: Sequence[int] | None = None) -> Float[Tensor, ""]:
+        """Mean negative log-likelihood of each edit's answer and of the end, behind it and a prompt in its scope.
 
         Among the tokens of the texts and these others, or among all.
         """
@@ -212,7 +225,8 @@ class _Learner:
 
     def _answered(self, edits: Sequence[MadeUpEdit]) -> Iterator[tuple[tuple[int, ...], int]]:
         """For each edit, the tokens of a prompt behind it with its answer and the end, and where the answer begins."""
-        model, prompts = self.model, [in_words(edit.request) + edit.inside[-1] for edit in edits]
+        model = self.model
+        prompts = [marked(model, edit.request, edit.inside[-1]) for edit in edits]
         whole = [
             join(prompt, edit.request.target_new, edit.request.separator)
             for prompt, edit in zip(prompts, edits, strict=True)
@@ -228,7 +242,7 @@ class _Learner:
 def _labels(
     edits: Sequence[MadeUpEdit], device: torch.device
 ) -> tuple[Bool[Tensor, "prompt edit"], Bool[Tensor, "prompt edit"]]:
-    """Whether each prompt is in the scope of each edit, and whether it was made for it; in the order of `loss`."""
+    """Whether each prompt is in the scope of each edit, and whether it was made for it; in the order of `judged`."""
     rows = [
         (place, text_inside)
         for place, edit in enumerate(edits)
