@@ -22,7 +22,7 @@ from torch import Tensor
 from workbench.models.contribution import Contribution
 from workbench.models.kernels import SHORT, attend_short, linear
 from workbench.models.model import Model
-from workbench.models.parts import Parts
+from workbench.models.parts import Change, Parts
 from workbench.models.rotary import rotations
 
 LONGEST_WINDOW = 1024
@@ -182,10 +182,14 @@ class Blocks:
         attn_out: Float[Tensor, "... d_model"],
         *,
         pre: Float[Tensor, "row d_mlp"] | None = None,
+        change: Change | None = None,
     ) -> Float[Tensor, "... d_mlp"]:
-        """What W_out multiplies, from the residual stream that enters the layer and the attention's output; `pre` in
-        place of what the nonlinearity would be applied to."""
-        return self._blocks[layer].key(self._mlp_in(layer, resid, attn_out), pre)
+        """What W_out multiplies, from the residual stream that enters the layer and the attention's output.
+
+        `pre` stands in place of what the nonlinearity would be applied to, or `change` is called with the outputs of
+        the matrices before it.
+        """
+        return self._blocks[layer].key(self._mlp_in(layer, resid, attn_out), pre=pre, change=change)
 
     def _mlp_in(self, layer: int, resid: Tensor, attn_out: Tensor) -> Float[Tensor, "... d_model"]:
         return self._blocks[layer].ln2(resid if self.parallel else resid + attn_out)
@@ -195,10 +199,16 @@ class Blocks:
         return linear(self._blocks[layer].out, key)
 
     def mlp_write(
-        self, layer: int, resid: Float[Tensor, "... d_model"], attn_out: Float[Tensor, "... d_model"]
+        self,
+        layer: int,
+        resid: Float[Tensor, "... d_model"],
+        attn_out: Float[Tensor, "... d_model"],
+        change: Change | None = None,
     ) -> Float[Tensor, "... d_model"]:
-        """Output of W_out."""
-        return self.written(layer, self.mlp_key(layer, resid, attn_out))
+        """Output of W_out; `change` is called with that of every matrix of the MLP."""
+        key = self.mlp_key(layer, resid, attn_out, change=change)
+        output = self.written(layer, key)
+        return output if change is None else change("W_out", key, output)
 
     def mlp_contribution(self, layer: int) -> Contribution:
         """How the output of W_out becomes what the MLP adds to the residual stream."""

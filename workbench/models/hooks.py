@@ -20,6 +20,8 @@ HOOK_NAMES = {
     "attn_out": "blocks.{}.hook_attn_out",
     "mlp_in": "blocks.{}.mlp.hook_in",
     "mlp_pre": "blocks.{}.mlp.hook_pre",
+    "mlp_read": "blocks.{}.mlp.in.hook_out",
+    "mlp_gate": "blocks.{}.mlp.gate.hook_out",
     "mlp_key": "blocks.{}.mlp.hook_post",
     "mlp_write": "blocks.{}.mlp.out.hook_out",
 }

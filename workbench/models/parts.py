@@ -11,6 +11,9 @@ from transformers.activations import NewGELUActivation
 from workbench.models.contribution import of_attention, of_mlp
 from workbench.models.kernels import linear
 
+Change = Callable[[str, Tensor, Tensor], Tensor]
+"""What is made of the output of an MLP's matrix: its name (`Model.weight`), its input, its output -> another output."""
+
 
 class Parts:
     """The modules of one block, without their hooks. AttributeError names what a block lacks."""
@@ -53,9 +56,16 @@ class Parts:
         return linear(self.read if self.gate is None else self.gate, x)
 
     def key(
-        self, x: Float[Tensor, "... d_model"], pre: Float[Tensor, "... d_mlp"] | None = None
+        self,
+        x: Float[Tensor, "... d_model"],
+        *,
+        pre: Float[Tensor, "... d_mlp"] | None = None,
+        change: Change | None = None,
     ) -> Float[Tensor, "... d_mlp"]:
         """What W_out multiplies; `pre` in place of what the nonlinearity would be applied to."""
+        if change is not None:
+            read = change("W_in", x, linear(self.read, x))
+            return self.act(read) if self.gate is None else self.act(change("W_gate", x, linear(self.gate, x))) * read
         if self.gate is not None:
             return self.act(self.pre(x) if pre is None else pre) * linear(self.read, x)
         if pre is not None:
