@@ -17,6 +17,10 @@ A run that is stopped goes on after the last record, when the same command is gi
 --methods.
 """
 
+from workbench.cli.early_help import help_first
+
+help_first(__name__, __file__)
+
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress

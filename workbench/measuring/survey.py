@@ -73,7 +73,7 @@ class SurveyScores(AsJson):
         for before, after in zip(self.before, self.after, strict=True):
             local = after.score == "locality"
             both = _unchanged(before, after) if local else (after.forced, after.begins)
-            for name in [after.score, *([f"{after.score}.{after.kind}"] if after.kind else [])]:
+            for name in [after.score, f"{after.score}.{after.kind}"] if after.kind else [after.score]:
                 found.setdefault(name, []).append(both)
         values: dict[str, float] = {}
         for name, pairs in found.items():
