@@ -126,15 +126,19 @@ def state_fingerprint(model: Model) -> str:
     The latter is SHA-256 over the fingerprint of the weights without edits and the edits' digests, in their order.
     It does not hash the edited weights, whose last bits depend on how a machine multiplies left @ right.
     """
-    settle_(model)
-    if not model.edits:
-        return model.fingerprint()
-    model.unsettled.update(model.originals)
-    try:
-        with torch.no_grad():
-            for place, original in model.originals.items():
-                model.weight(*place).copy_(original)
-        weights = model.fingerprint()
-    finally:
+    weights = unedited_fingerprint(model)
+    return digest("\n".join([weights, *(edit.digest for edit in model.edits)])) if model.edits else weights
+
+
+def unedited_fingerprint(model: Model) -> str:
+    """The fingerprint of the weights without the edits that are applied."""
+    with model.hold(model.name):
         settle_(model)
-    return digest("\n".join([weights, *(edit.digest for edit in model.edits)]))
+        model.unsettled.update(model.originals)
+        try:
+            with torch.no_grad():
+                for place, original in model.originals.items():
+                    model.weight(*place).copy_(original)
+            return model.fingerprint()
+        finally:
+            settle_(model)

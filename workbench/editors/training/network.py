@@ -7,19 +7,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
+from workbench.edits.ledger import unedited_fingerprint
 from workbench.machine import hashing
-from workbench.machine.files import write_whole
 from workbench.machine.paths import DATA
+from workbench.machine.sealed import load_sealed, save_sealed
 from workbench.models.model import Model
 from workbench.records.facts import Record
 
 TRAINED = DATA / "trained"
 """One safetensors file a method and model."""
-_FORMAT = "workbench.network.v1"
+_FORMAT = "workbench-network-2"
+_NAMES = ("method", "model", "made_for", "settings", "provenance")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,43 +62,26 @@ class TrainedNetwork:
                 )
 
     def save(self, path: Path) -> None:
-        """Write it as one safetensors file, whole or not at all."""
-        names = ("method", "model", "made_for", "settings", "provenance")
-        content = json.dumps({name: getattr(self, name) for name in names}, ensure_ascii=False)
-        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.tensors.items()}
-        write_whole(path, save(tensors, metadata={"format": _FORMAT, "network": content}))
+        """Write it as one safetensors file with a checksum, whole or not at all."""
+        save_sealed(path, self.tensors, {name: getattr(self, name) for name in _NAMES}, format=_FORMAT)
 
     @classmethod
     def load(cls, path: Path) -> "TrainedNetwork":
-        """Read what `save` wrote; FileNotFoundError, or ValueError for something else."""
+        """Read what `save` wrote; FileNotFoundError, or ValueError if the file is damaged or something else."""
         if not path.is_file():
             raise FileNotFoundError(f"no network at '{path}'")
         try:
-            with safe_open(str(path), "pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != _FORMAT:
-                    raise ValueError(f"its format is {metadata.get('format')!r}, not {_FORMAT!r}")
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a mapping)
-            return cls(tensors=tensors, **json.loads(metadata["network"]))
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            tensors, content = load_sealed(path, format=_FORMAT)
+            return cls(tensors=tensors, **content)
+        except (TypeError, ValueError) as error:
             raise ValueError(f"'{path}' is not a network that can be read: {error}") from None
 
 
 def description(model: Model) -> dict[str, Any]:
     """Size, dtype and fingerprint of a model without the edits that are applied to it."""
-    if model.edits:
-        now = {place: model.weight(*place).detach().clone() for place in model.originals}
-        try:
-            for place, original in model.originals.items():
-                model.weight(*place).copy_(original)
-            fingerprint = model.fingerprint()
-        finally:
-            for place, weight in now.items():
-                model.weight(*place).copy_(weight)
-    else:
-        fingerprint = model.fingerprint()
     size = f"{model.n_layers} layers x {model.d_model} (MLPs {model.d_mlp})"
-    return {"size": size, "dtype": str(model.dtype).removeprefix("torch."), "fingerprint": fingerprint}
+    dtype = str(model.dtype).removeprefix("torch.")
+    return {"size": size, "dtype": dtype, "fingerprint": unedited_fingerprint(model)}
 
 
 def command(method: str, model: str) -> str:

@@ -30,6 +30,11 @@ class TrainedEditor(Editor):
     network: TrainedNetwork
     """What it has learned of the model."""
 
+    @property
+    def trained_seconds(self) -> float:
+        """Seconds that its network was trained for."""
+        return self.network.provenance["seconds"]
+
     @classmethod
     def ready(cls, model: str) -> bool:
         """Whether a network is kept for the model of this name."""
