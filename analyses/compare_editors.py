@@ -27,8 +27,7 @@ from rich.progress import track
 
 from workbench.cli import options
 from workbench.cli.session import analysis, given, load, script
-from workbench.editors.make import check_editor
-from workbench.editors.registry import EDITORS
+from workbench.editors.make import check_editor, ready
 from workbench.edits.ledger import check_restored, state_fingerprint
 from workbench.edits.sequence import sequence
 from workbench.figures.editors import editor_figure
@@ -80,7 +79,7 @@ def main(
 ) -> None:
     """Edit and score, method by method, then print and save the tables."""
     check_tracing("last_subject", engine)
-    methods, stacked = methods or list(EDITORS), [method for method in stacked if method != "none"]
+    methods, stacked = methods or ready(model), [method for method in stacked if method != "none"]
     records = records or default_records(model)
     every = stating_facts(read_records(records_path(records)))
     loaded = load(model, device=device, dtype=dtype)

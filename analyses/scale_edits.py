@@ -29,8 +29,7 @@ from rich.progress import track
 from workbench.atlas.world import World
 from workbench.cli import options
 from workbench.cli.session import analysis, given, load, script
-from workbench.editors.make import check_editor
-from workbench.editors.registry import EDITORS
+from workbench.editors.make import check_editor, ready
 from workbench.editors.rome import ROME
 from workbench.edits.ledger import check_restored, state_fingerprint
 from workbench.edits.sequence import sequence
@@ -93,7 +92,7 @@ def main(
 ) -> None:
     """Stack the edits, editor by editor, score, and write table, figure and report."""
     check_tracing("last_subject", engine)
-    methods, records = methods or list(EDITORS), records or default_records(model)
+    methods, records = methods or ready(model), records or default_records(model)
     folder = RECORDS.get(records)
     files = [folder / f"records_{part}.json" for part in ("train", "evaluation")] if folder else [records]
     every = stating_facts([record for file in files for record in read_records(file)])

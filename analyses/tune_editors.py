@@ -22,6 +22,7 @@ from rich.progress import track
 
 from workbench.cli import options
 from workbench.cli.session import analysis, given, load, one_of, script
+from workbench.editors.make import ready
 from workbench.editors.registry import EDITORS
 from workbench.editors.setup.presets import PRESETS
 from workbench.editors.spread import SpreadEditor
@@ -64,7 +65,7 @@ def main(
 ) -> None:
     """Try everything, print what came of it and, if asked, write the presets."""
     check_tracing("last_subject", engine)
-    methods = methods or list(EDITORS)
+    methods = methods or ready(model)
     searches = yaml.safe_load((SEARCHES / f"{model}.yaml").read_text(encoding="utf-8"))
     for method in methods:
         one_of("--methods", method, searches)

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
+from known_edits import untrained
 from torch.utils import swap_tensors
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -181,6 +182,8 @@ def check_the_rest(here: Model, there: Model) -> None:
                 **few,
             }
             options["records"] = lambda: [TRAINING]
+            if "network" in names:
+                options["network"] = untrained(editor, there)
             edit = make_editor(there, method, cache=Path(cache), **options)(there, [REQUEST])
             evaluate(there, edit, RECORD, seed=0, fluency_tokens=12)
             edit.save(Path(cache) / "edit.safetensors")

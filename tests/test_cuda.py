@@ -7,6 +7,7 @@ from typing import Any, cast
 import pytest
 import torch
 from conftest import GOLDEN
+from known_edits import untrained
 
 from workbench.editors.make import make_editor
 from workbench.editors.registry import EDITORS
@@ -132,6 +133,8 @@ def test_edits_are_equal(pair: tuple[Model, Model], method: str, text: Path, tmp
         "alone": True,
     }
     options["records"] = lambda: [TRAINING]
+    if "network" in names:
+        options["network"] = untrained(EDITORS[method], pair[0])
     untouched = [model.fingerprint() for model in pair]
     cpu, gpu = (make_editor(m, method, cache=tmp_path / m.device.type, **options)(m, [REQUEST]) for m in pair)
     for one, other in zip(written(cpu), written(gpu), strict=True):

@@ -84,7 +84,7 @@ Noise = Annotated[
 
 _KNOWN = f"any of {', '.join(EDITORS)}"
 Method = Annotated[str, typer.Option("--method", help=f"The editor: {_KNOWN}.")]
-Methods = Annotated[list[str] | None, several("--methods", str, f"Editors: {_KNOWN}. [default: all]")]
+Methods = Annotated[list[str] | None, several("--methods", str, f"Editors: {_KNOWN}. [default: all that are ready]")]
 SomeMethods = Annotated[list[str], several("--methods", str, f"Editors: {_KNOWN}.")]
 Layer = Annotated[int | None, typer.Option("--layer", help="The layer to edit. [default: the located one]")]
 Text = Annotated[
@@ -104,7 +104,7 @@ Kept = Annotated[list[int], several("--edits", int, "How many edits are kept tog
 
 _FLUENCY = "Records whose fluency is measured, which takes long."
 Fluency = Annotated[int, typer.Option("--fluency", min=0, help=_FLUENCY)]
-AnyFluency = Annotated[int | None, typer.Option("--fluency", min=0, help=f"{_FLUENCY} [default: all]")]
+AnyFluency = Annotated[int | None, typer.Option("--fluency", min=0, help=f"{_FLUENCY} [default: all that are ready]")]
 Repeats = Annotated[int, typer.Option("--repeats", min=1, help="Interleaved runs of each, to take medians of.")]
 
 # The run and the machine ---------------------------------------------------------------------------------------

@@ -68,6 +68,17 @@ class Editor(ABC):
     """The layers that it edits; none for a method that changes none."""
 
     @classmethod
+    def ready(cls, model: str) -> bool:
+        """Whether all is there that must be made beforehand, by a command of its own, for the model of this name."""
+        del model
+        return True
+
+    @classmethod
+    def check_ready(cls, model: str) -> None:
+        """FileNotFoundError, which names that command, where it is not."""
+        del model
+
+    @classmethod
     def prepare(cls, setting: Setting, fields: Mapping[str, Any]) -> "Editor":
         """The editor with these fields and with what it needs beforehand: layers, contexts, second moments."""
         del setting

@@ -12,15 +12,17 @@ from workbench.models.model import Model
 from workbench.records.facts import Record
 
 
+def ready(model: str) -> list[str]:
+    """All methods, but those that must be trained first for the model of this name."""
+    return [name for name, editor in EDITORS.items() if editor.ready(model)]
+
+
 def check_editor(
     model: Model, method: str, *, layer: int | None, preset_of: str | None = None, alone: bool = False
 ) -> None:
     """Raise what `make_editor` would raise, before anything is computed; a layer of None is yet to be located."""
-    chosen = _preset(model, method, preset_of)
-    if layer is not None:
-        model.hook_name("mlp_key", layer)
-        if not alone:
-            edited_layers(chosen, layer, model)
+    _check(model, method, layer=layer, preset_of=preset_of, alone=alone)
+    EDITORS[method].check_ready(model.name)
 
 
 def make_editor(
@@ -52,13 +54,21 @@ def make_editor(
 
     Raises ValueError for an unknown method or no preset, IndexError for a layer out of range.
     """
-    check_editor(model, method, layer=layer, preset_of=preset_of, alone=alone)
+    _check(model, method, layer=layer, preset_of=preset_of, alone=alone)
     chosen = _preset(model, method, preset_of)
     setting = Setting(
         model=model, layer=layer, preset=chosen, alone=alone, texts=texts, cache=cache, seed=seed, records=records
     )
     fields = {name: value for name, value in chosen.fields.items() if name != "layers"}  # the setting knows them
     return EDITORS[method].prepare(setting, {**fields, **changes})
+
+
+def _check(model: Model, method: str, *, layer: int | None, preset_of: str | None, alone: bool) -> None:
+    chosen = _preset(model, method, preset_of)
+    if layer is not None:
+        model.hook_name("mlp_key", layer)
+        if not alone:
+            edited_layers(chosen, layer, model)
 
 
 def _preset(model: Model, method: str, preset_of: str | None) -> Preset:

@@ -18,6 +18,8 @@ _HOMES = {
     "alphaedit": ("workbench.editors.alphaedit", "AlphaEdit"),
     "grace": ("workbench.editors.grace", "GRACE"),
     "ike": ("workbench.editors.ike", "IKE"),
+    "mend": ("workbench.editors.mend", "MEND"),
+    "ke": ("workbench.editors.ke", "KE"),
     "kn": ("workbench.editors.kn", "KN"),
     "serac": ("workbench.editors.serac", "SERAC"),
 }

@@ -22,7 +22,7 @@ from torch import Tensor
 from workbench.models.contribution import Contribution
 from workbench.models.kernels import SHORT, attend_short, linear
 from workbench.models.model import Model
-from workbench.models.parts import Parts
+from workbench.models.parts import Change, Parts
 from workbench.models.rotary import rotations
 
 LONGEST_WINDOW = 1024
@@ -168,18 +168,31 @@ class Blocks:
         return self._blocks[layer].attn_contribution(linear(self._blocks[layer].o, heads))
 
     def mlp_key(
-        self, layer: int, resid: Float[Tensor, "... d_model"], attn_out: Float[Tensor, "... d_model"]
+        self,
+        layer: int,
+        resid: Float[Tensor, "... d_model"],
+        attn_out: Float[Tensor, "... d_model"],
+        change: Change | None = None,
     ) -> Float[Tensor, "... d_mlp"]:
-        """What W_out multiplies, from the residual stream that enters the layer and the attention's output."""
+        """What W_out multiplies, from the residual stream that enters the layer and the attention's output.
+
+        `change` is called with the outputs of the matrices before it.
+        """
         parts = self._blocks[layer]
         x = parts.ln2(resid if self.parallel else resid + attn_out)
-        return parts.key(x)
+        return parts.key(x, change)
 
     def mlp_write(
-        self, layer: int, resid: Float[Tensor, "... d_model"], attn_out: Float[Tensor, "... d_model"]
+        self,
+        layer: int,
+        resid: Float[Tensor, "... d_model"],
+        attn_out: Float[Tensor, "... d_model"],
+        change: Change | None = None,
     ) -> Float[Tensor, "... d_model"]:
-        """Output of W_out."""
-        return linear(self._blocks[layer].out, self.mlp_key(layer, resid, attn_out))
+        """Output of W_out; `change` is called with that of every matrix of the MLP."""
+        key = self.mlp_key(layer, resid, attn_out, change)
+        output = linear(self._blocks[layer].out, key)
+        return output if change is None else change("W_out", key, output)
 
     def mlp_contribution(self, layer: int) -> Contribution:
         """How the output of W_out becomes what the MLP adds to the residual stream."""

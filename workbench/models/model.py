@@ -35,6 +35,8 @@ _HOOK_NAMES = {
     "attn_out": "blocks.{}.hook_attn_out",
     "mlp_in": "blocks.{}.mlp.hook_in",
     "mlp_pre": "blocks.{}.mlp.hook_pre",
+    "mlp_read": "blocks.{}.mlp.in.hook_out",
+    "mlp_gate": "blocks.{}.mlp.gate.hook_out",
     "mlp_key": "blocks.{}.mlp.hook_post",
     "mlp_write": "blocks.{}.mlp.out.hook_out",
 }
@@ -81,7 +83,8 @@ class Model(Reader):
         `embed` (token embeddings, takes no layer), `resid_pre`, `resid_post`, `attn_out` and `mlp_out` (what is added
         to the residual stream), `mlp_write` (W_out's output; mostly the same as `mlp_out`, see `mlp_contribution`) and
         `mlp_in` (what W_in multiplies), all [batch pos d_model]; `mlp_key` (what W_out multiplies) and `mlp_pre` (what
-        the nonlinearity is applied to, of a gated MLP the gate's; where it is 0 so is `mlp_key`), [batch pos d_mlp].
+        the nonlinearity is applied to, of a gated MLP the gate's; where it is 0 so is `mlp_key`), [batch pos d_mlp];
+        `mlp_read` and `mlp_gate` (W_in's and W_gate's outputs), [batch pos d_mlp].
         ValueError for an unknown site, IndexError for a layer out of range.
         """
         if site not in _HOOK_NAMES:

@@ -11,6 +11,9 @@ from transformers.activations import NewGELUActivation
 from workbench.models.contribution import of_attention, of_mlp
 from workbench.models.kernels import linear
 
+Change = Callable[[str, Tensor, Tensor], Tensor]
+"""What is made of the output of an MLP's matrix: its name (`Model.weight`), its input, its output -> another output."""
+
 
 class Parts:
     """The modules of one block, without their hooks. AttributeError names what a block lacks."""
@@ -47,8 +50,11 @@ class Parts:
             found.append(split if norm is None or together else norm(split))
         return found[0], found[1], found[2]
 
-    def key(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_mlp"]:
+    def key(self, x: Float[Tensor, "... d_model"], change: Change | None = None) -> Float[Tensor, "... d_mlp"]:
         """What W_out multiplies."""
+        if change is not None:
+            read = change("W_in", x, linear(self.read, x))
+            return self.act(read) if self.gate is None else self.act(change("W_gate", x, linear(self.gate, x))) * read
         if self.gate is not None:
             return self.act(linear(self.gate, x)) * linear(self.read, x)
         if isinstance(self.act, NewGELUActivation):

@@ -111,15 +111,16 @@ def network_path(method: str, model: str) -> Path:
     return TRAINED / f"{method}_{model.rstrip('/').rsplit('/', 1)[-1].lower()}.safetensors"
 
 
+def check_kept(method: str, model: str) -> None:
+    """FileNotFoundError, which names the command that trains one, unless a network is kept."""
+    if not network_path(method, model).exists():
+        raise FileNotFoundError(f"{method} must be trained before it edits {model!r}: `{command(method, model)}`")
+
+
 def trained_network(method: str, model: Model) -> TrainedNetwork:
-    """The network that is kept for a model; FileNotFoundError names the command that trains one, see also
-    `TrainedNetwork.check_made_for`."""
-    path = network_path(method, model.name)
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{method} must be trained before it edits {model.name!r}: `{command(method, model.name)}`"
-        )
-    found = TrainedNetwork.load(path)
+    """The network that is kept for a model, see `check_kept` and `TrainedNetwork.check_made_for`."""
+    check_kept(method, model.name)
+    found = TrainedNetwork.load(network_path(method, model.name))
     found.check_made_for(model)
     return found
 

@@ -1,13 +1,21 @@
 """What editors share that must be trained before they edit."""
 
+import json
 import random
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
+from torch import Tensor
+
 from workbench.editors.editor import Editor, Setting
-from workbench.editors.training.network import TrainedNetwork, trained_network
+from workbench.editors.shared.passes import Passes, Place, passes_of
+from workbench.editors.training.examples import Batch, Examples
+from workbench.editors.training.loop import Schedule, train
+from workbench.editors.training.network import TrainedNetwork, check_kept, network_path, records_digest, trained_network
 from workbench.models.model import Model
 from workbench.records.facts import Record
 
@@ -21,6 +29,16 @@ class TrainedEditor(Editor):
     """The frozen dataclass of its recipes; a preset's "training" gives its fields."""
     network: TrainedNetwork
     """What it has learned of the model."""
+
+    @classmethod
+    def ready(cls, model: str) -> bool:
+        """Whether a network is kept for the model of this name."""
+        return network_path(cls.name, model).exists()
+
+    @classmethod
+    def check_ready(cls, model: str) -> None:
+        """FileNotFoundError, which names the command that trains one, unless there is."""
+        check_kept(cls.name, model)
 
     @classmethod
     def prepare(cls, setting: Setting, fields: Mapping[str, Any]) -> "TrainedEditor":
@@ -66,3 +84,119 @@ def parted(records: Sequence[Record], *, held_out: int, seed: int) -> tuple[list
             "and some to train on; give more records"
         )
     return training, validation
+
+
+@dataclass(frozen=True, kw_only=True)
+class HypernetworkRecipe:
+    """What the recipes of networks share that learn to edit MLP matrices."""
+
+    last: int = 3
+    """How many of the last layers are edited, unless `edited` names them."""
+    edited: Sequence[int] = ()
+    """The layers edited."""
+    matrices: Sequence[str] = ("W_out", "W_in")
+    """The matrices edited in each."""
+    steps: int = 100_000
+    """Steps at most."""
+    validate_every: int = 1000
+    """Steps between validations."""
+    patience: int = 20_000
+    """Steps without a better validation after which training ends."""
+    held_out: int = 64
+    """Records to validate on."""
+    edits: int = 1
+    """Edits a step, computed together."""
+    clip: float | None = None
+    """Largest norm of the gradient."""
+    vary_targets: bool = False
+    """Ask for a random new answer of the record's relation instead of the record's own."""
+    itself: float = 0.0
+    """Share of examples that score the edited prompt itself, instead of a paraphrase."""
+    kept: int = 1
+    """Texts an example that should stay as they are."""
+    answers_only: bool = False
+    """Of these, only the positions of an answer's tokens count."""
+    seed: int = 0
+    """Of the network's beginning, of the records held out, and of what is drawn."""
+
+    def places(self, model: Model) -> list[Place]:
+        """The matrices edited, layer by layer; IndexError for a layer that is not there."""
+        layers = self.edited or range(max(0, model.n_layers - self.last), model.n_layers)
+        for layer in layers:
+            model.hook_name("mlp_key", layer)
+        return [(layer, matrix) for layer in layers for matrix in self.matrices]
+
+
+def fit_network(
+    name: str,
+    model: Model,
+    records: Sequence[Record],
+    recipe: HypernetworkRecipe,
+    network: torch.nn.Module,
+    optimiser: torch.optim.Optimizer,
+    loss: Callable[[Passes, Batch], Tensor],
+    *,
+    checkpoint: Path | None,
+    progress: bool,
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The network's best state by its loss on records held out, and where it comes from.
+
+    Args:
+        loss: the mean of some examples; the network is in eval mode when they are those of validation.
+    """
+    if model.edits:
+        raise ValueError(f"{len(model.edits)} edits are applied to {model.name}: take them back before training")
+    training, validation = parted(records, held_out=recipe.held_out, seed=recipe.seed)
+    passes = passes_of(model, recipe.places(model))
+
+    def drawn_from(some: Sequence[Record]) -> Examples:
+        return Examples(
+            model,
+            some,
+            vary_targets=recipe.vary_targets,
+            itself=recipe.itself,
+            kept=recipe.kept,
+            answers_only=recipe.answers_only,
+        )
+
+    examples, held = drawn_from(training), drawn_from(validation)
+    at_once = [range(len(held))[start : start + recipe.edits] for start in range(0, len(held), recipe.edits)]
+    fixed = [held.batch(some, random.Random(f"{recipe.seed} held out {some[0]}")) for some in at_once]
+
+    def step(_: int, draw: random.Random) -> Tensor:
+        return loss(passes, examples.batch(draw.sample(range(len(examples)), min(recipe.edits, len(examples))), draw))
+
+    def validate() -> float:
+        return sum(loss(passes, batch).item() * len(batch.requests) for batch in fixed) / len(held)
+
+    identity = {
+        "method": name,
+        "model": model.fingerprint(),
+        "recipe": asdict(recipe),
+        "records": records_digest(records),
+    }
+    fitted = train(
+        network,
+        optimiser,
+        step,
+        validate,
+        examples=1,
+        schedule=Schedule(
+            steps=recipe.steps,
+            validate_every=recipe.validate_every,
+            patience=recipe.patience,
+            clip=recipe.clip,
+            seed=recipe.seed,
+        ),
+        checkpoint=checkpoint,
+        identity=json.dumps(identity),
+        title=f"Training {name} for {model.name}",
+        progress=progress,
+    )
+    return fitted.state, {
+        "recipe": asdict(recipe),
+        "records": {"digest": identity["records"], "training": len(training), "validation": len(validation)},
+        "seconds": fitted.seconds,
+        "step": fitted.step,
+        "curve": [[point.step, point.loss, point.validation] for point in fitted.curve],
+    }

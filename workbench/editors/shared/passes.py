@@ -1,0 +1,186 @@
+"""Forward passes in which the outputs of MLP matrices are open to change."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from workbench.models.blocks import Blocks, BlocksError
+from workbench.models.blocks_check import blocks_of
+from workbench.models.hooks import Hook
+from workbench.models.model import Model
+from workbench.models.tokens import Tokens
+from workbench.records.facts import token_span
+from workbench.records.joining import join
+
+Place = tuple[int, str]
+"""Layer and name of a matrix."""
+Change = Callable[[Place, Tensor, Tensor], Tensor]
+"""What is made of the output of a matrix: its place, its input, its output -> another output."""
+
+_SITES = {"W_in": ("mlp_in", "mlp_read"), "W_gate": ("mlp_in", "mlp_gate"), "W_out": ("mlp_key", "mlp_write")}
+"""Where a matrix's input and output are seen."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scored:
+    """Texts with the tokens that are read of them."""
+
+    tokens: Tokens
+    """The texts, padded on the right."""
+    rows: Int[Tensor, " prediction"]
+    """Row of each prediction."""
+    positions: Int[Tensor, " prediction"]
+    """Index from which it is made."""
+    targets: Int[Tensor, " prediction"] | None = None
+    """The token that should come next; None for texts that are only to stay as they are."""
+    edits: Int[Tensor, " batch"]
+    """Number of the edit that each text belongs to."""
+
+    def means(self, values: Float[Tensor, " prediction"]) -> Float[Tensor, " edit"]:
+        """Each edit's mean of what was found for its predictions."""
+        edits = self.edits[self.rows]
+        count = int(self.edits.max()) + 1
+        sums = values.new_zeros(count).index_add(0, edits, values)
+        return sums / torch.bincount(edits, minlength=count)
+
+
+def scored(model: Model, asked: Sequence[tuple[str, str, str | None]]) -> Scored:
+    """An edit each: prompts, the targets that should follow them, and what stands between (`join`).
+
+    ValueError for a prompt or a target without a token of its own.
+    """
+    texts = [join(prompt, target, separator) for prompt, target, separator in asked]
+    tokens = model.tokenize(texts, padding_side="right")
+    rows, positions, targets = [], [], []
+    for row, ((prompt, _, _), text) in enumerate(zip(asked, texts, strict=True)):
+        first, end = token_span(tokens.offsets[row], (len(prompt), len(text)))
+        if first == 0:
+            raise ValueError(f"the prompt has no token of its own in {text!r}; lengthen it")
+        rows += [row] * (end - first)
+        positions += range(first - 1, end - 1)
+        targets += tokens.ids[row, first:end].tolist()
+    at = {"rows": rows, "positions": positions, "targets": targets, "edits": range(len(texts))}
+    return Scored(tokens=tokens, **{name: torch.tensor(each, device=model.device) for name, each in at.items()})
+
+
+class Passes(ABC):
+    """How logits are computed under a change."""
+
+    @abstractmethod
+    def logits(self, scored: Scored, change: Change | None = None) -> Float[Tensor, "prediction vocab"]:
+        """Logits of every prediction, in float32 at least; gradients flow to what the change brings in."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class WholePasses(Passes):
+    """Over the whole model by hooks, also under edits: for a single edit, and the oracle for `UpperPasses`."""
+
+    model: Model
+    places: Sequence[Place]
+    """The matrices that are open to change."""
+
+    def logits(self, scored: Scored, change: Change | None = None) -> Float[Tensor, "prediction vocab"]:
+        """See `Passes`."""
+        hooks: list[Hook] = []
+        for place in self.places if change is not None else ():
+            hooks += _open(self.model, place, change)
+        logits = self.model.logits(scored.tokens, hooks=hooks)
+        return wide(logits[scored.rows, scored.positions])
+
+
+def _open(model: Model, place: Place, change: Any) -> list[Hook]:
+    layer, matrix = place
+    inputs: list[Tensor] = []
+
+    def keep(tensor: Tensor, hook: object) -> None:
+        inputs.append(tensor)
+
+    def replace(output: Tensor, hook: object) -> Tensor:
+        return change(place, inputs.pop(), output)
+
+    before, after = _SITES[matrix]
+    return [(model.hook_name(before, layer), keep), (model.hook_name(after, layer), replace)]
+
+
+class UpperPasses(Passes):
+    """From the lowest matrix that is open to change on, the states below it kept by text: for training.
+
+    BlocksError for a model whose blocks cannot be run part by part, or that has edits applied.
+    """
+
+    def __init__(self, model: Model, places: Sequence[Place]) -> None:
+        self.blocks: Blocks = blocks_of(model)
+        self.places = frozenset(places)
+        self.first = min(layer for layer, _ in places)
+        self._kept: dict[tuple[int, ...], Tensor] = {}
+
+    def logits(self, scored: Scored, change: Change | None = None) -> Float[Tensor, "prediction vocab"]:
+        """See `Passes`."""
+        blocks, resid = self.blocks, self._below(scored.tokens)
+        everywhere = torch.arange(resid.shape[1], device=resid.device)
+        for layer in range(self.first, blocks.n_layers):
+            p = blocks.project(layer, resid, everywhere)
+            attn = blocks.attn_out(layer, blocks.attend(layer, p.q, p.k, p.v))
+            here = None if change is None else self._at(layer, change)
+            resid = resid + attn + blocks.mlp_contribution(layer)(blocks.mlp_write(layer, resid, attn, here))
+        return wide(blocks.unembed(resid[scored.rows, scored.positions]))
+
+    def _at(self, layer: int, change: Change) -> Callable[[str, Tensor, Tensor], Tensor]:
+        def here(matrix: str, x: Tensor, output: Tensor) -> Tensor:
+            return change((layer, matrix), x, output) if (layer, matrix) in self.places else output
+
+        return here
+
+    @torch.no_grad()
+    def _below(self, tokens: Tokens) -> Float[Tensor, "batch pos d_model"]:
+        """The residual stream that enters the first layer; zeros where there is padding, which causality hides."""
+        lengths = tokens.mask.sum(dim=1).tolist()
+        texts = [tuple(row[:length]) for row, length in zip(tokens.ids.tolist(), lengths, strict=True)]
+        for text in texts:
+            if text not in self._kept:
+                # Alone: the last bits of a row depend on what it is computed with, and a resumed training meets others.
+                self._kept[text] = self._run(tokens.ids.new_tensor([text]))[0]
+        return torch.nn.utils.rnn.pad_sequence([self._kept[text] for text in texts], batch_first=True)
+
+    def _run(self, ids: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
+        blocks, everywhere = self.blocks, torch.arange(ids.shape[1], device=ids.device)
+        resid = blocks.resid_pre(blocks.embed_tokens(ids))
+        for layer in range(self.first):
+            p = blocks.project(layer, resid, everywhere)
+            attn = blocks.attn_out(layer, blocks.attend(layer, p.q, p.k, p.v))
+            resid = resid + attn + blocks.mlp_out(layer, resid, attn)
+        return resid
+
+
+def passes_of(model: Model, places: Sequence[Place]) -> Passes:
+    """The fast passes, or those over the whole model where its blocks cannot be run part by part."""
+    try:
+        return UpperPasses(model, places)
+    except BlocksError:
+        return WholePasses(model=model, places=places)
+
+
+def shape_of(model: Model, place: Place) -> tuple[int, int]:
+    """Inputs and outputs of a matrix."""
+    d_in, d_out = model.weight(*place).shape
+    return d_in, d_out
+
+
+def added(changes: Mapping[Place, tuple[Tensor, Tensor]], scored: Scored) -> Change:
+    """The change that gives matrices W + left right where the texts belong to an edit, [edit d rank] and so on."""
+
+    def add(place: Place, x: Tensor, output: Tensor) -> Tensor:
+        left, right = (each[scored.edits] for each in changes[place])
+        return output + ((x.to(left.dtype) @ left) @ right).to(output.dtype)
+
+    return add
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """In float32 at least."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -1,0 +1,89 @@
+"""KE's network: from the words of an edit to a gated shift along its gradient (De Cao et al. 2021, section 3.2)."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from workbench.editors.shared.factors import Factors
+from workbench.editors.shared.passes import Place
+from workbench.models.model import Model
+
+
+class Condition(torch.nn.Module):
+    """A text's tokens, embedded as the model embeds them, read in both directions."""
+
+    def __init__(self, d_embed: int, *, hidden: int, width: int) -> None:
+        super().__init__()
+        self.lstm = torch.nn.LSTM(d_embed, hidden, bidirectional=True, batch_first=True)
+        self.linear = torch.nn.Linear(2 * hidden, width)
+
+    def forward(self, embedded: Sequence[Tensor]) -> Float[Tensor, "edit width"]:
+        lengths = torch.tensor([len(each) for each in embedded])
+        padded = torch.nn.utils.rnn.pad_sequence(list(embedded), batch_first=True)
+        _, (last, _) = self.lstm(pack_padded_sequence(padded, lengths, batch_first=True, enforce_sorted=False))
+        return self.linear(torch.cat([last[0], last[1]], dim=1)).tanh()
+
+
+class Shift(torch.nn.Module):
+    """What a condition makes of one matrix's gradient G: sigmoid(eta) (G * softmax(a) c^T + softmax(b) d^T).
+
+    a and b have an element for each row of the matrix as `Model.weight` gives it, c and d for each column. Both parts
+    stay factored: the first scales the gradient's factors, the second adds one to them.
+    """
+
+    def __init__(self, d_in: int, d_out: int, *, width: int, hidden: int) -> None:
+        super().__init__()
+        self.sizes = [d_out, d_in, d_out, d_in, 1]
+        self.layers = torch.nn.Sequential(
+            weight_norm(torch.nn.Linear(width, hidden)),
+            torch.nn.Tanh(),
+            weight_norm(torch.nn.Linear(hidden, sum(self.sizes))),
+        )
+
+    def forward(self, condition: Float[Tensor, "edit width"], factors: Factors, scale: float) -> tuple[Tensor, Tensor]:
+        """Factors [edit d_in rank] and [edit rank d_out] of the shift."""
+        c, a, d, b, gate = self.layers(condition).split(self.sizes, dim=1)
+        left = [factors.u * a.softmax(dim=1)[:, None], b.softmax(dim=1)[:, None]]
+        right = [factors.delta * c[:, None], d[:, None]]
+        return scale * gate.sigmoid()[:, None] * torch.cat(left, dim=1).transpose(-1, -2), torch.cat(right, dim=1)
+
+
+class GradientShifts(torch.nn.Module):
+    """One condition for all matrices, a shift for each; and the multiplier of the constraint that training is under."""
+
+    def __init__(
+        self, shapes: Mapping[Place, tuple[int, int]], d_embed: int, *, hidden: int, width: int, margin: float
+    ) -> None:
+        super().__init__()
+        self.shapes = dict(shapes)
+        self.condition = Condition(d_embed, hidden=hidden, width=width)
+        self.shifts = torch.nn.ModuleDict(
+            {_name(place): Shift(*shape, width=width, hidden=hidden) for place, shape in shapes.items()}
+        )
+        self.multiplier = torch.nn.Parameter(torch.ones(()))
+        self.register_buffer("margin", torch.tensor(margin))
+        self.register_buffer("flipped", torch.zeros(()))
+        self.register_buffer("asked", torch.zeros(()))
+
+    def forward(
+        self, embedded: Sequence[Tensor], factors: Mapping[Place, Factors], *, scale: float
+    ) -> dict[Place, tuple[Tensor, Tensor]]:
+        """Factors [edit d_in rank] and [edit rank d_out] of every matrix's shift, which is added."""
+        condition = self.condition(embedded)
+        return {place: self.shifts[_name(place)](condition, factors[place], scale) for place in self.shapes}
+
+
+def embedded(model: Model, texts: Sequence[str]) -> list[Tensor]:
+    """The tokens of each text as the model embeds them, [pos d_embed], without what its tokenizer puts in front."""
+    table = model.hf.get_input_embeddings().weight.detach()
+    rows = [[id for id, (_, end) in zip(row.ids, row.offsets, strict=True) if end] for row in model.encode(texts)]
+    return [table[torch.tensor(ids, device=table.device)].float() for ids in rows]
+
+
+def _name(place: Place) -> str:
+    layer, matrix = place
+    return f"{layer}_{matrix}"
