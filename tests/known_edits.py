@@ -23,9 +23,9 @@ def random_edit(model: Model, seed: int, *places: tuple[int, str], rank: int = 2
 
 def untrained(editor: Any, model: Model) -> TrainedNetwork:
     """A small network that has learned nothing, of an editor that must be trained."""
-    sizes = {"rank": 4, "hidden": 4, "width": 4}
+    sizes = {"rank": 4, "hidden": 4, "width": 4, "heads": 1, "d_head": 8, "edited": (2, 3)}
     given = {name: size for name, size in sizes.items() if name in editor.recipes.__dataclass_fields__}
-    return editor.untrained(model, editor.recipes(edited=(2, 3), **given))
+    return editor.untrained(model, editor.recipes(**given))
 
 
 def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:

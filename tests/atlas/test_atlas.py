@@ -183,7 +183,8 @@ def test_the_model_is_small_and_knows_its_facts(world: World, atlas: Model) -> N
 def test_the_records_at_hand_are_those_that_its_command_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remake, "ATLAS", tmp_path)
     assert CliRunner().invoke(remake.app, ["records"]).exit_code == 0
-    names = ["course_80.json", "records_evaluation.json", "records_train.json"]
+    parts = [f"{form}_{part}.json" for form in ("questions", "records") for part in ("evaluation", "train")]
+    names = ["course_80.json", *parts]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert all((tmp_path / name).read_bytes() == (ATLAS / name).read_bytes() for name in names)
 

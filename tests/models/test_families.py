@@ -196,7 +196,7 @@ def test_a_norm_that_is_not_known_of_is_found_and_refused(
     checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load_model(str(checkpoints["gemma2"]), device="cpu")
-    monkeypatch.setattr("workbench.models.model.of_mlp", lambda block: Contribution(norm=None, multiplier=1.0))
+    monkeypatch.setattr("workbench.models.weights.of_mlp", lambda block: Contribution(norm=None, multiplier=1.0))
     assert "what the MLP adds" in model.once(hook_faults)["resid_post"]
     with pytest.raises(ValueError, match="MEMIT cannot keep what it promises: in layer 0 of"):
         MEMIT(layers=(1,), second_moments=moments(model, (1,)))(model, [REQUEST])

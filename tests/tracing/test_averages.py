@@ -94,7 +94,7 @@ def test_unreadable_traces_are_named(tmp_path):
     with pytest.raises(TraceError, match=r"cut: damaged trace, trace the fact again"):
         CausalTrace.load(cut)
     save_file({"w": torch.zeros(2)}, other)
-    with pytest.raises(TraceError, match=r"other: expected a workbench.causal_trace.1 file"):
+    with pytest.raises(TraceError, match=r"other: damaged trace, .*its format is None, not 'workbench.causal_trace.2'"):
         CausalTrace.load(other)
     empty: Path = tmp_path / "empty"
     empty.touch()

@@ -11,10 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.editors.editor import Setting
+from workbench.editors.setup.presets import preset
 from workbench.editors.shared.requests import check_requests
 from workbench.editors.training.network import TrainedNetwork, network_path
 from workbench.editors.training.scope import Distance, similarities
-from workbench.editors.training.serac import Networks, SeracRecipe, fit, in_words, marked
+from workbench.editors.training.serac import Networks, SeracRecipe, fit, in_words, marked, untrained
 from workbench.editors.training.trained import TrainedEditor
 from workbench.edits.edit import provenance
 from workbench.edits.redirected import RedirectEdit
@@ -188,6 +189,17 @@ class SERAC(TrainedEditor):
             raise ValueError("SERAC needs a trained network, or both an encoder and a counterfactual model by name")
 
     @classmethod
+    def ready(cls, model: str) -> bool:
+        """Whether a network is kept for the model of this name, or its preset names others."""
+        return _named(model) or super().ready(model)
+
+    @classmethod
+    def check_ready(cls, model: str) -> None:
+        """FileNotFoundError, which names the command that trains one, unless it is."""
+        if not _named(model):
+            super().check_ready(model)
+
+    @classmethod
     def prepare(cls, setting: Setting, fields: Mapping[str, Any]) -> "SERAC":
         """With the network that is kept for the model, where one is needed."""
         if fields.get("encoder") is not None and fields.get("counterfactual") is not None:
@@ -208,6 +220,11 @@ class SERAC(TrainedEditor):
     ) -> TrainedNetwork:
         """Both networks, trained together; see `training.serac.fit`."""
         return fit(model, records, recipe, checkpoint=checkpoint, progress=progress)
+
+    @classmethod
+    def untrained(cls, model: Model, recipe: SeracRecipe) -> TrainedNetwork:
+        """Both networks as they begin."""
+        return untrained(model, recipe)
 
     def __call__(self, model: Model, requests: Sequence[EditRequest]) -> MemoryEdit:
         """The edit that remembers the requests; the model itself is not run.
@@ -232,6 +249,15 @@ class SERAC(TrainedEditor):
             network=network,
             kept=network is not None and _is_kept(network),
         )
+
+
+def _named(model: str) -> bool:
+    """Whether the preset of a model names both others."""
+    try:
+        fields = preset(SERAC.name, model).fields
+    except ValueError:  # it has no preset
+        return False
+    return {"encoder", "counterfactual"} <= fields.keys()
 
 
 @dataclass(frozen=True)

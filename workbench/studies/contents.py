@@ -18,8 +18,10 @@ def contents(settings: Mapping[str, Any]) -> dict[str, str]:
     found = {}
     for setting in _FILES:
         named = settings.get(setting)
-        for name in [named] if isinstance(named, str | Path) else named or ():
-            path = _requests(str(name)) if setting == "requests" else records_path(str(name))
+        for name in named if isinstance(named, list | tuple) else [named]:
+            if not isinstance(name, str):  # a number of requests, or none
+                continue
+            path = _requests(name) if setting == "requests" else records_path(name)
             if path.is_file():
                 found[f"{setting} {name}"] = digest(path.read_bytes())
     return found

@@ -68,7 +68,8 @@ def shape_for(model: Model, *, heads: int, d_head: int, d_mlp: int) -> dict[str,
 def answering(state: Mapping[str, Tensor], shape: Mapping[str, int], base: Model) -> Model:
     """A trained decoder as a model that answers for the one whose token embeddings it has, with its tokenizer."""
     table = token_table(base)
-    made: Any = LlamaForCausalLM(LlamaConfig(vocab_size=len(table), tie_word_embeddings=True, **_config(shape)))
+    with torch.random.fork_rng(devices=[]):  # its first weights are drawn, and replaced
+        made: Any = LlamaForCausalLM(LlamaConfig(vocab_size=len(table), tie_word_embeddings=True, **_config(shape)))
     made.model.load_state_dict({**state, "embed_tokens.weight": table})
     made.tie_weights()
     made, name = made.to(base.device).eval(), f"the counterfactual model of {base.name}"

@@ -3,7 +3,7 @@
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,16 +106,15 @@ def fit(
     its scope. Validated on held-out records as they are: paraphrases in scope; neighborhood prompts and openings
     about the subject out of it. ValueError for records that cannot be parted.
     """
+    if model.edits:
+        raise ValueError(f"{len(model.edits)} edits are applied to {model.name}: take them back before training")
     training, validation = parted(records, held_out=recipe.held_out, seed=recipe.seed)
     questions = Questions.of(model, training)
-    settings = {
-        "scope": {"d_in": model.d_model, "width": recipe.width, "layers": recipe.scope_layers}
-        | {"heads": recipe.scope_heads},
-        "copier": shape_for(model, heads=recipe.heads, d_head=recipe.d_head, d_mlp=recipe.d_mlp),
-    }
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)  # torch's modules draw their first weights from the global generator alone
-        parts = _parts(settings).to(model.device)
+    begun = untrained(model, recipe)
+    settings, made_for, digest = begun.settings, begun.made_for, records_digest(records)
+    parts = _parts(settings)
+    parts.load_state_dict(begun.tensors)
+    parts.to(model.device)
     learner = _Learner(parts=parts, model=model, table=token_table(model), room=settings["copier"]["n_ctx"])
     heldout = [_held_out(record) for record in validation]
 
@@ -130,7 +129,6 @@ def fit(
         lots = [heldout[start : start + 20] for start in range(0, len(heldout), 20)]
         return sum((learner.judged(lot) + learner.copied(lot)).item() * len(lot) for lot in lots) / len(heldout)
 
-    made_for, digest = description(model), records_digest(records)
     fitted = train(
         parts,
         torch.optim.Adam(parts.parameters(), lr=recipe.learning_rate),
@@ -149,11 +147,8 @@ def fit(
         title="SERAC",
         progress=progress,
     )
-    return TrainedNetwork(
-        method="serac",
-        model=model.name,
-        made_for=made_for,
-        settings=settings,
+    return replace(
+        begun,
         tensors={name: tensor.half() for name, tensor in fitted.state.items()},
         provenance={
             "recipe": asdict(recipe),
@@ -165,14 +160,38 @@ def fit(
     )
 
 
+def untrained(model: Model, recipe: SeracRecipe) -> TrainedNetwork:
+    """The networks as they begin: the classifier knows nothing, and the counterfactual model copies somewhat."""
+    settings = {
+        "scope": {
+            "d_in": model.d_model,
+            "width": recipe.width,
+            "layers": recipe.scope_layers,
+            "heads": recipe.scope_heads,
+        },
+        "copier": shape_for(model, heads=recipe.heads, d_head=recipe.d_head, d_mlp=recipe.d_mlp),
+    }
+    tensors = dict(_parts(settings, recipe.seed).state_dict())
+    return TrainedNetwork(
+        method="serac",
+        model=model.name,
+        made_for=description(model),
+        settings=settings,
+        tensors=tensors,
+        provenance={"recipe": asdict(recipe)},
+    )
+
+
 class _Parts(nn.Module):
     def __init__(self, scope: ScopeEncoder, copier: Any) -> None:
         super().__init__()
         self.scope, self.copier = scope, copier
 
 
-def _parts(settings: Mapping[str, Any]) -> _Parts:
-    return _Parts(ScopeEncoder(**settings["scope"]), decoder(settings["copier"]))
+def _parts(settings: Mapping[str, Any], seed: int = 0) -> _Parts:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # torch's modules draw their first weights from the global generator alone
+        return _Parts(ScopeEncoder(**settings["scope"]), decoder(settings["copier"]))
 
 
 def _held_out(record: Record) -> MadeUpEdit:
