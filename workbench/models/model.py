@@ -40,6 +40,8 @@ class Model(Weights):
     """Which thread has edits applied within a block; no other may run or edit the model until it leaves."""
     _answering: bool = False
     """Whether those who run the model now have asked the edits first, see `answering`."""
+    _bare: bool = False
+    """Whether forward passes leave out what edits do besides changing weights, see `once`."""
     _found: dict = field(default_factory=dict)
     """Function -> what it found, for `once`."""
 
@@ -52,11 +54,11 @@ class Model(Weights):
         It sees the weights as they are, without the hooks and redirections of edits that may be applied meanwhile.
         """
         if make not in self._found:
-            edits, self.edits = self.edits, []
+            before, self._bare = self._bare, True
             try:
                 self._found[make] = make(self)
             finally:
-                self.edits = edits
+                self._bare = before
         return self._found[make]
 
     # ---- hooks
@@ -151,7 +153,7 @@ class Model(Weights):
 
         return [
             (self.hook_name(site, layer), seen(function))
-            for edit in self.edits
+            for edit in ([] if self._bare else self.edits)
             for site, layer, function in edit.hooks(self)
         ]
 
@@ -181,7 +183,7 @@ class Model(Weights):
 
     def check_direct(self) -> None:
         """ValueError while edits are applied that change what is asked, for all but those who have asked them."""
-        if not self._answering and any(edit.redirects for edit in self.edits):
+        if not self._answering and not self._bare and any(edit.redirects for edit in self.edits):
             methods = ", ".join(dict.fromkeys(edit.method for edit in self.edits if edit.redirects))
             raise ValueError(
                 f"edits that change what is asked are applied to {self.name} ({methods}): only scoring and generation "
