@@ -30,8 +30,8 @@ def decoder(shape: Mapping[str, int]) -> Any:
     first layer look at the token before, and write half of what they see where it is out of the way; those of the
     second look for the token that followed what stands now, and write it. The MLPs begin as nothing.
     """
-    made = LlamaModel(LlamaConfig(vocab_size=1, **_config(shape)))
-    made.embed_tokens = None  # pyright: ignore[reportAttributeAccessIssue]
+    made: Any = LlamaModel(LlamaConfig(vocab_size=1, **_config(shape)))
+    made.embed_tokens = None
     heads, d_head, d_model = shape["heads"], shape["d_head"], shape["d_model"]
     code = heads * d_head // 2
     if heads * d_head > d_model - code:
@@ -69,7 +69,7 @@ def answering(state: Mapping[str, Tensor], shape: Mapping[str, int], base: Model
     """A trained decoder as a model that answers for the one whose token embeddings it has, with its tokenizer."""
     table = token_table(base)
     with torch.random.fork_rng(devices=[]):  # its first weights are drawn, and replaced
-        made = LlamaForCausalLM(LlamaConfig(vocab_size=len(table), tie_word_embeddings=True, **_config(shape)))
+        made: Any = LlamaForCausalLM(LlamaConfig(vocab_size=len(table), tie_word_embeddings=True, **_config(shape)))
     made.model.load_state_dict({**state, "embed_tokens.weight": table})
     made.tie_weights()
     made, name = made.to(base.device).eval(), f"the counterfactual model of {base.name}"
