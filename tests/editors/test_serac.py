@@ -13,10 +13,11 @@ from conftest import GOLDEN
 from known_edits import random_edit, same
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers.models.bert import BertTokenizerFast
 
 from workbench.editors import serac
+from workbench.editors.registry import EDITORS
 from workbench.editors.serac import SERAC, MemoryEdit
+from workbench.editors.setup.presets import PRESETS
 from workbench.editors.training.made_up import Questions
 from workbench.editors.training.network import TrainedNetwork, trained_network
 from workbench.editors.training.scope import balanced_loss, similarities
@@ -28,7 +29,9 @@ from workbench.models.generation import generate
 from workbench.models.loading import load_model
 from workbench.models.model import Model
 from workbench.models.scoring import score_targets
+from workbench.records.counterfact import read_records
 from workbench.records.facts import EditRequest, Record
+from workbench.studies.defaults import records_path
 
 REFERENCE = json.loads((GOLDEN / "survey" / "serac.json").read_text(encoding="utf-8"))
 ARRAYS = load_file(GOLDEN / "survey" / "serac.safetensors")
@@ -274,7 +277,7 @@ def test_an_encoder_from_a_folder(tiny_gpt2: Model, network: TrainedNetwork, tmp
     words = "[PAD] [UNK] [CLS] [SEP] [MASK] the capital of is in most people speak portugal argentina japan , rome"
     folder.mkdir()
     (folder / "vocab.txt").write_text("\n".join(words.split()), encoding="utf-8")
-    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
     config = transformers.BertConfig(
         vocab_size=18, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24
     )
@@ -317,7 +320,7 @@ def test_made_up_edits(tiny_gpt2: Model) -> None:
 
 
 def test_training_is_the_same_twice_and_lowers_its_loss(tiny_gpt2: Model) -> None:
-    recipe = replace(TINY_RECIPE, width=16, steps=10, validate_every=10, patience=30)
+    recipe = replace(TINY_RECIPE, width=16, steps=25, validate_every=25, patience=30)
     state = torch.random.get_rng_state()
     one, other = (SERAC.fit(tiny_gpt2, made_up_records(), recipe) for _ in range(2))
     Networks.of(one, tiny_gpt2)
@@ -334,7 +337,6 @@ def test_bad_input(tiny_gpt2: Model, network: TrainedNetwork, checkpoints: dict[
     for bad, message in [
         ({"scale": 0.0}, "scale must be positive"),
         ({"threshold": 2.0}, r"threshold in 0\.\.1, got 1\.0 and 2\.0"),
-        ({"distance": "far"}, "distance is one of squared, plain, cosine, got 'far'"),
         ({"network": None}, "needs a trained network, or both an encoder and a counterfactual model"),
     ]:
         with pytest.raises(ValueError, match=message):

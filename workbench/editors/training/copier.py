@@ -30,8 +30,8 @@ def decoder(shape: Mapping[str, int]) -> Any:
     first layer look at the token before, and write half of what they see where it is out of the way; those of the
     second look for the token that followed what stands now, and write it. The MLPs begin as nothing.
     """
-    made = LlamaModel(LlamaConfig(vocab_size=1, **_config(shape)))
-    made.embed_tokens = None  # pyright: ignore[reportAttributeAccessIssue]
+    made: Any = LlamaModel(LlamaConfig(vocab_size=1, **_config(shape)))
+    made.embed_tokens = None
     heads, d_head, d_model = shape["heads"], shape["d_head"], shape["d_model"]
     code = heads * d_head // 2
     if heads * d_head > d_model - code:
@@ -42,8 +42,9 @@ def decoder(shape: Mapping[str, int]) -> Any:
     quarter = d_head // 4
     slow = torch.cat([torch.arange(quarter, 2 * quarter), torch.arange(3 * quarter, d_head)])
     at = torch.cat([slow + head * d_head for head in range(heads)])
-    first, second = (layer.self_attn for layer in made.layers)
-    for layer in made.layers:
+    layers: Any = made.layers
+    first, second = (layer.self_attn for layer in layers)
+    for layer in layers:
         layer.mlp.down_proj.weight.zero_()
         for matrix in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj, layer.self_attn.o_proj):
             matrix.weight.zero_()
