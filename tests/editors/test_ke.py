@@ -172,6 +172,7 @@ def test_in_training_a_batch_is_what_each_edit_is_alone(tiny_gpt2: Model) -> Non
 # Training ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_trains_and_goes_on_to_the_same_bits(tiny_gpt2: Model, tmp_path: Path) -> None:
     before, path = tiny_gpt2.fingerprint(), tmp_path / "training.pt"
     through = KE.fit(tiny_gpt2, RECORDS, QUICK)

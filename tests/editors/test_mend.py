@@ -278,6 +278,7 @@ def test_upper_passes_are_the_whole_models(random_model: Model) -> None:
 # Training ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_trains_and_goes_on_to_the_same_bits(tiny_gpt2: Model, tmp_path: Path, cache: None) -> None:
     before = tiny_gpt2.fingerprint()
     path = tmp_path / "training.pt"
@@ -302,6 +303,7 @@ def test_it_trains_and_goes_on_to_the_same_bits(tiny_gpt2: Model, tmp_path: Path
     assert tiny_gpt2.fingerprint() == before
 
 
+@pytest.mark.slow
 def test_it_learns(tiny_gpt2: Model) -> None:
     recipe = replace(QUICK, steps=12, validate_every=6, learning_rate=1e-2, edit_weight=1.0, rate_learning_rate=1e-3)
     curve = MEND.fit(tiny_gpt2, RECORDS, recipe).provenance["curve"]

@@ -29,8 +29,8 @@ from workbench.models.generation import generate
 from workbench.models.loading import load_model
 from workbench.models.model import Model
 from workbench.models.scoring import score_targets
-from workbench.records.counterfact import read_records
 from workbench.records.facts import EditRequest, Record
+from workbench.records.reading import read_records
 from workbench.studies.defaults import records_path
 
 REFERENCE = json.loads((GOLDEN / "survey" / "serac.json").read_text(encoding="utf-8"))

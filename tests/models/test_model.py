@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+from known_edits import random_edit
 from known_scores import all_top, scored
 
+from workbench.edits.ledger import state_fingerprint, unedited_fingerprint
 from workbench.models.model import SITES, Model
 from workbench.records.joining import join
 
@@ -213,3 +215,11 @@ def test_bad_prompts_and_targets(tiny_gpt2: Model) -> None:
     with pytest.raises(ValueError, match="batch_size >= 1"):
         scored(tiny_gpt2, ["a"], ["c"], batch_size=0)
     assert scored(tiny_gpt2, [], []) == []
+
+
+def test_what_a_model_finds_out_about_itself_leaves_its_edits_in_force(tiny_gpt2: Model) -> None:
+    edit, untouched = random_edit(tiny_gpt2, 0, (2, "W_out")), state_fingerprint(tiny_gpt2)
+    with edit.applied(tiny_gpt2):
+        assert tiny_gpt2.once(unedited_fingerprint) == untouched
+        assert tiny_gpt2.edits == [edit] and state_fingerprint(tiny_gpt2) != untouched
+    assert state_fingerprint(tiny_gpt2) == untouched
