@@ -38,7 +38,8 @@ def said(model: Model, network: Beside, layer: int) -> tuple[Tensor, Tensor, Ten
     leaves = [neurons.keys.requires_grad_(True), neurons.values.requires_grad_(True)]
     log_probs = network.log_probs(neurons.adding(model, layer))
     first = torch.randn(log_probs.shape, generator=torch.Generator().manual_seed(1))
-    return log_probs.detach(), *torch.autograd.grad((log_probs * first).mean(), leaves)
+    keys, values = torch.autograd.grad((log_probs * first).mean(), leaves)
+    return log_probs.detach(), keys, values
 
 
 def compare(model: Model, layer: int) -> None:
