@@ -149,10 +149,11 @@ class SERAC(TrainedEditor):
     off an edit, and shows the classifier the answer after a prompt where it scores one.) The published code joins a
     text anew with its answer and aligns it from its end, as here.
 
-    Both networks are small and trained here, by `workbench train serac`, over the model's own token embeddings: the
-    classifier is a transformer of two layers; the counterfactual model is a decoder of two layers that can do little
-    more than copy the answer of the edit that it reads, and end the text there, while the published ones are
-    pretrained models that are fine-tuned (DistilBERT; T5-small, or GPT-2 for GPT-2-XL). Give others by name.
+    Both networks are small and trained here, by `workbench train serac`, over the model's own token embeddings. The
+    classifier is a transformer of two layers. The counterfactual model is a decoder of two layers that begins as
+    induction heads set by hand, and does no more than copy the answer of the edit that it reads and end the text
+    there; what is put to it has a mark before both answers (`training.serac.marked`). The published ones are pretrained
+    models that are fine-tuned (DistilBERT; T5-small, or GPT-2 for GPT-2-XL): give such by name.
 
     Defaults are the published ones; EasyEdit's differ in `soft`.
     """
