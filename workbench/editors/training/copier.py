@@ -54,10 +54,11 @@ def decoder(shape: Mapping[str, int]) -> Any:
     first.k_proj.bias.copy_(9 * torch.cat([torch.ones(d_head // 2), torch.zeros(d_head // 2)]).repeat(heads))
     first.v_proj.weight[at] = now
     first.o_proj.weight[:, at] = 0.5 * before.T
-    second.q_proj.weight[at] = 10 * now
+    second.q_proj.weight[at] = 20 * now
     second.k_proj.weight[at] = before
     second.v_proj.weight.copy_(rest[: heads * d_head])
     second.o_proj.weight.copy_(6 * math.sqrt(d_model / (heads * d_head)) * rest[: heads * d_head].T)
+    made.norm.weight.fill_(2)
     return made
 
 

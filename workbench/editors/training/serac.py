@@ -41,8 +41,10 @@ class SeracRecipe:
     batch: int = 8
     """Made-up edits a step. Published: 10."""
     learning_rate: float = 2e-3
-    """Of Adam. Published: 1e-5, of networks that are pretrained."""
-    steps: int = 1500
+    """Of Adam, for the classifier."""
+    copier_learning_rate: float = 1e-5
+    """For the counterfactual model, as published; it can copy from the first, and at the classifier's rate forgets it."""
+    steps: int = 2000
     validate_every: int = 250
     patience: int = 1500
     copies: int = 3
@@ -131,7 +133,12 @@ def fit(
 
     fitted = train(
         parts,
-        torch.optim.Adam(parts.parameters(), lr=recipe.learning_rate),
+        torch.optim.Adam(
+            [
+                {"params": parts.scope.parameters(), "lr": recipe.learning_rate},
+                {"params": parts.copier.parameters(), "lr": recipe.copier_learning_rate},
+            ]
+        ),
         loss,
         validate,
         examples=len(training),
@@ -139,7 +146,7 @@ def fit(
             steps=recipe.steps,
             validate_every=recipe.validate_every,
             patience=recipe.patience,
-            clip=1.0,
+            clip=5.0,
             seed=recipe.seed,
         ),
         checkpoint=checkpoint,
