@@ -43,7 +43,7 @@ class SeracRecipe:
     learning_rate: float = 2e-3
     """Of Adam, for the classifier."""
     copier_learning_rate: float = 1e-5
-    """For the counterfactual model, as published; it can copy from the first, and at the classifier's rate forgets it."""
+    """For the counterfactual model, as published; it copies from the first, and at the higher rate forgets to."""
     steps: int = 2000
     validate_every: int = 250
     patience: int = 1500
