@@ -306,8 +306,11 @@ def test_it_trains_and_goes_on_to_the_same_bits(tiny_gpt2: Model, tmp_path: Path
 @pytest.mark.slow
 def test_it_learns(tiny_gpt2: Model) -> None:
     recipe = replace(QUICK, steps=12, validate_every=6, learning_rate=1e-2, edit_weight=1.0, rate_learning_rate=1e-3)
-    curve = MEND.fit(tiny_gpt2, RECORDS, recipe).provenance["curve"]
+    network = MEND.fit(tiny_gpt2, RECORDS, recipe)
+    curve = network.provenance["curve"]
     assert curve[-1][2] < 0.8 * curve[0][2]
+    # An identity has a gradient: the transforms learn, and not the rates alone.
+    assert all(tensor.any() for name, tensor in network.tensors.items() if name.endswith(".u"))
 
 
 # An editor as others ------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.utils.parametrizations import weight_norm
-from torch.nn.utils.rnn import pack_padded_sequence
 
 from workbench.editors.shared.factors import Factors
 from workbench.editors.shared.passes import Place
@@ -22,10 +21,20 @@ class Condition(torch.nn.Module):
         self.linear = torch.nn.Linear(2 * hidden, width)
 
     def forward(self, embedded: Sequence[Tensor]) -> Float[Tensor, "edit width"]:
-        lengths = torch.tensor([len(each) for each in embedded])
-        padded = torch.nn.utils.rnn.pad_sequence(list(embedded), batch_first=True)
-        _, (last, _) = self.lstm(pack_padded_sequence(padded, lengths, batch_first=True, enforce_sorted=False))
-        return self.linear(torch.cat([last[0], last[1]], dim=1)).tanh()
+        last = [torch.cat([self._last(each, ""), self._last(each.flip(0), "_reverse")]) for each in embedded]
+        return self.linear(torch.stack(last)).tanh()
+
+    def _last(self, rows: Float[Tensor, "pos d_embed"], direction: str) -> Float[Tensor, " hidden"]:
+        """The state after the last row, by hand: `torch.nn.LSTM` itself runs only where a device has kernels for it."""
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        inward, onward, *biases = (getattr(self.lstm, f"{name}_l0{direction}") for name in names)
+        inputs = rows @ inward.T + sum(biases)
+        state = cell = inputs.new_zeros(self.lstm.hidden_size)
+        for row in inputs:
+            take, keep, new, show = (row + onward @ state).chunk(4)
+            cell = keep.sigmoid() * cell + take.sigmoid() * new.tanh()
+            state = show.sigmoid() * cell.tanh()
+        return state
 
 
 class Shift(torch.nn.Module):

@@ -26,7 +26,8 @@ class Layer(torch.nn.Module):
 
     def forward(self, z: Float[Tensor, "row width"], which: int) -> Float[Tensor, "row width"]:
         inner = (z @ self.v.T) @ self.u.T + self.bias
-        return z + (self.scale[which] * inner + self.shift[which]).relu()
+        # Not `relu`, whose gradient at 0 is 0: an identity would stay one for good.
+        return z + (self.scale[which] * inner + self.shift[which]).clamp(min=0)
 
 
 class Transform(torch.nn.Module):
