@@ -77,7 +77,7 @@ class Parts:
 
 def nonlinearity(mlp: Any) -> Callable[[Tensor], Tensor] | None:
     """What the original module of an MLP applies between its matrices; None where it is not found."""
-    names = ("act", "act_fn", "activation_fn")
+    names = ("act", "act_fn", "activation_fn", "gelu_impl")
     return next((getattr(mlp, name) for name in names if hasattr(mlp, name)), None)
 
 
