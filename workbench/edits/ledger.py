@@ -1,11 +1,12 @@
 """The edits applied to a model: taking several back at once, exactly, and a fingerprint of the state they make."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from workbench.machine.hashing import digest
 from workbench.models.model import Model
@@ -50,9 +51,7 @@ def settle_(model: Model) -> None:
     What an interrupt leaves half written is whole again when it is called once more.
     """
     if places := set(model.unsettled):
-        with torch.no_grad():
-            for place in places:
-                model.weight(*place).copy_(model.originals[place])
+        _copy_(model, {place: model.originals[place] for place in places})
         for edit in model.edits:
             edit.add_(model, places)
         model.unsettled.clear()
@@ -134,11 +133,21 @@ def unedited_fingerprint(model: Model) -> str:
     """The fingerprint of the weights without the edits that are applied."""
     with model.hold(model.name):
         settle_(model)
-        model.unsettled.update(model.originals)
+        edited = {place: model.weight(*place).clone() for place in model.originals}
         try:
-            with torch.no_grad():
-                for place, original in model.originals.items():
-                    model.weight(*place).copy_(original)
-            return model.fingerprint()
-        finally:
+            try:
+                model.unsettled.update(edited)
+                _copy_(model, model.originals)
+                return model.fingerprint()
+            finally:
+                _copy_(model, edited)  # the same bits as adding every edit anew, which takes long with many of them
+                model.unsettled.clear()
+        except BaseException:
             settle_(model)
+            raise
+
+
+@torch.no_grad()
+def _copy_(model: Model, weights: Mapping[tuple[int, str], Tensor]) -> None:
+    for place, weight in weights.items():
+        model.weight(*place).copy_(weight)
