@@ -15,7 +15,7 @@ from workbench.editors.shared.subject import check_contexts, in_contexts
 from workbench.editors.shared.tuning import TuningBatch, tuning_batch
 from workbench.edits.edit import provenance
 from workbench.edits.side_memory import Rules, Shard
-from workbench.edits.side_memory_edit import SideMemoryEdit, shards_of, without
+from workbench.edits.side_memory_edit import SideMemoryEdit, edits_of, shards_of
 from workbench.machine.hashing import digest
 from workbench.models.hooks import Hook
 from workbench.models.model import Model
@@ -132,7 +132,7 @@ class WISE(Editor):
         if self.site == "mlp_write":
             check_hooks(model, self.method, "mlp_write")
         memory, written, notes = shards_of(model, rules), {}, []
-        with without(model, rules):
+        with model.without(edits_of(model.edits, rules)):
             for request in requests:
                 index = self._next(memory)
                 before = memory[index].change if index in memory else torch.zeros(tuple(rules.weight(model).shape))

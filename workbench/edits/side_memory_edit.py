@@ -1,7 +1,6 @@
 """Edits that are requests written into a side memory; those of one memory that are applied act as one."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -154,17 +153,6 @@ def edits_of(edits: Sequence[Edit], rules: Rules) -> tuple[SideMemoryEdit, ...]:
 def shards_of(model: Model, rules: Rules) -> dict[int, Shard]:
     """The shards of these rules that the edits applied to a model have written, on the CPU."""
     return _joined({}, edits_of(model.edits, rules))
-
-
-@contextmanager
-def without(model: Model, rules: Rules) -> Iterator[None]:
-    """Within the block the model runs as if no edit of these rules were applied."""
-    applied, memory = list(model.edits), edits_of(model.edits, rules)
-    model.edits[:] = [edit for edit in applied if not any(edit is other for other in memory)]
-    try:
-        yield
-    finally:
-        model.edits[:] = applied
 
 
 def _joined(shards: Mapping[int, Shard], edits: Sequence[SideMemoryEdit]) -> dict[int, Shard]:

@@ -40,8 +40,8 @@ class Model(Weights):
     """Which thread has edits applied within a block; no other may run or edit the model until it leaves."""
     _answering: bool = False
     """Whether those who run the model now have asked the edits first, see `answering`."""
-    _bare: bool = False
-    """Whether forward passes leave out what edits do besides changing weights, see `once`."""
+    _aside: tuple = ()
+    """Edits that forward passes leave out but for the weights that they change, see `without`."""
     _found: dict = field(default_factory=dict)
     """Function -> what it found, for `once`."""
 
@@ -54,11 +54,8 @@ class Model(Weights):
         It sees the weights as they are, without the hooks and redirections of edits that may be applied meanwhile.
         """
         if make not in self._found:
-            before, self._bare = self._bare, True
-            try:
+            with self.without(self.edits):
                 self._found[make] = make(self)
-            finally:
-                self._bare = before
         return self._found[make]
 
     # ---- hooks
@@ -153,7 +150,7 @@ class Model(Weights):
 
         return [
             (self.hook_name(site, layer), seen(function))
-            for edit in ([] if self._bare else self.edits)
+            for edit in self._in_force()
             for site, layer, function in edit.hooks(self)
         ]
 
@@ -183,8 +180,9 @@ class Model(Weights):
 
     def check_direct(self) -> None:
         """ValueError while edits are applied that change what is asked, for all but those who have asked them."""
-        if not self._answering and not self._bare and any(edit.redirects for edit in self.edits):
-            methods = ", ".join(dict.fromkeys(edit.method for edit in self.edits if edit.redirects))
+        redirecting = [] if self._answering else [edit.method for edit in self._in_force() if edit.redirects]
+        if redirecting:
+            methods = ", ".join(dict.fromkeys(redirecting))
             raise ValueError(
                 f"edits that change what is asked are applied to {self.name} ({methods}): only scoring and generation "
                 "follow them; take them back to trace, edit or look into the model"
@@ -202,11 +200,32 @@ class Model(Weights):
     @contextmanager
     def answering(self) -> Iterator[None]:
         """Within the block forward passes may run although edits redirect prompts: of those who have followed them."""
-        before, self._answering = self._answering, True
-        try:
+        with self._with("_answering", True):
             yield
-        finally:
-            self._answering = before
+
+    @contextmanager
+    def without(self, edits: Sequence[Any]) -> Iterator[None]:
+        """Within the block forward passes run as if these edits, which stay in the ledger, changed weights alone."""
+        with self._with("_aside", (*self._aside, *edits)):
+            yield
+
+    def _in_force(self) -> list[Any]:
+        """The edits whose hooks and redirections forward passes follow."""
+        return [edit for edit in self.edits if not any(edit is each for each in self._aside)]
+
+    @contextmanager
+    def _with(self, name: str, value: Any) -> Iterator[None]:
+        """A field has another value within the block; after it, also if it is interrupted anywhere, its own."""
+        before = getattr(self, name)
+        try:
+            try:
+                setattr(self, name, value)
+                yield
+            finally:
+                setattr(self, name, before)
+        except BaseException:
+            setattr(self, name, before)
+            raise
 
     def save_pretrained(self, folder: Path) -> None:
         """Write a Hugging Face folder of the present weights and the tokenizer; reloads to equal logits.
