@@ -150,12 +150,7 @@ class GRACE(Editor):
                 log_probs = batch.log_probs(model, [(rules.sites(model)[1], put)])
                 loss = -(log_probs.gather(1, batch.targets[:, None])[:, 0] * batch.shares).sum()
             losses.append(loss.item())
-            if not loss.isfinite():
-                (request,) = batch.requests
-                raise ValueError(
-                    f"the loss of {request.prompt!r} -> {request.target_new!r} is not finite: check the model's "
-                    f"weights, or lower learning_rate ({self.learning_rate})"
-                )
+            batch.check_finite(loss[None], learning_rate=self.learning_rate)
             # Not `backward`: it would also leave gradients on a model whose parameters take them.
             (value.grad,) = torch.autograd.grad(loss, value)
             optimiser.step()

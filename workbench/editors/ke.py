@@ -16,9 +16,8 @@ from workbench.editors.shared.requests import check_requests
 from workbench.editors.training.examples import Batch
 from workbench.editors.training.network import TrainedNetwork, description
 from workbench.editors.training.shift import GradientShifts, embedded
-from workbench.editors.training.trained import HypernetworkRecipe, TrainedEditor, fit_network
-from workbench.edits.edit import provenance
-from workbench.edits.weights import WeightEdit, WeightUpdate
+from workbench.editors.training.trained import Hypernetwork, HypernetworkRecipe, fit_network
+from workbench.edits.weights import WeightEdit
 from workbench.models.generation import generate
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest, Record
@@ -56,7 +55,7 @@ class KERecipe(HypernetworkRecipe):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class KE(TrainedEditor):
+class KE(Hypernetwork):
     """The gradient of -log p(target | prompt), scaled, gated and shifted by a network that reads the edit (equation 4).
 
     The network reads "old answer >> new answer || prompt": the old answer is `target_true`, or what the model says
@@ -77,11 +76,6 @@ class KE(TrainedEditor):
     network: TrainedNetwork
     """The trained conditioner and shifts."""
 
-    @property
-    def layers(self) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The layers that the network edits."""
-        return tuple(sorted({layer for layer, _ in self.network.settings["places"]}))
-
     def __call__(self, model: Model, requests: Sequence[EditRequest]) -> WeightEdit:
         """The edit that makes the requests true, computed on the weights as they are.
 
@@ -91,22 +85,13 @@ class KE(TrainedEditor):
         self.network.check_made_for(model)
         network = built(self.network, model)
         check_hooks(model, self.method, "mlp_write")
-        updates: list[WeightUpdate] = []
+        changes = []
         for request in requests:
             factors = pooled_factors(model, list(network.shapes), [request])
             words = embedded(model, conditions(model, [request]))
             with torch.no_grad():
-                changes = network(words, factors, scale=self.network.settings["max_scale"])
-            updates += [
-                WeightUpdate(layer=layer, matrix=matrix, left=left[0].cpu(), right=right[0].cpu())
-                for (layer, matrix), (left, right) in changes.items()
-            ]
-        return WeightEdit(
-            updates=tuple(updates),
-            method=self.method,
-            requests=requests,
-            provenance=provenance(model, {**self.network.settings, "network": self.network.digest}),
-        )
+                changes.append(network(words, factors, scale=self.network.settings["max_scale"]))
+        return self.edit_of(model, requests, changes)
 
     @classmethod
     def untrained(cls, model: Model, recipe: KERecipe) -> TrainedNetwork:

@@ -14,10 +14,9 @@ from workbench.editors.shared.passes import Passes, added, shape_of
 from workbench.editors.shared.requests import check_requests
 from workbench.editors.training.examples import Batch
 from workbench.editors.training.network import TrainedNetwork, description
-from workbench.editors.training.trained import HypernetworkRecipe, TrainedEditor, fit_network
+from workbench.editors.training.trained import Hypernetwork, HypernetworkRecipe, fit_network
 from workbench.editors.training.transform import GradientTransforms
-from workbench.edits.edit import provenance
-from workbench.edits.weights import WeightEdit, WeightUpdate
+from workbench.edits.weights import WeightEdit
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest, Record
 
@@ -47,7 +46,7 @@ class MENDRecipe(HypernetworkRecipe):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class MEND(TrainedEditor):
+class MEND(Hypernetwork):
     """One gradient of -log p(target | prompt), its rank-one factors transformed by a trained network (algorithm 1).
 
     The gradient of a weight is sum u^T delta over positions, u the inputs of the matrix and delta the gradients at
@@ -72,11 +71,6 @@ class MEND(TrainedEditor):
     network: TrainedNetwork
     """The trained transforms."""
 
-    @property
-    def layers(self) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The layers that the network edits."""
-        return tuple(sorted({layer for layer, _ in self.network.settings["places"]}))
-
     def __call__(self, model: Model, requests: Sequence[EditRequest]) -> WeightEdit:
         """The edit that makes the requests true together, computed on the weights as they are.
 
@@ -89,15 +83,7 @@ class MEND(TrainedEditor):
         factors = pooled_factors(model, list(transforms.shapes), requests)
         with torch.no_grad():
             changes = transforms(factors, descent=self.network.settings["descent"])
-        return WeightEdit(
-            updates=tuple(
-                WeightUpdate(layer=layer, matrix=matrix, left=left[0].cpu(), right=right[0].cpu())
-                for (layer, matrix), (left, right) in changes.items()
-            ),
-            method=self.method,
-            requests=requests,
-            provenance=provenance(model, {**self.network.settings, "network": self.network.digest}),
-        )
+        return self.edit_of(model, requests, [changes])
 
     @classmethod
     def untrained(cls, model: Model, recipe: MENDRecipe) -> TrainedNetwork:

@@ -13,7 +13,7 @@ from torch import Tensor
 from workbench.editors.editor import Setting
 from workbench.editors.setup.presets import preset
 from workbench.editors.shared.requests import check_requests
-from workbench.editors.training.network import TrainedNetwork, network_path
+from workbench.editors.training.network import ABOUT, TrainedNetwork, network_path
 from workbench.editors.training.scope import Distance, similarities
 from workbench.editors.training.serac import Networks, SeracRecipe, fit, in_words, marked, untrained
 from workbench.editors.training.trained import TrainedEditor
@@ -116,7 +116,7 @@ class MemoryEdit(RedirectEdit):
         """The switch, and which network it is."""
         found: dict[str, Any] = {"switch": asdict(self.switch), "network": None}
         if self.network is not None:
-            names = ("method", "model") if self.kept else ("method", "model", "made_for", "settings", "provenance")
+            names = ("method", "model") if self.kept else ABOUT
             own = {name: getattr(self.network, name) for name in names}
             found["network"] = {"kept": self.kept, "digest": self.network.digest, **own}
         return found

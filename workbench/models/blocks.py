@@ -215,10 +215,27 @@ class Blocks:
         return self._blocks[layer].mlp_contribution
 
     def mlp_out(
-        self, layer: int, resid: Float[Tensor, "... d_model"], attn_out: Float[Tensor, "... d_model"]
+        self,
+        layer: int,
+        resid: Float[Tensor, "... d_model"],
+        attn_out: Float[Tensor, "... d_model"],
+        change: Change | None = None,
     ) -> Float[Tensor, "... d_model"]:
-        """What the MLP adds to the residual stream."""
-        return self.mlp_contribution(layer)(self.mlp_write(layer, resid, attn_out))
+        """What the MLP adds to the residual stream; `change` as in `mlp_write`."""
+        return self.mlp_contribution(layer)(self.mlp_write(layer, resid, attn_out, change))
+
+    def leaving(
+        self,
+        layer: int,
+        resid: Float[Tensor, "batch pos d_model"],
+        positions: Int[Tensor, " pos"],
+        change: Change | None = None,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The residual stream that leaves a layer, from that which enters it, of whole prompts; `change` as in
+        `mlp_write`."""
+        p = self.project(layer, resid, positions)
+        attn = self.attn_out(layer, self.attend(layer, p.q, p.k, p.v))
+        return resid + attn + self.mlp_out(layer, resid, attn, change)
 
     # ---- everything, for the check and as an example
 
@@ -227,7 +244,5 @@ class Blocks:
         resid = self.resid_pre(self.embed_tokens(ids))
         positions = torch.arange(ids.shape[1], device=ids.device)
         for layer in range(self.n_layers):
-            p = self.project(layer, resid, positions)
-            attn = self.attn_out(layer, self.attend(layer, p.q, p.k, p.v))
-            resid = resid + attn + self.mlp_out(layer, resid, attn)
+            resid = self.leaving(layer, resid, positions)
         return self.unembed(resid)

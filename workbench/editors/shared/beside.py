@@ -98,9 +98,7 @@ class FromTheMLP(Beside):
         if not self._last:
             places = torch.arange(resid.shape[1], device=resid.device)
             for layer in range(self._layer + 1, blocks.n_layers):
-                p = blocks.project(layer, resid, places)
-                attn = blocks.attn_out(layer, blocks.attend(layer, p.q, p.k, p.v))
-                resid = resid + attn + blocks.mlp_out(layer, resid, attn)
+                resid = blocks.leaving(layer, resid, places)
             resid = resid[self._batch.rows, self._batch.positions]
         logits = blocks.unembed(resid)
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)

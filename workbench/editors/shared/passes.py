@@ -13,8 +13,7 @@ from workbench.models.blocks import Blocks, BlocksError
 from workbench.models.blocks_check import blocks_of
 from workbench.models.hooks import Hook
 from workbench.models.model import Model
-from workbench.models.tokens import Tokens
-from workbench.records.facts import token_span
+from workbench.models.tokens import Tokens, answer_start
 from workbench.records.joining import join
 
 Place = tuple[int, str]
@@ -57,10 +56,8 @@ def scored(model: Model, asked: Sequence[tuple[str, str, str | None]]) -> Scored
     texts = [join(prompt, target, separator) for prompt, target, separator in asked]
     tokens = model.tokenize(texts, padding_side="right")
     rows, positions, targets = [], [], []
-    for row, ((prompt, _, _), text) in enumerate(zip(asked, texts, strict=True)):
-        first, end = token_span(tokens.offsets[row], (len(prompt), len(text)))
-        if first == 0:
-            raise ValueError(f"the prompt has no token of its own in {text!r}; lengthen it")
+    for row, (prompt, _, _) in enumerate(asked):
+        first, end = answer_start(tokens.offsets[row], prompt), len(tokens.offsets[row])
         rows += [row] * (end - first)
         positions += range(first - 1, end - 1)
         targets += tokens.ids[row, first:end].tolist()
@@ -124,10 +121,8 @@ class UpperPasses(Passes):
         blocks, resid = self.blocks, self._below(scored.tokens)
         everywhere = torch.arange(resid.shape[1], device=resid.device)
         for layer in range(self.first, blocks.n_layers):
-            p = blocks.project(layer, resid, everywhere)
-            attn = blocks.attn_out(layer, blocks.attend(layer, p.q, p.k, p.v))
             here = None if change is None else self._at(layer, change)
-            resid = resid + attn + blocks.mlp_contribution(layer)(blocks.mlp_write(layer, resid, attn, here))
+            resid = blocks.leaving(layer, resid, everywhere, here)
         return wide(blocks.unembed(resid[scored.rows, scored.positions]))
 
     def _at(self, layer: int, change: Change) -> Callable[[str, Tensor, Tensor], Tensor]:
@@ -151,9 +146,7 @@ class UpperPasses(Passes):
         blocks, everywhere = self.blocks, torch.arange(ids.shape[1], device=ids.device)
         resid = blocks.resid_pre(blocks.embed_tokens(ids))
         for layer in range(self.first):
-            p = blocks.project(layer, resid, everywhere)
-            attn = blocks.attn_out(layer, blocks.attend(layer, p.q, p.k, p.v))
-            resid = resid + attn + blocks.mlp_out(layer, resid, attn)
+            resid = blocks.leaving(layer, resid, everywhere)
         return resid
 
 

@@ -66,6 +66,11 @@ class Fitted:
     seconds: float
     """What training took, over all its parts if it was resumed."""
 
+    def noted(self) -> dict[str, Any]:
+        """What is kept of it with the network: JSON values."""
+        curve = [[point.step, point.loss, point.validation] for point in self.curve]
+        return {"seconds": self.seconds, "step": self.step, "curve": curve}
+
 
 def train(
     network: torch.nn.Module,

@@ -19,7 +19,8 @@ from workbench.records.facts import Record
 TRAINED = DATA / "trained"
 """One safetensors file a method and model."""
 _FORMAT = "workbench-network-2"
-_NAMES = ("method", "model", "made_for", "settings", "provenance")
+ABOUT = ("method", "model", "made_for", "settings", "provenance")
+"""All that a network is made of besides its tensors."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,7 +64,7 @@ class TrainedNetwork:
 
     def save(self, path: Path) -> None:
         """Write it as one safetensors file with a checksum, whole or not at all."""
-        save_sealed(path, self.tensors, {name: getattr(self, name) for name in _NAMES}, format=_FORMAT)
+        save_sealed(path, self.tensors, {name: getattr(self, name) for name in ABOUT}, format=_FORMAT)
 
     @classmethod
     def load(cls, path: Path) -> "TrainedNetwork":

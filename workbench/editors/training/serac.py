@@ -16,10 +16,10 @@ from workbench.editors.training.loop import Schedule, train
 from workbench.editors.training.made_up import MadeUpEdit, Questions
 from workbench.editors.training.network import TrainedNetwork, description, records_digest
 from workbench.editors.training.scope import ScopeEncoder, balanced_loss, similarities
-from workbench.editors.training.trained import parted
+from workbench.editors.training.trained import check_unedited, parted
 from workbench.machine import hashing
 from workbench.models.model import Model
-from workbench.models.tokens import TextTokenizer
+from workbench.models.tokens import TextTokenizer, answer_start
 from workbench.records.facts import EditRequest, Record
 from workbench.records.joining import join
 
@@ -108,8 +108,7 @@ def fit(
     its scope. Validated on held-out records as they are: paraphrases in scope; neighborhood prompts and openings
     about the subject out of it. ValueError for records that cannot be parted.
     """
-    if model.edits:
-        raise ValueError(f"{len(model.edits)} edits are applied to {model.name}: take them back before training")
+    check_unedited(model)
     training, validation = parted(records, held_out=recipe.held_out, seed=recipe.seed)
     questions = Questions.of(model, training)
     begun = untrained(model, recipe)
@@ -160,9 +159,7 @@ def fit(
         provenance={
             "recipe": asdict(recipe),
             "records": digest,
-            "seconds": fitted.seconds,
-            "step": fitted.step,
-            "curve": [[point.step, point.loss, point.validation] for point in fitted.curve],
+            **fitted.noted(),
         },
     )
 
@@ -261,8 +258,7 @@ class _Learner:
             model.tokenizer, name=model.name, n_ctx=self.room, n_rows=len(self.table), device=model.device
         )
         for prompt, row in zip(prompts, text.encode(whole), strict=True):
-            first = next(place for place, (_, end) in enumerate(row.offsets) if end > len(prompt))
-            yield (*row.ids, *model.ends[:1]), first
+            yield (*row.ids, *model.ends[:1]), answer_start(row.offsets, prompt)
 
 
 def _labels(

@@ -3,7 +3,7 @@
 import json
 import random
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,8 +16,10 @@ from workbench.editors.shared.passes import Passes, Place, passes_of
 from workbench.editors.training.examples import Batch, Examples
 from workbench.editors.training.loop import Schedule, train
 from workbench.editors.training.network import TrainedNetwork, check_kept, network_path, records_digest, trained_network
+from workbench.edits.edit import provenance
+from workbench.edits.weights import WeightEdit, WeightUpdate
 from workbench.models.model import Model
-from workbench.records.facts import Record
+from workbench.records.facts import EditRequest, Record
 
 
 class TrainedEditor(Editor):
@@ -69,6 +71,12 @@ class TrainedEditor(Editor):
         """
 
 
+def check_unedited(model: Model) -> None:
+    """ValueError while edits are applied to a model that a network is to be trained for."""
+    if model.edits:
+        raise ValueError(f"{len(model.edits)} edits are applied to {model.name}: take them back before training")
+
+
 def parted(records: Sequence[Record], *, held_out: int, seed: int) -> tuple[list[Record], list[Record]]:
     """Records to train on, and about `held_out` to validate on; no subject is in both.
 
@@ -89,6 +97,33 @@ def parted(records: Sequence[Record], *, held_out: int, seed: int) -> tuple[list
             "and some to train on; give more records"
         )
     return training, validation
+
+
+class Hypernetwork(TrainedEditor):
+    """An editor whose network makes of gradients what MLP matrices change by."""
+
+    @property
+    def layers(self) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The layers that the network edits."""
+        return tuple(sorted({layer for layer, _ in self.network.settings["places"]}))
+
+    def edit_of(
+        self,
+        model: Model,
+        requests: tuple[EditRequest, ...],
+        changes: Iterable[Mapping[Place, tuple[Tensor, Tensor]]],
+    ) -> WeightEdit:
+        """The edit that makes these changes, each of one edit, [1 d rank] and [1 rank d]."""
+        return WeightEdit(
+            updates=tuple(
+                WeightUpdate(layer=layer, matrix=matrix, left=left[0].cpu(), right=right[0].cpu())
+                for each in changes
+                for (layer, matrix), (left, right) in each.items()
+            ),
+            method=self.method,
+            requests=requests,
+            provenance=provenance(model, {**self.network.settings, "network": self.network.digest}),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,8 +184,7 @@ def fit_network(
     Args:
         loss: the mean of some examples; the network is in eval mode when they are those of validation.
     """
-    if model.edits:
-        raise ValueError(f"{len(model.edits)} edits are applied to {model.name}: take them back before training")
+    check_unedited(model)
     training, validation = parted(records, held_out=recipe.held_out, seed=recipe.seed)
     passes = passes_of(model, recipe.places(model))
 
@@ -201,7 +235,5 @@ def fit_network(
     return fitted.state, {
         "recipe": asdict(recipe),
         "records": {"digest": identity["records"], "training": len(training), "validation": len(validation)},
-        "seconds": fitted.seconds,
-        "step": fitted.step,
-        "curve": [[point.step, point.loss, point.validation] for point in fitted.curve],
+        **fitted.noted(),
     }
