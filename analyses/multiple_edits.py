@@ -35,7 +35,7 @@ from workbench.measuring.prefix_match import SCORES, questions, scores, share
 from workbench.records.course import read_requests
 from workbench.report.elements import Paragraph, Section
 from workbench.runs.run import Run
-from workbench.studies.defaults import RECORDS, default_records, default_text
+from workbench.studies.defaults import default_records, default_text, requests_path
 from workbench.studies.edit import make_editor
 from workbench.studies.edit_groups import (
     Groups,
@@ -83,8 +83,7 @@ def main(
     """Edit and score every group for every method, then write table and report."""
     check_tracing("last_subject", engine)
     requests = requests or default_records(model)
-    folder = RECORDS.get(requests)
-    records = read_requests(folder / "course_80.json" if folder else requests)
+    records = read_requests(requests_path(requests))
     places = grouped(records, edits, groups)
     check_requests([record.request for record in records])
     loaded = load(model, device=device, dtype=dtype)

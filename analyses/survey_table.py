@@ -53,6 +53,7 @@ from workbench.tables.table import to_markdown
 MEMORY_RECORDS = 2
 """Records whose edits' memory is measured, by method: it hardly differs between them."""
 _STATE = tuple[Answered, ...]
+_Row = Mapping[str, Any]
 
 
 def main(
@@ -95,16 +96,20 @@ def main(
         for name, some in sets.items():
             score_unedited(run, loaded, name, some)
         making = {"layer": layer, "preset_of": preset, "text": text, "seed": seed}
+        asked, edited = run.rows("unedited"), run.rows("edited")
         for method in methods:
-            left = {name: unfinished(run, method, name, some) for name, some in sets.items()}
+            left = {name: unfinished(run, asked, edited, method, name, some) for name, some in sets.items()}
             if any(left.values()) and (editor := made(run, loaded, method, making)):
                 for name, some in left.items():
                     edit_each(run, loaded, method, editor, name, some)
 
 
-def unfinished(run: Run, method: str, name: str, records: Sequence[Record]) -> list[Record]:
+def unfinished(
+    run: Run, asked: Sequence[_Row], edited: Sequence[_Row], method: str, name: str, records: Sequence[Record]
+) -> list[Record]:
     """The records of a data set that are scored unedited, and neither edited with a method nor failed."""
-    before, finished = states(run, "unedited", name), states(run, "edited", name, method)
+    before = {row["case_id"] for row in asked if row["records"] == name}
+    finished = {row["case_id"] for row in edited if (row["records"], row["method"]) == (name, method)}
     some = sound(run, records, f"{method} on {name}")
     return [record for record in some if record.case_id in before and record.case_id not in finished]
 
@@ -137,7 +142,7 @@ def score_unedited(run: Run, model: Model, name: str, records: Sequence[Record])
 
 def edit_each(run: Run, model: Model, method: str, editor: Editor, name: str, records: Sequence[Record]) -> None:
     """Edit and score records of a data set, one at a time."""
-    before, weights = states(run, "unedited", name), state_fingerprint(model)
+    before, weights = states(run.rows("unedited"), name), state_fingerprint(model)
     measured = [row for row in run.rows("memory") if row["method"] == method]
     for record in records[: MEMORY_RECORDS - len(measured)]:  # first, so that what is made once is no part of an edit
         with suppress(*FAILURES):  # the record is kept as failed below
@@ -157,26 +162,26 @@ def edit_each(run: Run, model: Model, method: str, editor: Editor, name: str, re
 # What came of it ---------------------------------------------------------------------------------------
 
 
-def states(run: Run, rows: str, name: str, method: str | None = None) -> dict[int, _STATE]:
+def states(rows: Sequence[_Row], name: str, method: str | None = None) -> dict[int, _STATE]:
     """By case what the model makes of a data set's records, unedited or edited with a method."""
     return {
         row["case_id"]: from_json(_STATE, row["answers"])
-        for row in run.rows(rows)
+        for row in rows
         if row["records"] == name and row.get("method") == method
     }
 
 
 def show(run: Run, sets: Mapping[str, Sequence[Record]]) -> list[Section]:
     """Print and save the table; the sections of the report."""
-    failures = run.rows("failures")
+    failures, asked, edited = run.rows("failures"), run.rows("unedited"), run.rows("edited")
     tried = [row["method"] for row in run.rows("training")]
     tried += [row["method"] for row in failures if row["what"] == "editor"]
     methods = [method for method in EDITORS if method in tried]
     names = {method: EDITORS[method].method for method in methods}
-    data, edited = [], run.rows("edited")
+    data = []
     for name, records in sets.items():
-        before = states(run, "unedited", name)
-        after = {names[method]: states(run, "edited", name, method) for method in methods}
+        before = states(asked, name)
+        after = {names[method]: states(edited, name, method) for method in methods}
         scores = {
             editor: [SurveyScores(case_id=case, before=before[case], after=state) for case, state in some.items()]
             for editor, some in after.items()

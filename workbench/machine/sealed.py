@@ -24,8 +24,13 @@ class Damaged(ValueError):
 
 def save_sealed(path: str | Path, tensors: Mapping[str, Tensor], content: Any, *, format: str) -> None:
     """Write tensors and a JSON value as one file, whole or not at all."""
-    # Copies, because safetensors takes no two names for one tensor.
-    stored = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    stored: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        place = plain.untyped_storage().data_ptr()
+        stored[name] = plain.clone() if place in places else plain  # safetensors takes no two names for one memory
+        places.add(place)
     text = json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False)
     entry = {"format": format, "content": text, "sha256": _checksum(stored, text, format)}
     write_whole(Path(path), save(stored, metadata={_ENTRY: json.dumps(entry, sort_keys=True, ensure_ascii=False)}))

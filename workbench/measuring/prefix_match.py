@@ -8,6 +8,7 @@ import numpy as np
 
 from workbench.machine.as_json import AsJson
 from workbench.machine.intervals import Estimate, wilson
+from workbench.measuring.evaluate import SLACK
 from workbench.measuring.metrics import harmonic_mean
 from workbench.models.generation import generate
 from workbench.models.model import Model
@@ -93,8 +94,7 @@ def answer(model: Model, asked: Sequence[Question], *, batch_size: int = 64) -> 
     ValueError if a prompt leaves no room for them in the context.
     """
     targets = sorted({target for one in asked for target in one.new + one.old})
-    # Two tokens beyond the longest answer, which may come out in other pieces.
-    length = int(model.tokenize(targets).mask.sum(dim=1).max()) + 2
+    length = int(model.tokenize(targets).mask.sum(dim=1).max()) + SLACK
     prompts = list(dict.fromkeys(one.prompt for one in asked))
     written = generate(model, prompts, max_new_tokens=length, batch_size=batch_size)
     continued = dict(zip(prompts, written, strict=True))

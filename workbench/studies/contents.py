@@ -1,13 +1,12 @@
 """What a run depends on beyond its settings' words: the content of the files they name, and of presets."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from workbench.editors.setup.presets import preset
 from workbench.machine.hashing import digest
 from workbench.machine.jsonl import dumps
-from workbench.studies.defaults import RECORDS, records_path
+from workbench.studies.defaults import records_path, requests_path
 
 _FILES = ("records", "requests", "text", "texts")
 """Settings that name files, or what stands for one."""
@@ -21,7 +20,7 @@ def contents(settings: Mapping[str, Any]) -> dict[str, str]:
         for name in named if isinstance(named, list | tuple) else [named]:
             if not isinstance(name, str):  # a number of requests, or none
                 continue
-            path = _requests(name) if setting == "requests" else records_path(name)
+            path = requests_path(name) if setting == "requests" else records_path(name)
             if path.is_file():
                 found[f"{setting} {name}"] = digest(path.read_bytes())
     return found
@@ -36,7 +35,3 @@ def preset_contents(model: str, methods: Sequence[str]) -> dict[str, str]:
         except ValueError:  # whoever needs it says so
             continue
     return found
-
-
-def _requests(name: str) -> Path:
-    return RECORDS[name] / "course_80.json" if name in RECORDS else Path(name)

@@ -24,6 +24,11 @@ def records_path(name: str) -> Path:
     return Path(name)
 
 
+def requests_path(name: str) -> Path:
+    """The course experiments' request file that a name stands for: "atlas" or "smollm2" for its own, else a path."""
+    return RECORDS[name] / "course_80.json" if name in RECORDS else Path(name)
+
+
 def default_records(model: str) -> str:
     """The records used unless told: the embedded model's own for it, else those worded as pretrained models speak."""
     return "atlas" if model == "atlas" else "smollm2"

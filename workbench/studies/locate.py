@@ -87,7 +87,8 @@ def locate(
             traced.trace.save(trace_path(run, case))
         run.append("traces", row)
         rows[case] = row
-    traces = {case: CausalTrace.load(trace_path(run, case)) for case in facts if rows.get(case, {}).get("known")}
+    known = [case for case in facts if rows.get(case, {}).get("known")]
+    traces = {case: kept.get(case) or CausalTrace.load(trace_path(run, case)) for case in known}
     skipped = tuple(facts[case] for case in facts if case in rows and case not in traces)
     found = TraceSet(traces=tuple(traces.values()), skipped=skipped, reasons=(NOT_KNOWN,) * len(skipped))
     if not found.traces:
