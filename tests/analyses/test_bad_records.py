@@ -1,5 +1,6 @@
 """A record that an editor cannot take ends no analysis: it is kept as failed, told, counted, and tried again."""
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -27,15 +28,15 @@ pytestmark = pytest.mark.usefixtures("quick_presets", "no_figures")
 def broken(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Subjects that no editor can take."""
     subjects = {"Japan"}
-    for editor in (FT, ROME, MEMIT):
-        whole = editor.__call__
+    for editor, name in itertools.product((FT, ROME, MEMIT), ("__call__", "each")):
+        whole = getattr(editor, name)
 
         def edit(self: Any, model: Any, requests: Any, whole: Any = whole) -> Any:
             if found := subjects & {request.subject for request in requests}:
                 raise ValueError(f"no way to edit {found.pop()}")
             return whole(self, model, requests)
 
-        monkeypatch.setattr(editor, "__call__", edit)
+        monkeypatch.setattr(editor, name, edit)
     return subjects
 
 
