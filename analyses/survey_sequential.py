@@ -205,6 +205,7 @@ def measured(scores: Sequence[SurveyScores]) -> dict[str, Estimate]:
 
 def caption(plan: Plan) -> str:
     """How it was measured, and of what."""
+    paraphrases = sum(len(one.paraphrase_prompts) for one in plan.sample)
     prompts = sum(len(one.neighborhood_prompts) + len(one.locality_prompts) for one in plan.sample)
     groups = [number for number, _ in plan.stacks]
     models = ", ".join(f"{groups.count(number)} of {number:,}" for number in dict.fromkeys(groups))
@@ -214,8 +215,8 @@ def caption(plan: Plan) -> str:
         f"one after another ({batching}). Retention: reliability once all are made. Teacher-forced: the share of the "
         "answer's tokens that are the top choice, the tokens before them given; generated: the greedy continuation "
         "begins with the answer. Locality: the output is that of the model without any edit. The same "
-        f"{len(plan.sample)} records, with {sum(len(one.paraphrase_prompts) for one in plan.sample)} paraphrases and "
-        f"{prompts} prompts of locality, at every number of edits, spread over sequences: {models}. {_INTERVAL}; that edits kept together "
+        f"{len(plan.sample)} records, with {paraphrases} paraphrases and {prompts} prompts of locality, at every "
+        f"number of edits, spread over sequences: {models}. {_INTERVAL}; that edits kept together "
         "share a model is not in them."
     )
 

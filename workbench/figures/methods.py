@@ -66,7 +66,7 @@ def course_figure(measures: Measures, asked: Mapping[str, str], *, heading: str)
     down = -(-len(names) // across)
     figure = Figure(figsize=(WIDTH, 2.2 + 1.75 * down), layout="constrained")
     grid = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
-    shifts = np.linspace(-0.12, 0.12, len(hows)) if len(hows) > 1 else [0.0]
+    shifts = 0.024 * len(keys) * np.linspace(-1, 1, len(hows)) if len(hows) > 1 else [0.0]
     for ax, name in zip(grid.flat, names, strict=False):
         for shift, how, style in zip(shifts, hows, _STYLES, strict=False):
             x, (y, low, high) = np.arange(len(keys)) + shift, _curve(measures[name], keys, how).T
@@ -100,7 +100,8 @@ def _finish(
     named = dict(zip(labels, handles, strict=True))  # each once
     ordered = sorted(named, key="the same, unedited".__eq__)  # the last
     handles = [named[name] for name in ordered]
-    figure.legend(handles, ordered, loc="outside lower center", ncols=len(ordered), handlelength=3)
+    columns = len(ordered) if len(ordered) < 5 else 3
+    figure.legend(handles, ordered, loc="outside lower center", ncols=columns, handlelength=3)
     write_heading(figure, heading)
 
 
