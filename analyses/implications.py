@@ -43,6 +43,7 @@ from workbench.records.facts import Record
 from workbench.records.reading import read_records
 from workbench.report.elements import Paragraph, Section
 from workbench.runs.run import Run
+from workbench.studies.ahead import Ahead
 from workbench.studies.defaults import default_records, default_text, records_path
 from workbench.studies.every_method import check_methods, made_editor, tried, whys
 from workbench.studies.going_on import sound
@@ -64,6 +65,7 @@ def main(
     layer: options.Layer = None,
     engine: options.Engine = "auto",
     text: options.Text = None,
+    together: options.Together = 1,
     seed: options.Seed = 0,
     out: options.Out = None,
     retry: options.Retry = False,
@@ -89,7 +91,7 @@ def main(
         for method in methods:
             left = unfinished(run, method, every[:limit])
             if left and (editor := made_editor(run, loaded, method, making)):
-                edit_each(run, loaded, method, editor, left, every)
+                edit_each(run, loaded, method, editor, left, every, together)
 
 
 def ask_unedited(run: Run, model: Model, records: Sequence[Record], every: Sequence[Record]) -> None:
@@ -109,13 +111,21 @@ def unfinished(run: Run, method: str, records: Sequence[Record]) -> list[Record]
 
 
 def edit_each(
-    run: Run, model: Model, method: str, editor: Editor, records: Sequence[Record], every: Sequence[Record]
+    run: Run,
+    model: Model,
+    method: str,
+    editor: Editor,
+    records: Sequence[Record],
+    every: Sequence[Record],
+    together: int,
 ) -> None:
     """Edit and ask, one record at a time."""
     weights = state_fingerprint(model)
+    make = Ahead(model=model, editor=editor, records=records, together=together)
     for record in track(records, f"Editing with {method}", len(records)):
         with run.keeping(record.case_id, of=len(records), method=method):
-            with editor(model, [record.request]).applied(model):
+            edit, _ = make(record)
+            with edit.applied(model):
                 state = probe(model, record, every)
             run.append("edited", {"method": method, "case_id": record.case_id, "state": to_json(state)})
         check_restored(model, weights, after=f"the edit of record {record.case_id} with {method}")
