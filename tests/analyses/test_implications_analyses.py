@@ -26,7 +26,6 @@ def test_implications_are_asked_resumed_and_told(analyse: Analyse, records: Path
     assert [(row["method"], row["case_id"]) for row in run.rows("edited")] == [("ft", 0), ("ft", 1)]
     again = analyse(*arguments, "--methods", "ft,emmet", code=3)
     assert len(run.rows("edited")) == 2 and "EMMET failed: ValueError: no preset" in again.printed
-    assert analyse(*arguments, "--methods", "ft,emmet", code=3).printed == again.printed
     shown = json.loads((tmp_path / "run" / "tables" / "implications.json").read_text())
     assert shown["columns"] == ["Data set", "Score", "How", "Unedited", "FT", "EMMET", "Records"]
     assert all(row[5] == "failed" for row in shown["rows"])
