@@ -47,7 +47,8 @@ def captions(folder: Path) -> dict[str, str]:
 def test_layers(analyse: Analyse, broken: set[str], text: Path, tmp_path: Path) -> None:
     write_counterfact(RECORDS, tmp_path / "records.json")
     command = ("compare_layers.py", "--model", TINY, "--records", tmp_path / "records.json", "--methods", "rome,ft",
-               "--layers", "1,2", "--limit", 3, "--window", 3, "--text", text, "--out", tmp_path / "run")  # fmt: skip
+               "--layers", "1,2", "--limit", 3, "--window", 3, "--together", 1, "--text", text,
+               "--out", tmp_path / "run")  # fmt: skip
     said = analyse(*command, code=3)
     run = Run.open(tmp_path / "run")
     assert run.status == "complete" and "record 2: ValueError: no way to edit Japan" in said.errors
