@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from workbench.atlas.world import TRACE_WINDOW, World
-from workbench.machine.paths import ATLAS
+from workbench.machine.paths import ATLAS, CHECKOUT_DATA, DATA
 from workbench.records.facts import Record
 
 CONTROL = Path("runs/atlas_control")
@@ -22,6 +22,13 @@ app = typer.Typer(
     help="Remake the embedded default.",
 )  # fmt: skip
 Control = Annotated[Path, typer.Option("--control", help="Folder of the control model.")]
+
+
+@app.callback()
+def in_a_checkout() -> None:
+    """What a build has put into the package is not written to."""
+    if DATA != CHECKOUT_DATA:
+        raise typer.BadParameter(f"it lies in {DATA}, with the installed package: remake it in a checkout")
 
 
 class Trained(StrEnum):
