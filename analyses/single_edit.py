@@ -86,7 +86,7 @@ def main(
     text = text or default_text(loaded)
     settings = given(records=records, text=text, single=asdict(single), without=["file"])
     digest = hashlib.sha256(dumps(settings).encode()).hexdigest()[:8]
-    folder = out or Path("runs") / f"single_edit-{loaded.name}-{digest}"  # so that the next request needs no --out
+    folder = out or Path("runs") / f"single_edit-{Path(model).name}-{digest}"  # so that the next request needs no --out
     with analysis(folder, settings, loaded, title="What one edit changes", headline=headline) as page:
         run = page.run
         page.show = lambda: show(run, single)
