@@ -90,7 +90,7 @@ def main(
     for method in methods:
         check_editor(loaded, method, layer=layer, preset_of=preset)
     text = text or default_text(loaded)
-    settings = given(requests=requests, text=text)
+    settings = given(requests=requests, text=text, without=["methods"])  # others go on in the same run
     with analysis(out, settings, loaded, title="Many edits in one model", headline=headline) as page:
         run = page.run
         page.show = lambda: show(run, places)

@@ -107,8 +107,8 @@ def main(
         check_editor(loaded, method, layer=layer, preset_of=preset)
     text = text or default_text(loaded)
     prose = held_out_texts(held_out, loaded, plan, seed)
-    settings, title = given(methods=methods, records=records, text=text), "How many edits does a model bear?"
-    with analysis(out, settings, loaded, title=title, headline=headline) as page:
+    settings = given(records=records, text=text, without=["methods"])  # others go on in the same run
+    with analysis(out, settings, loaded, title="How many edits does a model bear?", headline=headline) as page:
         run = page.run
         page.show = lambda: show(run, plan, prose)
         layer = settled_layer(run, loaded, every, layer=layer, seed=seed, engine=engine)

@@ -24,6 +24,7 @@ help_first(__name__, __file__)
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from workbench.records.facts import Record
 from workbench.records.reading import read_records
 from workbench.report.elements import Paragraph, Section
 from workbench.runs.run import Run
+from workbench.studies.ahead import Ahead, shared
 from workbench.studies.defaults import default_records, default_text, records_path
 from workbench.studies.edit import make_editor
 from workbench.studies.going_on import sound
@@ -64,6 +66,7 @@ def main(
     layer: options.Layer = None,
     engine: options.Engine = "auto",
     text: options.Text = None,
+    together: options.Together = 1,
     seed: options.Seed = 0,
     out: options.Out = None,
     retry: options.Retry = False,
@@ -100,7 +103,7 @@ def main(
             left = {name: unfinished(run, asked, edited, method, name, some) for name, some in sets.items()}
             if any(left.values()) and (editor := made(run, loaded, method, making)):
                 for name, some in left.items():
-                    edit_each(run, loaded, method, editor, name, some)
+                    edit_each(run, loaded, method, editor, name, some, together)
 
 
 def unfinished(
@@ -139,7 +142,9 @@ def score_unedited(run: Run, model: Model, name: str, records: Sequence[Record])
             run.append("unedited", {"records": name, "case_id": record.case_id, "answers": state})
 
 
-def edit_each(run: Run, model: Model, method: str, editor: Editor, name: str, records: Sequence[Record]) -> None:
+def edit_each(
+    run: Run, model: Model, method: str, editor: Editor, name: str, records: Sequence[Record], together: int
+) -> None:
     """Edit and score records of a data set, one at a time."""
     before, weights = states(run.rows("unedited"), name), state_fingerprint(model)
     measured = [row for row in run.rows("memory") if row["method"] == method]
@@ -147,14 +152,13 @@ def edit_each(run: Run, model: Model, method: str, editor: Editor, name: str, re
         with suppress(*FAILURES):  # the record is kept as failed below
             _, size = peak_memory(lambda each=record: editor(model, [each.request]), model.device)
             run.append("memory", {"method": method, "bytes": size})
+    make = Ahead(model=model, editor=editor, records=records, together=together)
     for record in track(records, f"Editing {name} with {method}", len(records)):
         with run.keeping(record.case_id, of=len(records), method=f"{method} on {name}"):
-            began = time.perf_counter()
-            edit = editor(model, [record.request])
-            seconds = time.perf_counter() - began
+            edit, seconds = make(record)
             scored = survey_scores(model, edit, record, before=before[record.case_id])
             row = {"records": name, "method": method, "case_id": record.case_id}
-            run.append("edited", row | {"seconds": seconds, "answers": to_json(scored.after)})
+            run.append("edited", row | {"seconds": seconds, "together": together, "answers": to_json(scored.after)})
         check_restored(model, weights, after=f"the edit of record {record.case_id} of {name} with {method}")
 
 
@@ -204,6 +208,8 @@ def show(run: Run, sets: Mapping[str, Sequence[Record]]) -> list[Section]:
     if not any(one.scores for one in data):
         return []
     table = survey_table(data, list(names.values()), costs, whys)
+    if several := shared(max(row["together"] for row in edited)):
+        table = replace(table, caption=f"{table.caption} Seconds of an edit are wall clock{several}.")
     run.save_table("survey", table)
     print(to_markdown(table))
     checked = f"The weights were bit for bit those of the untouched model after each of {len(edited):,} edits."

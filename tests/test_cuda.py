@@ -148,6 +148,21 @@ def test_edits_are_equal(pair: tuple[Model, Model], method: str, text: Path, tmp
     assert [model.fingerprint() for model in pair] == untouched
 
 
+@pytest.mark.parametrize("method", ["rome", "memit", "pmet"])
+def test_captured_searches_find_what_eager_ones_do(
+    pair: tuple[Model, Model], method: str, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = [REQUEST, TRAINING.request]
+    texts = text.read_text(encoding="utf-8").splitlines
+    options: dict[str, Any] = {"texts": texts, "layer": 2, "seed": 0, "preset_of": "atlas", "alone": True, "steps": 12}
+    editor = make_editor(pair[1], method, cache=tmp_path, contexts=("{}", "In short, {}"), **options)
+    captured = editor.each(pair[1], requests)
+    monkeypatch.setattr("workbench.machine.graphs.pays", lambda device: False)
+    for graph, eager in zip(captured, editor.each(pair[1], requests), strict=True):
+        for one, other in zip(written(graph), written(eager), strict=True):
+            assert (one - other).norm() < close(pair, exact=1e-3, half=0.2) * other.norm() and other.norm() > 0
+
+
 def test_memory_is_that_of_the_tensors() -> None:
     def work() -> float:
         return torch.zeros(2**20, device=DEVICE).sum().item()
