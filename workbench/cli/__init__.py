@@ -24,10 +24,11 @@ app = typer.Typer(
 )
 
 
-def _show_version(asked: bool) -> None:
+def _show_version(asked: bool) -> bool:
     if asked:
         print(f"workbench {workbench.__version__}")
         raise typer.Exit
+    return asked
 
 
 @app.callback()
