@@ -100,8 +100,8 @@ def main(
             if source.exists():
                 (shutil.copytree if source.is_dir() else shutil.copy)(source, shown / kept)
         shutil.rmtree(run)
-    readme = ROOT / "README.md"
-    readme.write_text(with_tables(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    page = ROOT / "README.md"
+    page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
     print(f"refreshed {', '.join([*(f'reports/{name}' for name in names), 'README.md'])}")
 
 

@@ -29,7 +29,7 @@ def imported(*rooms: str) -> set[str]:
     """Packages on PyPI that Python files in these folders import anywhere."""
     own = {path.stem for path in (ROOT / "tests").glob("*.py")} | {"workbench", *sys.stdlib_module_names}
     texts = (path.read_text(encoding="utf-8") for room in rooms for path in (ROOT / room).rglob("*.py"))
-    names = {name for text in texts for found in IMPORT.findall(text) for name in found if name}
+    names: set[str] = {name for text in texts for found in IMPORT.findall(text) for name in found if name}
     return {DISTRIBUTIONS.get(name, name.replace("_", "-")) for name in names - own}
 
 
@@ -45,7 +45,7 @@ def test_what_is_declared_is_what_is_imported() -> None:
     assert imported("tests") - required - extras == named(optional["dev"]) - RUN_BY_OTHERS - {"workbench"}
 
 
-def test_every_module_is_typed_and_names_its_version() -> None:
+def test_it_is_typed_and_names_its_version() -> None:
     assert (ROOT / "workbench" / "py.typed").is_file()
     assert run("--version").output == f"workbench {workbench.__version__}\n"
     assert f"version: {workbench.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")

@@ -4,7 +4,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from workbench.atlas import __main__ as atlas
 from workbench.machine.paths import ATLAS, DATA, ROOT, cache_folder
 
 
@@ -26,3 +28,11 @@ def test_the_cache_is_the_platforms_unless_the_user_names_a_folder(
 def test_the_data_of_a_checkout_are_its_own() -> None:
     assert DATA == ROOT / "data"
     assert (ATLAS / "model" / "config.json").is_file()
+
+
+def test_the_data_of_an_installed_package_are_not_remade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(atlas, "DATA", tmp_path)
+    monkeypatch.setattr(atlas, "ATLAS", tmp_path)
+    found = CliRunner().invoke(atlas.app, ["records"])
+    assert found.exit_code == 2 and "belongs to an installed package" in found.output
+    assert list(tmp_path.iterdir()) == []

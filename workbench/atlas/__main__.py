@@ -29,7 +29,7 @@ Control = Annotated[Path, typer.Option("--control", help="Folder of the control 
 def in_a_checkout() -> None:
     """What a build has put into the package is not written to."""
     if DATA != CHECKOUT_DATA:
-        raise typer.BadParameter(f"it lies in {DATA}, with the installed package: remake it in a checkout")
+        raise typer.BadParameter(f"the embedded default in {DATA} belongs to an installed package: work in a checkout")
 
 
 class Trained(StrEnum):
