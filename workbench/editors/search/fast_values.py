@@ -146,8 +146,7 @@ class Search:
                 left = int(going.sum())
                 if not left:
                     break
-                optimiser.zero_grad()
-                total[going].sum().backward()
+                (delta.grad,) = torch.autograd.grad(total[going].sum(), [delta])
                 optimiser.step()
                 if left <= len(active) * self.most_left and left < len(active):
                     active, self.suffixes, captured = active[going], self.suffixes.only(going), None

@@ -205,7 +205,7 @@ class _Progress:
     @classmethod
     def load(cls, path: Path, identity: str) -> "_Progress":
         """ValueError for the checkpoint of another training."""
-        content = torch.load(path, weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
         if content.pop("identity") != identity:
             raise ValueError(f"'{path}' is the checkpoint of another training: delete it to begin anew")
         content["points"] = [Point(**point) for point in content["points"]]
