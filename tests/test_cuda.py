@@ -155,7 +155,6 @@ def test_edits_are_equal(pair: tuple[Model, Model], method: str, text: Path, tmp
     assert [model.fingerprint() for model in pair] == untouched
 
 
-@pytest.mark.parametrize("method", ["rome", "memit", "pmet"])
 def test_blocks_alone_score_and_write_the_same(pair: tuple[Model, Model], monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = ["The capital of Portugal is", "In Japan, most people speak"]
     pairs = [(prompt, target) for prompt in prompts for target in ("Lisbon", "old Greek")]
@@ -167,6 +166,7 @@ def test_blocks_alone_score_and_write_the_same(pair: tuple[Model, Model], monkey
     assert pair[0].dtype != torch.float32 or texts == generate(pair[1], prompts, max_new_tokens=4)
 
 
+@pytest.mark.parametrize("method", ["rome", "memit", "pmet"])
 def test_captured_searches_find_what_eager_ones_do(
     pair: tuple[Model, Model],
     method: str,

@@ -30,6 +30,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         return direct.forward(blocks, ids, *arguments, **options)
 
     monkeypatch.setattr("workbench.machine.graphs.pays", lambda device: True)
+    monkeypatch.setattr("workbench.models.kernels.LINEAR_KERNEL", None)  # modules run themselves, as on a GPU
     for module in (generation, scoring):
         monkeypatch.setattr(module, "forward", counted)
     yield given

@@ -63,7 +63,7 @@ def forward(
         allowed = seen if window is None else seen & (distance < window)
         heads = blocks.attend(layer, p.q, k, v, allowed[:, None])
         if layer == blocks.n_layers - 1:
-            heads, resid = heads[:, -keep_last:], resid[:, -keep_last:]
+            heads, resid = (x[:, -keep_last:].contiguous() for x in (heads, resid))
         attn = blocks.attn_out(layer, heads)
         resid = resid + attn + blocks.mlp_out(layer, resid, attn)
     return blocks.unembed(resid)
