@@ -27,7 +27,6 @@ from dataclasses import asdict, replace
 from typing import Annotated, Any
 
 import typer
-from rich.progress import track
 
 from workbench.cli import options
 from workbench.cli.session import analysis, given, load, script
@@ -37,6 +36,7 @@ from workbench.edits.sequence import sequence
 from workbench.figures.editors import editor_figure
 from workbench.machine.allocator import peak_memory
 from workbench.machine.failures import FAILURES
+from workbench.machine.progress import track
 from workbench.measuring.evaluate import evaluate, score_state
 from workbench.measuring.scores import FLUENCY_TOKENS, RecordScores
 from workbench.models.model import Model
@@ -48,7 +48,15 @@ from workbench.studies.ahead import Ahead
 from workbench.studies.best_in_bold import save_table_with_best
 from workbench.studies.defaults import default_records, default_text, records_path
 from workbench.studies.edit import make_editor
-from workbench.studies.editor_report import BARS, BETTER, bars, comparison_table, single_summaries, stacked_summaries
+from workbench.studies.editor_report import (
+    BARS,
+    BETTER,
+    bars,
+    comparison_table,
+    single_summaries,
+    stacked_summaries,
+    told,
+)
 from workbench.studies.going_on import complete, going_on, left_out, made, refusing, sound
 from workbench.studies.locate import check_tracing, settled_layer, stating_facts
 from workbench.studies.stacked_edits import change_by_layer, distinct, evaluations, score_stack, untouched
@@ -216,7 +224,7 @@ def show(run: Run, model: Model) -> list[Section]:
             title="One edit at a time",
             elements=[
                 Paragraph(text=identical),
-                *(Paragraph(text=f"Bar: {bar}.") for bar in reached),
+                *(Paragraph(text=line) for line in told(reached)),
                 run.tables()["scores"],
                 run.figures()["scores"],
                 run.tables()["accuracy"],
@@ -235,8 +243,8 @@ def show(run: Run, model: Model) -> list[Section]:
         print(to_markdown(table))
         sections.append(Section(title="Many edits at once", elements=[run.tables()["stacked"]]))
     sections.append(Section(title="As published", elements=[run.tables()[name] for name in PUBLISHED]))
-    for bar in reached:
-        print(f"bar: {bar}")
+    for line in told(reached):
+        print(line)
     print(identical)
     return sections
 

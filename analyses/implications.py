@@ -27,8 +27,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.progress import track
-
 from workbench.cli import options
 from workbench.cli.session import analysis, given, load, script
 from workbench.editors.editor import Editor
@@ -37,6 +35,7 @@ from workbench.edits.ledger import check_restored, state_fingerprint
 from workbench.figures.methods import asked_figure, course_figure
 from workbench.machine.as_json import from_json, to_json
 from workbench.machine.intervals import Estimate, bootstrap_mean, wilson
+from workbench.machine.progress import track
 from workbench.measuring.implications import DISTANCES, IMPLICATIONS, REACH, Probed, followed, probe, reach
 from workbench.models.model import Model
 from workbench.records.facts import Record

@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import track
 
 from workbench.cli import options
 from workbench.cli.session import analysis, given, load, script
@@ -40,6 +39,7 @@ from workbench.edits.sequence import sequence
 from workbench.figures.methods import course_figure
 from workbench.machine.as_json import from_json, to_json
 from workbench.machine.intervals import Estimate, wilson
+from workbench.machine.progress import track
 from workbench.measuring.survey import Answered, SurveyScores, collected, survey_state
 from workbench.models.model import Model
 from workbench.records.facts import Record

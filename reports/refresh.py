@@ -3,6 +3,7 @@
     python reports/refresh.py                             # everything of the embedded model
     python reports/refresh.py --real                      # everything of SmolLM2, hours on two cores
     python reports/refresh.py atlas smollm2/locate_facts  # these only
+    python reports/refresh.py --readme                    # nothing is run: README.md's tables and its map of rooms
 
 Runs the study and the analyses with their defaults, copies what a reader looks at to `reports/` and
 puts tables into README.md between their markers.
@@ -82,10 +83,13 @@ TABLES = {
 def main(
     names: Annotated[list[str] | None, typer.Argument(help="Some of the reports; an unknown one lists all.")] = None,
     real: Annotated[bool, typer.Option("--real", help="All of SmolLM2 (after `workbench fetch smollm2`).")] = False,
+    readme: Annotated[bool, typer.Option("--readme", help="README.md alone, from what is there.")] = False,
 ) -> None:
     """Run what is asked for, or everything, and put its results in place."""
     every = COMMANDS | REAL
-    names = names or list(REAL if real else COMMANDS)
+    if readme and (names or real):
+        raise ValueError("--readme runs nothing: give it without names and without --real")
+    names = [] if readme else names or list(REAL if real else COMMANDS)
     for name in names:
         one_of("NAME", name, every)
     for name in names:
@@ -99,9 +103,9 @@ def main(
             if source.exists():
                 (shutil.copytree if source.is_dir() else shutil.copy)(source, shown / kept)
         shutil.rmtree(run)
-    readme = ROOT / "README.md"
-    readme.write_text(with_tables(readme.read_text(encoding="utf-8")), encoding="utf-8")
-    print("refreshed reports/ and README.md")
+    page = ROOT / "README.md"
+    page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
+    print(f"refreshed {', '.join([*(f'reports/{name}' for name in names), 'README.md'])}")
 
 
 def with_tables(text: str) -> str:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.progress import track
 
 from workbench.atlas.world import TwoHop, World
 from workbench.machine.intervals import wilson
 from workbench.machine.paths import ATLAS
+from workbench.machine.progress import track
 from workbench.models.model import Model
 from workbench.models.scoring import score_targets
 from workbench.records.facts import Fact, fill
@@ -185,8 +185,9 @@ def card(
         "| --- | --- | --- | --- |",
         *(f"| {what} | {bar} | {value} | {'yes' if met else '**no**'} |" for what, bar, value, met in bars),
         "",
-        "Recall: every token of the object is the top choice, teacher-forced; Wilson 95 % intervals. Pair: a fact of "
-        "a subject in one template; held-out pairs never occur in training.",
+        "Bar: what was asked of the model before it was trained. Recall: every token of the object is the top choice, "
+        "teacher-forced; Wilson 95 % intervals. Pair: a fact of a subject in one template; held-out pairs never occur "
+        "in training.",
         "",
         "## Also measured",
         "",

@@ -31,7 +31,7 @@ SOME_FAILED = 3
 _running: ContextVar[dict[str, Any]] = ContextVar("the name and the options of the command that runs now")
 _NO_SETTINGS = {"out", "retry", "fresh", "device", "together"}
 """Options that a run may go on with though they differ."""
-console = Console(soft_wrap=True, markup=False, highlight=False)
+console = Console(soft_wrap=True, markup=False, highlight=False, emoji=False)
 """Where results are printed: plain text, its lines as long as they are."""
 
 

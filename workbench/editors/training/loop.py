@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import Progress
 from torch import Tensor
 
 from workbench.machine.files import write_whole
+from workbench.machine.progress import progress_bar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ def train(
             at.network, at.optimiser = network.state_dict(), optimiser.state_dict()
             at.save(checkpoint, identity)
 
-    with Progress(disable=not progress) as bar:
+    with progress_bar(disable=not progress) as bar:
         task = bar.add_task(title, total=schedule.steps, completed=at.step)
         if not at.points:
             look(None)
