@@ -106,6 +106,8 @@ def main(
         run = page.run
         page.show = lambda: show(run, loaded)
         layer = settled_layer(run, loaded, every, layer=layer, seed=seed, engine=engine)
+        for method in dict.fromkeys([*methods, *stacked]):  # around the located layer there may be none below
+            check_editor(loaded, method, layer=layer, preset_of=preset)
         making = {"layer": layer, "preset_of": preset, "text": text, "seed": seed}
         before: dict[int, RecordScores] = {}
         for method in methods:

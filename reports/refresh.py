@@ -51,7 +51,7 @@ REAL = {
             "tune_editors": "--limit 4 --edits 16 --layer 5",
             "locate_facts": "--limit 1000",
             "compare_layers": "--limit 20 --layers 0,1,2,3,4,5,7,9,12,16,20,26 --methods rome",
-            "compare_editors": "--limit 60 --fluency 3 --layer 5 --together 20",
+            "compare_editors": "--limit 60 --fluency 3 --layer 5 --together 20 --methods ft,ft_l,rome,r_rome,memit,emmet,pmet,alphaedit",
             "multiple_edits": "--layer 5 --methods rome,memit",
             "scale_edits": "--layer 5 --edits 10,32,100,200,400 --sample 20 --fluency 0 --methods memit,emmet",
             "survey_table": "--layer 5 --limit 50 --together 20 --methods ft,rome,memit,mend,grace,t_patcher,lora",

@@ -198,7 +198,8 @@ def settled_layer(
     if layer is None:
         layer = run.read_json("results.json").get("layer")
     if layer is None:
-        layer = find_layer(model, list(true_facts(records).values()), seed=seed, engine=engine)
+        facts = [fact for record in records for fact in true_facts([record]).values()]  # case ids recur between files
+        layer = find_layer(model, facts, seed=seed, engine=engine)
     run.note(layer=layer)
     return layer
 
