@@ -43,6 +43,8 @@ COMMANDS: dict[str, tuple[Any, ...]] = {"atlas": STUDY} | {
 COMMANDS["locate_facts"] += ("--limit", "506")
 COMMANDS["compare_tracing"] += ("--few", "30")
 """What makes each folder of `reports/`."""
+WRITING = "ft,ft_l,rome,r_rome,memit,emmet,pmet,alphaedit"
+"""The methods of ROME's and MEMIT's tables and their kin."""
 REAL = {
     "smollm2/study": (*STUDY, "--model", "smollm2", "--traces", "4", "--limit", "15", "--fluency", "3"),
     **{
@@ -51,7 +53,7 @@ REAL = {
             "tune_editors": "--limit 4 --edits 16 --layer 5",
             "locate_facts": "--limit 1000",
             "compare_layers": "--limit 20 --layers 0,1,2,3,4,5,7,9,12,16,20,26 --methods rome",
-            "compare_editors": "--limit 60 --fluency 3 --layer 5 --together 20 --methods ft,ft_l,rome,r_rome,memit,emmet,pmet,alphaedit",
+            "compare_editors": f"--limit 60 --fluency 3 --layer 5 --together 20 --methods {WRITING}",
             "multiple_edits": "--layer 5 --methods rome,memit",
             "scale_edits": "--layer 5 --edits 10,32,100,200,400 --sample 20 --fluency 0 --methods memit,emmet",
             "survey_table": "--layer 5 --limit 50 --together 20 --methods ft,rome,memit,mend,grace,t_patcher,lora",
