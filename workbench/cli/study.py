@@ -21,6 +21,7 @@ def study(
     layer: options.Layer = None,
     text: options.Text = None,
     fluency: options.AnyFluency = None,
+    plugin: options.Plugin = None,
     retry: options.Retry = False,
     fresh: options.Fresh = False,
     device: options.Device = "auto",

@@ -24,6 +24,7 @@ def train(
     out: Annotated[
         Path | None, typer.Option("--out", help="The file written. [default: data/trained/METHOD_MODEL.safetensors]")
     ] = None,
+    plugin: options.Plugin = None,
     device: options.Device = "auto",
 ) -> None:
     """Train an editor's network on the model's training records; stopped, the same command goes on.

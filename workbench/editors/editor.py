@@ -55,7 +55,7 @@ class Editor(ABC):
     """A method with its hyperparameters, which are the fields of a frozen dataclass.
 
     `editor(model, requests)` gives the edit that makes the requests true, and leaves the model as it was found. A
-    method joins the others by one line in `registry` and a file in data/presets.
+    method joins the others by one line in `registry` and a file in data/presets, or as a plugin (`plugins`).
     """
 
     method: ClassVar[str]
@@ -80,9 +80,12 @@ class Editor(ABC):
 
     @classmethod
     def prepare(cls, setting: Setting, fields: Mapping[str, Any]) -> "Editor":
-        """The editor with these fields and with what it needs beforehand: layers, contexts, second moments."""
-        del setting
-        return cls(**fields)
+        """The editor with these fields and with what it needs beforehand: layers, contexts, second moments.
+
+        Unless a method says otherwise that is the located layer, where it has a field `layer`.
+        """
+        located = {"layer": setting.layer} if "layer" in getattr(cls, "__dataclass_fields__", {}) else {}
+        return cls(**{**fields, **located})
 
     @property
     def trained_seconds(self) -> float:

@@ -212,7 +212,8 @@ class Edit(ABC):
                 # A kind of its own registers itself when its module is imported.
                 import_module("workbench.edits.weights" if kind == "weights" else kind.partition(":")[0])
             if kind not in _KINDS:
-                raise ValueError(f"its kind is {kind!r}, known are {', '.join(sorted(_KINDS))}; import what defines it")
+                known = ", ".join(sorted(_KINDS))
+                raise ValueError(f"its kind is {kind!r}, known are {known}; import what defines it (--plugin)")
             if not issubclass(_KINDS[kind], cls):
                 raise ValueError(f"its kind is {kind!r}, which is no {cls.__name__}")
             edit: Any = _KINDS[kind].restore(
