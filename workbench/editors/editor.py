@@ -13,6 +13,7 @@ from workbench.editors.setup.presets import Preset
 from workbench.editors.shared.moment import SecondMoment
 from workbench.editors.shared.second_moments import second_moments
 from workbench.edits.edit import Edit
+from workbench.machine.shown import Shown, field_values, html_table, short
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest, Record
 
@@ -51,7 +52,7 @@ class Setting:
         return second_moments(self.model, list(layers), self.texts(), cache=self.cache, progress=True)
 
 
-class Editor(ABC):
+class Editor(Shown, ABC):
     """A method with its hyperparameters, which are the fields of a frozen dataclass.
 
     `editor(model, requests)` gives the edit that makes the requests true, and leaves the model as it was found. A
@@ -66,6 +67,12 @@ class Editor(ABC):
     """Whether `prepare` asks for second moments of keys."""
     layers: Sequence[int]
     """The layers that it edits; none for a method that changes none."""
+
+    def _repr_html_(self) -> str:
+        """The hyperparameters, for notebooks; those at their defaults last."""
+        rows = sorted(field_values(self), key=lambda row: row[2])
+        shown = [(name, short(value), "default" if default else "") for name, value, default in rows]
+        return html_table(f"{self.method} ({type(self).__name__})", shown)
 
     @classmethod
     def ready(cls, model: str) -> bool:

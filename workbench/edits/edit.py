@@ -15,10 +15,12 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 
+from workbench.edits import described
 from workbench.edits.ledger import change_, state_fingerprint, taking_back
 from workbench.edits.origin import check_made_for, made_for
 from workbench.machine import hashing
 from workbench.machine.sealed import load_sealed, save_sealed
+from workbench.machine.shown import Shown
 from workbench.models.hooks import EditHook
 from workbench.models.model import Model, Voice
 from workbench.records.facts import EditRequest
@@ -31,7 +33,7 @@ _KINDS: dict[str, type["Edit"]] = {}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Edit(ABC):
+class Edit(Shown, ABC):
     """A change of what a model says, with what it was made for and how.
 
     Applied edits stand in the model's ledger, `Model.edits`, oldest first. A model with edits runs their `hooks` in
@@ -65,6 +67,13 @@ class Edit(ABC):
         except (TypeError, ValueError) as error:
             raise ValueError(f"provenance must be JSON values: {error}") from None
         object.__setattr__(self, "provenance", plain)
+
+    def __repr__(self) -> str:
+        return described.line(self)
+
+    def _repr_html_(self) -> str:
+        """What was asked for, what it changes and how it was made, for notebooks."""
+        return described.table(self)
 
     # ---- what a kind says of itself
 

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.edits.edit import Edit
+from workbench.machine.shown import Shown
 from workbench.models.matrices import HasMatrices
 from workbench.models.model import Model
 from workbench.models.places import PlainModel
@@ -21,7 +22,7 @@ _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class WeightUpdate:
+class WeightUpdate(Shown):
     """One matrix's update dW = left @ right, kept factored."""
 
     layer: int

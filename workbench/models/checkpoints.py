@@ -20,6 +20,7 @@ from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from workbench.machine.paths import ATLAS, CACHE
+from workbench.machine.shown import Shown
 from workbench.models.architectures import cast_rotary_tables_, load_decoder, missing_parts, refusal
 
 FETCHED = {"smollm2": CACHE / "models" / "smollm2"}
@@ -27,7 +28,7 @@ FETCHED = {"smollm2": CACHE / "models" / "smollm2"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkpoint:
+class Checkpoint(Shown):
     """A loaded checkpoint."""
 
     bridge: TransformerBridge

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from workbench.machine.shown import Shown
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest, Fact, subject_characters, token_span
 
@@ -153,7 +154,7 @@ _PREFIXES: tuple[tuple[str, Kind, bool], ...] = (
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Noise:
+class Noise(Shown):
     """A noise rule fitted to a model; the same for all facts."""
 
     rule: NoiseRule

@@ -13,6 +13,7 @@ from workbench.edits.ledger import unedited_fingerprint
 from workbench.machine import hashing
 from workbench.machine.paths import DATA
 from workbench.machine.sealed import load_sealed, save_sealed
+from workbench.machine.shown import Shown
 from workbench.models.model import Model
 from workbench.records.facts import Record
 
@@ -24,7 +25,7 @@ ABOUT = ("method", "model", "made_for", "settings", "provenance")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class TrainedNetwork:
+class TrainedNetwork(Shown):
     """What an editor has learned from others' edits of one model."""
 
     method: str
