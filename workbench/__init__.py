@@ -7,7 +7,9 @@
     with edit.applied(model):
         workbench.generate(model, ["..."], max_new_tokens=8)
 
-The long forms beneath are `trace_fact`, `find_layer` with `make_editor`, and `measuring.evaluate`. What stands here is what most scripts need, each imported when it is first used; `dir(workbench)` lists it. The rooms
+The long forms beneath are `trace_fact`, `find_layer` with `make_editor`, and `measuring.evaluate`.
+
+What stands here is what most scripts need, each imported when it is first used; `dir(workbench)` lists it. The rooms
 hold the rest.
 """
 

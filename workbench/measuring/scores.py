@@ -115,7 +115,9 @@ class Evaluation(Shown, AsJson):
 
     def __repr__(self) -> str:
         before, after = self.metrics()
-        told = [f"{name} {percent(before[name])} -> {percent(after[name])}" for name in ("ES", "PS", "NS")]
+        compared = [name for name in ("ES", "PS", "NS") if not math.isnan(after[name])]
+        answered = [f"generated.{kind}.new" for kind in KINDS if self.post.prompts[kind]]  # without a true answer
+        told = [f"{name} {percent(before[name])} -> {percent(after[name])}" for name in compared or answered]
         return f"Evaluation(record {self.case_id}: {', '.join(told)})"
 
     def _repr_html_(self) -> str:

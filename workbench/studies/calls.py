@@ -11,14 +11,14 @@ from workbench.measuring.evaluate import evaluate as evaluate_record
 from workbench.measuring.scores import Evaluation
 from workbench.models.model import Model
 from workbench.models.tokens import visible
-from workbench.records.facts import EditRequest, Fact, Record
+from workbench.records.facts import EditRequest, Fact, Record, fill
 from workbench.records.questions import find_subject
 from workbench.records.reading import read_records
 from workbench.studies.defaults import default_records, default_window, records_path
 from workbench.studies.edit import make_editor
 from workbench.studies.locate import find_layer, fitted, true_facts
 from workbench.tracing.fact import trace_fact
-from workbench.tracing.noise import subject_span
+from workbench.tracing.noise import Noise, NoiseRule, subject_span
 from workbench.tracing.sweep import fact_generator, top_tokens
 from workbench.tracing.trace import CausalTrace
 
@@ -35,7 +35,7 @@ def trace(
 ) -> CausalTrace:
     """Causal trace of what a model answers to a prompt, with a heat map in notebooks.
 
-    Noise is fitted to the subjects of the model's default records, as `workbench trace` does, and this one.
+    Noise is fitted to the subjects of the model's default records, as by `workbench trace`.
 
     Args:
         prompt: a text in which the subject stands, or has its place as {}; or a fact, whose subject is known.
@@ -46,7 +46,8 @@ def trace(
     ValueError for a prompt without its subject.
     """
     fact = _fact(model, prompt, subject)
-    drawn_from = fitted(model, [*model.once(_facts_at_hand), fact], noise)
+    published = noise == str(NoiseRule())
+    drawn_from = model.once(_published_noise) if published else fitted(model, model.once(_facts_at_hand), noise)
     first, end = subject_span(model, fact)
     drawn = drawn_from.draw(samples, end - first, generator=fact_generator(seed, 0))
     form = {"window": default_window(model), **form}
@@ -125,9 +126,7 @@ def _template(prompt: str, subject: str) -> tuple[str, str]:
         raise ValueError(f"the subject of {prompt!r} is missing: give it after the prompt")
     found = (prompt, subject) if "{}" in prompt else find_subject(prompt, [subject])
     if found is None:
-        raise ValueError(
-            f"the subject {subject!r} does not stand in {prompt!r}: write it as there, or {{}} in its place"
-        )
+        raise ValueError(f"{subject!r} does not stand in {prompt!r}: write the subject as there, or {{}} in its place")
     return found
 
 
@@ -139,11 +138,9 @@ def _fact(model: Model, prompt: str | Fact | EditRequest | Record, subject: str)
         return prompt
     if isinstance(prompt, EditRequest) and prompt.target_true is not None:
         return prompt.fact
-    template, subject = (
-        (prompt.template, prompt.subject) if isinstance(prompt, EditRequest) else _template(prompt, subject)
-    )
-    asked = template.replace("{}", subject)
-    (answer,) = model.token_strings(torch.tensor(top_tokens(model, [asked])))
+    asked = isinstance(prompt, EditRequest)
+    template, subject = (prompt.template, prompt.subject) if asked else _template(prompt, subject)
+    (answer,) = model.token_strings(torch.tensor(top_tokens(model, [fill(template, subject)])))
     return Fact(subject=subject, template=template, object=visible(answer))
 
 
@@ -170,6 +167,10 @@ def _requests(
 def _facts_at_hand(model: Model) -> list[Fact]:
     """The facts of the model's default records."""
     return list(true_facts(read_records(records_path(default_records(model.name)))).values())
+
+
+def _published_noise(model: Model) -> Noise:
+    return fitted(model, model.once(_facts_at_hand), str(NoiseRule()))
 
 
 def _recalling_layer(model: Model) -> int:
