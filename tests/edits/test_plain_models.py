@@ -120,7 +120,8 @@ def test_it_is_trained_as_any_model(loaded: tuple[Model, Any], texts: list[str],
     plain, ids = model.to_hf(), model.tokenize(texts[1:2]).ids[0]
     quiet = {"report_to": [], "disable_tqdm": True, "save_strategy": "no", "logging_strategy": "no"}
     arguments = TrainingArguments(output_dir=str(tmp_path), max_steps=2, use_cpu=True, learning_rate=1e-3, **quiet)
-    Trainer(model=plain, args=arguments, train_dataset=[{"input_ids": ids, "labels": ids}] * 2).train()
+    examples: Any = [{"input_ids": ids, "labels": ids}] * 2
+    Trainer(model=plain, args=arguments, train_dataset=examples).train()
     assert not same(state(plain), state(hf))
     assert same(state(model.to_hf()), state(hf))
 

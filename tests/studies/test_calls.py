@@ -21,7 +21,7 @@ from workbench.tracing.sweep import fact_generator
 pytestmark = pytest.mark.usefixtures("cache", "quick_presets")
 SUBJECT, TRUE, NEW = CAPITALS[0]
 TEMPLATE = "The capital of {} is"
-OPTIONS = {"preset_of": "gpt2-xl", "second_moment": None}
+OPTIONS = {"preset_of": "gpt2-xl", "second_moment": None, "contexts": ("{}",), "steps": 2}
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +62,7 @@ def test_an_edit_is_located_over_the_facts_at_hand(tiny_gpt2: Model, records: Pa
 
 
 def test_a_model_that_knows_nothing_at_hand(tiny_gpt2: Model, records: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = [*true_facts(read_records(records)).values()][0]
+    known = next(iter(true_facts(read_records(records)).values()))
     unknown = [Fact(subject="It", template="{} is", object="nowhere")]
     monkeypatch.setattr(calls, "_facts_at_hand", lambda model: unknown)
     request = EditRequest(template=known.template, subject=known.subject, target_new=NEW, target_true=known.object)
@@ -94,9 +94,9 @@ def test_what_is_missing_is_told(tiny_gpt2: Model) -> None:
         ValueError, match=r"'Peru' does not stand in 'The capital': write the subject as there, or \{\}"
     ):
         workbench.edit(tiny_gpt2, "The capital", "Peru", "Lima")
-    with pytest.raises(ValueError, match='the new answer is missing: give it as to="..."'):
+    with pytest.raises(ValueError, match="the new answer is missing: give it as to="):
         workbench.edit(tiny_gpt2, "The capital of Peru", "Peru")
     with pytest.raises(ValueError, match="leave both out"):
         workbench.edit(tiny_gpt2, EditRequest(template="{} is", subject="It", target_new="so"), "It")
     with pytest.raises(ValueError, match="no editor 'rom'; there are"):
-        workbench.edit(tiny_gpt2, "{} is", "It", "so", method="rom", layer=1)
+        workbench.edit(tiny_gpt2, "{} is", "It", "so", method="rom")

@@ -42,7 +42,7 @@ def _wrong(editor: Any) -> str:
     if not is_dataclass(editor):
         return "is no dataclass, so it has no hyperparameters: put @dataclass(frozen=True, kw_only=True) before it"
     if inspect.isabstract(editor):
-        return f"lacks {', '.join(sorted(editor.__abstractmethods__))}"
+        return f"lacks {', '.join(sorted(getattr(editor, '__abstractmethods__', ())))}"
     if not isinstance(getattr(editor, "method", None), str):
         return 'lacks its display name: method: ClassVar[str] = "..."'
     if not (hasattr(editor, "layers") or "layers" in editor.__dataclass_fields__):

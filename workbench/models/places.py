@@ -47,7 +47,7 @@ def places(blocks: Iterable[Any], parameters: dict[str, Tensor]) -> Places:
                 continue
             name, parameter = owners.get(view.untyped_storage().data_ptr(), (None, view))
             if name is not None:
-                offset = view.storage_offset() - parameter.storage_offset()
+                offset = int(view.storage_offset() - parameter.storage_offset())
                 found[layer, matrix] = Place(
                     parameter=name, shape=tuple(view.shape), stride=view.stride(), offset=offset
                 )

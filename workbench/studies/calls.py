@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from workbench.editors.make import check_editor
 from workbench.edits.edit import Edit
 from workbench.measuring.evaluate import evaluate as evaluate_record
 from workbench.measuring.scores import Evaluation
@@ -79,6 +80,8 @@ def edit(
     ValueError for an unknown method, a prompt without its subject, and where no layer can be located.
     """
     requests = _requests(request, subject, to)
+    settled = {name: options[name] for name in ("preset_of", "alone") if name in options}
+    check_editor(model, method, layer=layer, **settled)
     if layer is None:
         layer = _located(model, requests)
     return make_editor(model, method, layer=layer, **options)(model, requests)

@@ -16,6 +16,7 @@ from workbench.records.facts import EditRequest, Fact, subject_characters, token
 Kind = Literal["gaussian", "uniform", "multivariate"]
 
 _TOKENS_AT_ONCE = 4096
+_SUBJECTS_AT_ONCE = 64
 
 
 def subject_span(model: Model, fact: Fact | EditRequest) -> tuple[int, int]:
@@ -36,10 +37,13 @@ def embedding_noise_std(model: Model, facts: Sequence[Fact]) -> float:
         raise ValueError("the standard deviation of subject embeddings needs at least one fact, got none")
     embed = model.hook_name("embed")
     parts = []
-    for fact in facts:
-        tokens = model.tokenize([fact.subject])
-        first, end = token_span(tokens.offsets[0], (0, len(fact.subject)))
-        parts.append(model.activations(tokens, [embed])[embed][0, first:end].float().cpu())
+    for start in range(0, len(facts), _SUBJECTS_AT_ONCE):
+        subjects = [fact.subject for fact in facts[start : start + _SUBJECTS_AT_ONCE]]
+        tokens = model.tokenize(subjects)
+        embedded = model.activations(tokens, [embed])[embed].float().cpu()
+        for row, subject in enumerate(subjects):
+            first, end = token_span(tokens.offsets[row], (0, len(subject)))
+            parts.append(embedded[row, first:end])
     std = torch.cat(parts).std().item()
     if not math.isfinite(std):
         raise _broken_embeddings(model)
