@@ -70,6 +70,7 @@ def main(
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="How many are generated.")] = 12,
     seed: options.Seed = 0,
     out: options.Out = None,
+    plugin: options.Plugin = None,
     retry: options.Retry = False,
     fresh: options.Fresh = False,
     device: options.Device = "auto",

@@ -25,6 +25,7 @@ def train(
         Path | None,
         typer.Option("--out", help="The file written. [default: trained/METHOD_MODEL.safetensors in the cache]"),
     ] = None,
+    plugin: options.Plugin = None,
     device: options.Device = "auto",
 ) -> None:
     """Train an editor's network on the model's training records; stopped, the same command goes on.

@@ -16,9 +16,11 @@ from safetensors import safe_open
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from workbench.machine.paths import ATLAS, CACHE
+from workbench.machine.shown import Shown
 from workbench.models.architectures import cast_rotary_tables_, load_decoder, missing_parts, refusal
 
 FETCHED = {"smollm2": CACHE / "models" / "smollm2"}
@@ -27,7 +29,7 @@ NEEDS_GGUF = "GGUF files need the package gguf: pip install gguf"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkpoint:
+class Checkpoint(Shown):
     """A loaded checkpoint."""
 
     bridge: TransformerBridge
@@ -46,6 +48,23 @@ class Checkpoint:
         with _quiet():
             hf.save_pretrained(folder, state_dict=weights)
             self.tokenizer.save_pretrained(folder)
+
+    def plain(self) -> Any:
+        """A `transformers` model of the present weights, copied, with the checkpoint's names and nothing hooked.
+
+        As `from_pretrained` gives it: in evaluation mode, gradients on, with the attention that transformers chooses.
+        """
+        hf: Any = self.bridge.original_model
+        with _quiet(), no_init_weights(), torch.device(hf.device):
+            plain: Any = type(hf)._from_config(copy.deepcopy(hf.config), dtype=hf.dtype, attn_implementation=None)
+        plain.tie_weights()
+        plain.generation_config = copy.deepcopy(hf.generation_config)
+        with torch.no_grad():
+            for mine, theirs in ((self.parameters, plain.named_parameters()), (self.buffers, plain.named_buffers())):
+                empty = dict(theirs)
+                for name, tensor in mine.items():
+                    empty[name].copy_(tensor)
+        return plain.eval()
 
 
 @dataclass(frozen=True, kw_only=True)

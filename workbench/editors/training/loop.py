@@ -14,6 +14,7 @@ from torch import Tensor
 
 from workbench.machine.files import write_whole
 from workbench.machine.progress import progress_bar
+from workbench.machine.shown import Shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ class Point:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Fitted:
+class Fitted(Shown):
     """The network at its best validation."""
 
     state: dict[str, Tensor]

@@ -12,6 +12,7 @@ from torch import Tensor
 from workbench.edits.ledger import unedited_fingerprint
 from workbench.machine import hashing, paths
 from workbench.machine.sealed import load_sealed, save_sealed
+from workbench.machine.shown import Shown
 from workbench.models.model import Model
 from workbench.records.facts import Record
 
@@ -23,7 +24,7 @@ ABOUT = ("method", "model", "made_for", "settings", "provenance")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class TrainedNetwork:
+class TrainedNetwork(Shown):
     """What an editor has learned from others' edits of one model."""
 
     method: str
