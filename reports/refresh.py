@@ -66,10 +66,11 @@ REAL = {
 KEPT = ("report.html", "settings.json", "environment.json", "results.json", "status.json", "figures", "tables")
 """Of a run folder; the per-record results are made again in minutes."""
 TABLES = {
-    "real-effects": "smollm2/study/tables/average_effects.md",
-    "real-published": "smollm2/study/tables/published_effects.md",
+    "real-effects": "smollm2/locate_facts/tables/average_effects.md",
+    "real-published": "smollm2/locate_facts/tables/published_effects.md",
     "real-scores": "smollm2/compare_editors/tables/scores.md",
     "real-stacked": "smollm2/compare_editors/tables/stacked.md",
+    "real-survey": "smollm2/survey_table/tables/survey.md",
     "scores": "atlas/tables/scores.md",
     "generation": "atlas/tables/generation.md",
     "editors": "compare_editors/tables/scores.md",
