@@ -9,13 +9,14 @@ from workbench.records.counterfact import read_counterfact
 from workbench.records.course import read_requests
 from workbench.records.easyedit import read_easyedit, read_knowedit
 from workbench.records.facts import Fact, Record
-from workbench.records.fields import Node, RecordError, brief, nodes
+from workbench.records.fields import Node, RecordError, brief, names
+from workbench.records.files import Source, nodes, together
 from workbench.records.known_1000 import read_known_1000
 from workbench.records.questions import is_natural
 from workbench.records.zsre import read_zsre
 
 _KNOWN_1000 = "known_1000"
-_SCHEMAS: dict[str, tuple[tuple[str, ...], Callable[[Path], list[Record]]]] = {
+_SCHEMAS: dict[str, tuple[tuple[str, ...], Callable[[Source], list[Record]]]] = {
     "CounterFact": (("requested_rewrite",), read_counterfact),
     "MEND's zsRE": (("src", "alt"), read_zsre),
     "the original zsRE": (("input", "output", "alternatives"), read_zsre),
@@ -30,9 +31,9 @@ _TESTED = ("paraphrase", "neighborhood", "portability", "locality", "generation"
 """Kinds of prompts whose lack is told."""
 
 
-def schema(path: str | Path) -> str:
+def schema(source: Source) -> str:
     """The name of a file's schema, by the fields of its first record; RecordError naming the schemas otherwise."""
-    first = nodes(path)[0]
+    first = nodes(source)[0]
     fields = first.value.keys() if isinstance(first.value, dict) else set()
     for name, (needed, _) in _SCHEMAS.items():
         if set(needed) <= fields and (name != "EasyEdit's zsRE" or is_natural(first.value["locality_prompt"])):
@@ -41,7 +42,7 @@ def schema(path: str | Path) -> str:
         return _KNOWN_1000
     known = [f"{name} ({', '.join(map(repr, needed))})" for name, (needed, _) in _SCHEMAS.items()]
     raise RecordError(
-        f"{path}: record 0: expected the fields of a schema that is known, {'; '.join(known)} or known_1000 "
+        f"{first.file}: record 0: expected the fields of a schema that is known, {'; '.join(known)} or known_1000 "
         f"('subject', 'attribute', 'prompt'), got {_found(first)}"
     )
 
@@ -52,15 +53,19 @@ def read_records(path: str | Path) -> list[Record]:
     Of files that are not in CounterFact's schema a warning says once what was seen, and which prompts they lack: what
     these would score is left out. FileNotFoundError, or RecordError naming file, record and field, or the schemas.
     """
-    name = schema(path)
+    return _records(nodes(path))
+
+
+def _records(found: Sequence[Node]) -> list[Record]:
+    name, path = schema(found), found[0].file
     if name == _KNOWN_1000:
         raise RecordError(
             f"{path}: known_1000 holds facts without new targets, so there is nothing to edit; "
             f"give a file in the schema of {', '.join(_SCHEMAS)}"
         )
-    records = _SCHEMAS[name][1](Path(path))
+    records = _SCHEMAS[name][1](found)
     if name != "CounterFact":
-        warnings.warn(seen(path, name, records), stacklevel=2)
+        warnings.warn(seen(path, name, records), stacklevel=3)
     return records
 
 
@@ -86,17 +91,26 @@ def read_facts(path: str | Path) -> list[Fact]:
 
 def read_cases(path: str | Path) -> dict[int, Fact]:
     """`read_facts` by the `case_id` of their records; those of known_1000, which has none, by their place in it."""
-    if (name := schema(path)) == _KNOWN_1000:
-        return dict(enumerate(read_known_1000(path)))
+    found = nodes(path)
+    if (name := schema(found)) == _KNOWN_1000:
+        return dict(enumerate(read_known_1000(found)))
     lies = "requested_rewrite.target_true" if name == "CounterFact" else "ground_truth"
-    facts = {}
-    for index, record in enumerate(read_records(path)):
-        if record.request.target_true is None:
-            field = Node(file=Path(path), record=index, field=lies, value=None)
-            field.fail("the true target")
-        facts[record.case_id] = record.request.fact
-    return facts
+    records = _records(found)
+    lacking = {record.case_id for record in records if record.request.target_true is None}
+    if lacking:
+        faults = [
+            Node(file=node.file, record=node.record, field=lies, value=None).fault("the true target")
+            for node in found
+            if _case(node) in lacking
+        ]
+        raise together(faults, found)
+    return {record.case_id: record.request.fact for record in records}
+
+
+def _case(node: Node) -> int:
+    """The `case_id` of a record whose schema has one; where it lacks it is counted."""
+    return node.value["case_id"] if node.has("case_id") else node.record
 
 
 def _found(first: Node) -> Any:
-    return f"only {', '.join(map(repr, first.value))}" if isinstance(first.value, dict) else brief(first.value)
+    return f"only {', '.join(map(repr, names(first.value)))}" if isinstance(first.value, dict) else brief(first.value)
