@@ -92,8 +92,7 @@ def survey_state(model: Model, record: Record, *, batch_size: int = 64) -> tuple
     Edits that are applied are seen whatever their kind. ValueError for a prompt that the tokenizer or the context
     cannot take.
     """
-    asked = questions(record)
-    pairs = list(dict.fromkeys((prompt, target) for _, _, prompt, targets in asked for target in targets))
+    asked, pairs = questions(record), surveyed_pairs(record)
     found = score_targets(model, pairs, separator=record.request.separator, batch_size=batch_size)
     scored = dict(zip(pairs, found, strict=True))
     tokens = max(len(score.tokens) for score in found) + SLACK
@@ -141,6 +140,11 @@ def questions(record: Record) -> list[tuple[str, str, str, tuple[str, ...]]]:
         *(("portability", one.kind or "one hop", one.prompt, one.targets_new) for one in record.portability_prompts),
         *(("portability", "reversed", one.prompt, one.targets_new) for one in record.reversion_prompts),
     ]
+
+
+def surveyed_pairs(record: Record) -> list[tuple[str, str]]:
+    """The prompts of a record that `survey_state` scores, with each of their answers."""
+    return list(dict.fromkeys((prompt, target) for _, _, prompt, targets in questions(record) for target in targets))
 
 
 def collected(scores: Sequence[SurveyScores]) -> Mapping[str, list[float]]:
