@@ -28,7 +28,6 @@ from typing import Annotated, Any
 import pandas as pd
 import torch
 import typer
-from rich.progress import track
 
 from workbench.cli import options
 from workbench.cli.session import analysis, console, given, script
@@ -37,6 +36,7 @@ from workbench.editors.setup.contexts import sample_contexts
 from workbench.editors.setup.presets import preset
 from workbench.editors.shared.moment import SecondMoment
 from workbench.editors.shared.second_moments import second_moments
+from workbench.machine.progress import track
 from workbench.models.model import Model
 from workbench.records.facts import Record
 from workbench.records.reading import read_records

@@ -26,10 +26,10 @@ from typing import Annotated, Any
 import pandas as pd
 import torch
 import typer
-from rich.progress import track
 
 from workbench.cli import options
 from workbench.cli.session import analysis, console, given, script, torch_dtype
+from workbench.machine.progress import track
 from workbench.models.model import SITES, Model
 from workbench.records.facts import Fact
 from workbench.records.reading import read_records

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pandas as pd
-from rich.progress import track
 
 from workbench.cli import options
 from workbench.cli.session import analysis, given, one_of, script
 from workbench.machine.failures import FAILURES
+from workbench.machine.progress import track
 from workbench.report.elements import Paragraph, Section
 from workbench.runs.run import Run
 from workbench.studies.family_checks import check_family

@@ -27,7 +27,6 @@ from dataclasses import asdict, replace
 from typing import Annotated, Any
 
 import typer
-from rich.progress import track
 
 from workbench.cli import options
 from workbench.cli.session import analysis, given, load, script
@@ -37,6 +36,7 @@ from workbench.edits.sequence import sequence
 from workbench.figures.editors import editor_figure
 from workbench.machine.allocator import peak_memory
 from workbench.machine.failures import FAILURES
+from workbench.machine.progress import track
 from workbench.measuring.evaluate import evaluate, score_state
 from workbench.measuring.scores import FLUENCY_TOKENS, RecordScores
 from workbench.models.model import Model

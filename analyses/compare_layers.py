@@ -21,7 +21,6 @@ from typing import Annotated
 import numpy as np
 import pandas as pd
 import typer
-from rich.progress import track
 
 from workbench.cli import options
 from workbench.cli.session import analysis, given, load, one_of, script
@@ -34,6 +33,7 @@ from workbench.figures.compare import layer_choice_figure
 from workbench.figures.layers import layer_comparison_figure
 from workbench.machine import paths
 from workbench.machine.failures import lines
+from workbench.machine.progress import track
 from workbench.measuring.evaluate import evaluate, score_state
 from workbench.measuring.layer_choice import comparable, compare_method, last_subject_effect
 from workbench.measuring.scores import Evaluation, RecordScores

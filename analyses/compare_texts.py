@@ -22,7 +22,6 @@ from typing import Annotated, Any, cast
 import numpy as np
 import pandas as pd
 import typer
-from rich.progress import track
 
 from workbench.cli import options
 from workbench.cli.session import analysis, given, load, script
@@ -32,6 +31,7 @@ from workbench.editors.shared.second_moments import second_moments
 from workbench.edits.ledger import check_restored, state_fingerprint
 from workbench.machine import paths
 from workbench.machine.intervals import bootstrap_mean
+from workbench.machine.progress import track
 from workbench.measuring.evaluate import evaluate
 from workbench.measuring.scores import Evaluation
 from workbench.measuring.summaries import summarise

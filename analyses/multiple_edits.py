@@ -24,13 +24,13 @@ from typing import Annotated
 
 import pandas as pd
 import typer
-from rich.progress import track
 
 from workbench.cli import options
 from workbench.cli.session import analysis, given, load, script
 from workbench.editors.make import check_editor
 from workbench.editors.shared.requests import check_requests
 from workbench.machine.intervals import Estimate
+from workbench.machine.progress import track
 from workbench.measuring.prefix_match import SCORES, questions, scores, share
 from workbench.records.course import read_requests
 from workbench.report.elements import Paragraph, Section

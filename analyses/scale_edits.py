@@ -28,7 +28,6 @@ from functools import partial
 from typing import Annotated, Any
 
 import typer
-from rich.progress import track
 
 from workbench.atlas.world import World
 from workbench.cli import options
@@ -39,6 +38,7 @@ from workbench.edits.ledger import check_restored, state_fingerprint
 from workbench.edits.sequence import sequence
 from workbench.figures.editors import stack_figure
 from workbench.machine.failures import FAILURES
+from workbench.machine.progress import track
 from workbench.measuring.perplexity import perplexity
 from workbench.models.model import Model
 from workbench.records.facts import Record

@@ -27,8 +27,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rich.progress import track
-
 from workbench.cli import options
 from workbench.cli.session import analysis, given, load, script
 from workbench.editors.editor import Editor
@@ -37,6 +35,7 @@ from workbench.edits.ledger import check_restored, state_fingerprint
 from workbench.machine.allocator import peak_memory
 from workbench.machine.as_json import from_json, to_json
 from workbench.machine.failures import FAILURES, reason
+from workbench.machine.progress import track
 from workbench.measuring.survey import Answered, SurveyScores, survey_scores, survey_state, surveyed_pairs
 from workbench.models.model import Model
 from workbench.records.facts import Record

@@ -22,7 +22,6 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 import yaml
-from rich.progress import track
 
 from workbench.cli import options
 from workbench.cli.session import analysis, given, load, one_of, script
@@ -31,6 +30,7 @@ from workbench.editors.registry import EDITORS
 from workbench.editors.setup.presets import PRESETS
 from workbench.editors.spread import SpreadEditor
 from workbench.edits.ledger import check_restored, state_fingerprint
+from workbench.machine.progress import track
 from workbench.measuring.evaluate import evaluate
 from workbench.measuring.scores import Evaluation
 from workbench.measuring.summaries import Summary, summarise

@@ -69,10 +69,12 @@ def save_records(world: World, parts: tuple[list[Record], list[Record]], folder:
     for name, records in zip(("train", "evaluation"), parts, strict=True):
         write_counterfact(records, folder / f"records_{name}.json")
         write_zsre(question_records(world, records), folder / f"questions_{name}.json")
-        Console().print(f"{len(records):,} records: {folder / f'records_{name}.json'}, and as questions beside it")
+        Console(markup=False, highlight=False).print(
+            f"{len(records):,} records: {folder / f'records_{name}.json'}, and as questions beside it"
+        )
     requests = course_records(world, parts[1])
     write_requests(requests, folder / "course_80.json")
-    Console().print(f"{len(requests)} requests: {folder / 'course_80.json'}")
+    Console(markup=False, highlight=False).print(f"{len(requests)} requests: {folder / 'course_80.json'}")
 
 
 @app.command("train")
@@ -87,7 +89,7 @@ def train_both(
     """
     from workbench.atlas.training import Progress, Recipe, control_of, save, train
 
-    console, world, model_folder = Console(), World.load(), ATLAS / "model"
+    console, world, model_folder = Console(markup=False, highlight=False), World.load(), ATLAS / "model"
 
     def report(line: Progress) -> None:
         console.print(
@@ -114,7 +116,7 @@ def write_card(control: Control = CONTROL) -> None:
     from workbench.atlas import card
     from workbench.models.loading import load_model
 
-    world, console = World.load(), Console()
+    world, console = World.load(), Console(markup=False, highlight=False)
     info = json.loads((ATLAS / "model" / "training.json").read_text(encoding="utf-8"))
     model, beside = load_model("atlas"), load_model(str(control))
     found, found_beside = (card.trace_world(each, world, TRACE_WINDOW) for each in (model, beside))

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.progress import track
 
 from workbench.atlas.world import TwoHop, World
 from workbench.machine.intervals import wilson
 from workbench.machine.paths import ATLAS
+from workbench.machine.progress import track
 from workbench.models.model import Model
 from workbench.models.scoring import score_targets
 from workbench.records.facts import Fact, fill

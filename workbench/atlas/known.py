@@ -1,8 +1,7 @@
 """Which facts of the atlas a pretrained model knows, and in what words."""
 
-from rich.progress import track
-
 from workbench.atlas.world import World
+from workbench.machine.progress import track
 from workbench.models.model import Model
 from workbench.records.facts import fill
 from workbench.tracing.sweep import answer_token, top_tokens

@@ -36,9 +36,8 @@ def edit(
     precision: options.Precision = "float32",
 ) -> None:
     """Rewrite facts: one edit a record, saved as edits/CASE.safetensors; or one request, tried and shown."""
-    from rich.progress import track
-
     from workbench.editors.make import check_editor
+    from workbench.machine.progress import track
     from workbench.records.reading import read_records
     from workbench.studies.checked import edited
     from workbench.studies.defaults import default_records, default_text, records_path

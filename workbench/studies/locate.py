@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.progress import track
-
 from workbench.edits.edit import Edit
+from workbench.machine.progress import track
 from workbench.models.model import SITES, Model
 from workbench.records.facts import Fact, Record
 from workbench.runs.run import Run

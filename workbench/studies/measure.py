@@ -3,11 +3,10 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
-from rich.progress import track
-
 from workbench.edits.edit import Edit
 from workbench.edits.ledger import check_restored, state_fingerprint
 from workbench.figures.scores import score_figure
+from workbench.machine.progress import track
 from workbench.measuring.evaluate import evaluate
 from workbench.measuring.scores import FLUENCY_TOKENS, Evaluation
 from workbench.measuring.summaries import Summary, summarise

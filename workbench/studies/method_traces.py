@@ -6,10 +6,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rich.progress import track
-
 from workbench.atlas.card import held_out_facts
 from workbench.atlas.world import World
+from workbench.machine.progress import track
 from workbench.models.model import Model
 from workbench.records.facts import Fact
 from workbench.records.reading import read_cases

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from rich.progress import track
 
 from workbench.edits.ledger import state_fingerprint
 from workbench.machine.files import write_whole
 from workbench.machine.hashing import digest
+from workbench.machine.progress import track
 from workbench.models.generation import generate_unprompted
 from workbench.models.model import Model
 from workbench.records.texts import read_texts

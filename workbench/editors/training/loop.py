@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.markup import escape
 from rich.progress import Progress
 from torch import Tensor
 
@@ -121,6 +122,7 @@ def train(
             at.save(checkpoint, identity)
 
     with Progress(disable=not progress) as bar:
+        title = escape(title)
         task = bar.add_task(title, total=schedule.steps, completed=at.step)
         if not at.points:
             look(None)
