@@ -4,9 +4,11 @@ import random
 from pathlib import Path
 
 import pytest
-from fuzzing import READERS, YAML, check_reader, record_file
+from fuzzing import READERS, YAML, check_edit, check_reader, edit_file, record_file, sound_edits
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from workbench.models.model import Model
 
 BUDGET = settings(
     max_examples=20, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
@@ -28,3 +30,17 @@ def test_what_only_yaml_can_hold(tmp_path: Path, read) -> None:
         path = tmp_path / f"{number}.yaml"
         path.write_text(text, encoding="utf-8")
         assert check_reader(path, read) == "refused"
+
+
+@BUDGET
+@draws
+def test_files_of_edits(tmp_path_factory: pytest.TempPathFactory, tiny_gpt2: Model, draw: random.Random) -> None:
+    path = tmp_path_factory.getbasetemp() / "fuzzed.safetensors"
+    edit_file(path, draw, draw.choice(sound_edits(tiny_gpt2)))
+    check_edit(path, tiny_gpt2)
+
+
+def test_sound_edits_are_applied(tmp_path: Path, tiny_gpt2: Model) -> None:
+    for edit in sound_edits(tiny_gpt2):
+        edit.save(tmp_path / "edit.safetensors")
+        assert check_edit(tmp_path / "edit.safetensors", tiny_gpt2) == "applied"

@@ -4,6 +4,7 @@ import io
 import math
 import random
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +16,10 @@ from rich.progress import Progress
 from torch import Tensor
 
 from workbench.machine.files import write_whole
+from workbench.machine.hashing import digest
+
+_CHECK = 64
+"""Bytes of the checksum with which a checkpoint begins."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,12 +207,18 @@ class _Progress:
         }
         encoded = io.BytesIO()
         torch.save(content, encoded)
-        write_whole(path, encoded.getvalue())
+        written = encoded.getvalue()
+        write_whole(path, digest(written).encode() + written)
 
     @classmethod
     def load(cls, path: Path, identity: str) -> "_Progress":
-        """ValueError for the checkpoint of another training."""
-        content = torch.load(path, weights_only=True)
+        """ValueError for the checkpoint of another training; with a warning the beginning, if it is damaged."""
+        data = path.read_bytes()
+        check, written = data[:_CHECK], data[_CHECK:]
+        if check != digest(written).encode():
+            warnings.warn(f"the training in '{path}' is damaged; it begins anew", stacklevel=3)
+            return cls()
+        content = torch.load(io.BytesIO(written), weights_only=True)
         if content.pop("identity") != identity:
             raise ValueError(f"'{path}' is the checkpoint of another training: delete it to begin anew")
         content["points"] = [Point(**point) for point in content["points"]]
