@@ -9,24 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from known_schemas import KNOWN, RECORDS, SINGLE
 
-from workbench.editors.ike import InContextEdit
-from workbench.edits.codebook import Rules
-from workbench.edits.codebook_edit import CodebookEdit
-from workbench.edits.edit import _FORMAT as EDIT_FORMAT
-from workbench.edits.edit import Edit
-from workbench.edits.ledger import state_fingerprint
-from workbench.edits.neurons import NeuronEdit, Neurons
-from workbench.edits.weights import WeightEdit, WeightUpdate
 from workbench.machine.jsonl import dumps
-from workbench.machine.sealed import load_sealed, save_sealed
-from workbench.models.model import Model
-from workbench.models.scoring import score_targets
 from workbench.records.course import read_requests, read_single_edit
-from workbench.records.facts import EditRequest
 from workbench.records.reading import read_facts, read_records
 
 LINE = 2_500
@@ -125,92 +112,18 @@ def check_reader(path: Path, read: Callable[[Path], Any]) -> str:
         try:
             found = read(path)
         except ValueError as error:
-            _check_line(str(error), path)
+            check_line(str(error), path)
             return "refused"
         finally:
             for one in said:
-                _check_line(str(one.message), path)
+                check_line(str(one.message), path)
     dumps(found if isinstance(found, list) else [found]).encode()  # what a run writes down
     return "read"
 
 
-def _check_line(line: str, path: Path) -> None:
+def check_line(line: str, path: Path) -> None:
     assert "\n" not in line and len(line) <= LINE and str(path) in line, line
     line.encode()
 
 
 READERS = (read_records, read_facts, read_requests, read_single_edit)
-
-
-def sound_edits(model: Model) -> list[Edit]:
-    """One small edit of every kind that needs no training."""
-    request = EditRequest(template="The capital of {} is", subject="Japan", target_new="Rome", target_true="Tokyo")
-    common = {"method": "made up", "requests": (request,), "provenance": {"model": "x", "n": [1, 2.5, None]}}
-    d_model, d_mlp = model.d_model, model.d_mlp
-    numbers = torch.Generator().manual_seed(0)
-
-    def some(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=numbers)
-
-    update = WeightUpdate(layer=1, left=some(d_mlp, 2), right=some(2, d_model))
-    neurons = Neurons(keys=some(3, d_model), values=some(3, d_model), biases=some(3))
-    return [
-        WeightEdit(updates=(update,), carried={"keys.1": some(d_mlp, 1)}, **common),
-        NeuronEdit(layer=1, neurons=neurons, **common),
-        CodebookEdit(rules=Rules(layer=1), keys=some(1, d_mlp), values=some(1, d_model), labels=((5, (7,)),), **common),
-        InContextEdit(demonstrations=(("a", "b"),), question="{}", variant="paper", answer_tokens=4, **common),
-    ]
-
-
-DTYPES = (torch.float16, torch.bool, torch.int64, torch.uint8, torch.complex64, torch.float8_e4m3fn, torch.float8_e5m2)
-
-
-def edit_file(path: Path, draw: random.Random, edit: Edit) -> None:
-    """A file that is sealed as one of an edit, but of which something is mostly not what it should be."""
-    edit.save(path)
-    if draw.random() < 0.3:  # what a disk does
-        data = bytearray(path.read_bytes())
-        for _ in range(draw.choice((1, 1, 4))):
-            data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
-        path.write_bytes(data[: draw.choice((len(data), len(data), draw.randrange(len(data))))])
-        return
-    tensors, content = load_sealed(path, format=EDIT_FORMAT)
-    content = disturbed(content, draw, draw.choice((0, 1, 1, 2)))
-    for name in list(tensors):
-        match draw.randrange(8):
-            case 0:
-                tensors[name] = tensors[name].to(draw.choice(DTYPES))
-            case 1:
-                whole = tensors[name]
-                tensors[name] = draw.choice((whole[:1], whole[..., :-1], whole[None], torch.tensor(1.0)))
-            case 2:
-                tensors[name] = tensors[name] * draw.choice((1e30, float("nan"), float("inf"), 0.0))
-            case 3:
-                tensors[draw.choice((f"{name}x", "0.left", "keys"))] = tensors.pop(name)
-    try:
-        save_sealed(path, tensors, content, format=EDIT_FORMAT)
-    except (ValueError, TypeError, OverflowError):  # no JSON
-        edit.save(path)
-
-
-def check_edit(path: Path, model: Model, prompt: str = "The capital of Japan is") -> str:
-    """How the file of an edit was met: refused as it is read, or as it is applied, or in force and taken back.
-
-    AssertionError for anything but one line of a ValueError (or, of a layer that is not there, an IndexError), and for
-    a model that is not as it was.
-    """
-    before = state_fingerprint(model)
-    try:
-        edit = Edit.load(path)
-    except ValueError as error:
-        _check_line(str(error), path)
-        return "refused"
-    try:
-        with edit.applied(model):
-            assert torch.isfinite(score_targets(model, [(prompt, "Tokyo")])[0].log_probs).all()
-        found = "applied"
-    except (ValueError, IndexError) as error:
-        assert "\n" not in str(error), error
-        found = "refused"
-    assert state_fingerprint(model) == before and not model.edits
-    return found

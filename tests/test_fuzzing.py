@@ -4,7 +4,8 @@ import random
 from pathlib import Path
 
 import pytest
-from fuzzing import READERS, YAML, check_edit, check_reader, edit_file, record_file, sound_edits
+from fuzzing import READERS, YAML, check_reader, record_file
+from harming import check_edit, check_run, edit_file, run_folder, sound_edits
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -44,3 +45,11 @@ def test_sound_edits_are_applied(tmp_path: Path, tiny_gpt2: Model) -> None:
     for edit in sound_edits(tiny_gpt2):
         edit.save(tmp_path / "edit.safetensors")
         assert check_edit(tmp_path / "edit.safetensors", tiny_gpt2) == "applied"
+
+
+@BUDGET
+@draws
+def test_folders_of_runs(tmp_path_factory: pytest.TempPathFactory, draw: random.Random) -> None:
+    folder = tmp_path_factory.getbasetemp() / "fuzzed"
+    run_folder(folder, draw)
+    check_run(folder)

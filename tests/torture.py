@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from command import TINY, run
-from fuzzing import READERS, check_edit, check_reader, edit_file, record_file, sound_edits
+from fuzzing import READERS, check_reader, record_file
+from harming import check_edit, check_run, edit_file, harm, run_folder, sound_edits
 from known_records import RECORDS
 from matplotlib.figure import Figure
 
@@ -62,24 +63,7 @@ def results(folder: Path) -> dict[str, Any]:
 def faulty(folder: Path, draw: random.Random) -> str:
     """Do harm to one file; what was done."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock"]
-    path = draw.choice(files)
-    data, kind = (
-        bytearray(path.read_bytes()),
-        draw.choice(("flip", "flip", "flips", "cut", "empty", "swap", "delete", "add")),
-    )
-    if kind in ("flip", "flips") and data:
-        for _ in range(1 if kind == "flip" else 20):
-            data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
-    elif kind == "cut":
-        del data[draw.randrange(len(data) + 1) :]
-    elif kind == "add":
-        data += draw.randbytes(draw.randrange(1, 50))
-    elif kind == "swap":
-        data = bytearray(draw.choice([other for other in files if other.suffix == path.suffix]).read_bytes())
-    path.write_bytes(b"" if kind == "empty" else data)
-    if kind == "delete":
-        path.unlink()
-    return f"{kind} {path.relative_to(folder)}"
+    return harm(draw.choice(files), folder, draw)
 
 
 def inject(number: int, folder: Path, draw: random.Random) -> collections.Counter[str]:
@@ -149,10 +133,13 @@ def _as_child(folder: Path) -> None:
 
 
 def fuzzed(number: int, folder: Path, model: Model, draw: random.Random) -> collections.Counter[str]:
-    """Three files of records for one of an edit."""
+    """Two files of records for one of an edit and one run's folder."""
     found, edits = collections.Counter(), sound_edits(model)
     for place in range(number):
-        if place % 4:
+        if place % 4 == 3:
+            run_folder(folder / "fuzzed", draw)
+            found[f"runs {check_run(folder / 'fuzzed')}"] += 1
+        elif place % 4:
             path = record_file(folder, draw)
             found[f"records {check_reader(path, draw.choice(READERS))}"] += 1
         else:

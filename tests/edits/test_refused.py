@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from fuzzing import EDIT_FORMAT, sound_edits
+from harming import EDIT_FORMAT, sound_edits
 
 from workbench.edits.edit import Edit
 from workbench.machine.sealed import load_sealed, save_sealed
