@@ -44,6 +44,7 @@ from workbench.records.facts import Record
 from workbench.records.reading import read_records
 from workbench.report.elements import Paragraph, Section
 from workbench.runs.run import Run
+from workbench.studies.ahead import Ahead
 from workbench.studies.best_in_bold import save_table_with_best
 from workbench.studies.checked import scored
 from workbench.studies.defaults import default_records, default_text, records_path
@@ -75,6 +76,7 @@ def main(
     layer: options.Layer = None,
     engine: options.Engine = "auto",
     text: options.Text = None,
+    together: options.Together = 1,
     seed: options.Seed = 0,
     out: options.Out = None,
     retry: options.Retry = False,
@@ -102,7 +104,7 @@ def main(
         making = {"layer": layer, "preset_of": preset, "text": text, "seed": seed}
         before: dict[int, RecordScores] = {}
         for method in methods:
-            edit_alone(run, loaded, method, every[:limit], before, making)
+            edit_alone(run, loaded, method, every[:limit], before, making, together)
         for method in stacked:
             edit_stacked(run, loaded, method, distinct(every)[:edits], making)
 
@@ -114,6 +116,7 @@ def edit_alone(
     records: Sequence[Record],
     before: dict[int, RecordScores],
     making: dict[str, Any],
+    together: int,
 ) -> None:
     """Edit and score each record that is not done yet, one at a time; `before` keeps the unedited scores."""
     finished = {row["case_id"] for row in run.rows("evaluations") if row["method"] == method}
@@ -131,6 +134,7 @@ def edit_alone(
         with suppress(*FAILURES):
             _, size = peak_memory(lambda each=record: editor(model, [each.request]), model.device)
             run.append("memory", {"method": method, "case_id": record.case_id, "bytes": size})
+    make = Ahead(model=model, editor=editor, records=left, together=together)
     for record in track(left, f"Editing with {method}", len(left)):
         scoring = {
             "generate": False,
@@ -140,12 +144,10 @@ def edit_alone(
         with run.keeping(record.case_id, of=len(records), method=method):
             if record.case_id not in before:
                 before[record.case_id] = score_state(model, record, **scoring)
-            began = time.perf_counter()
-            edit = editor(model, [record.request])
-            seconds = time.perf_counter() - began
+            edit, seconds = make(record)
             scored = evaluate(model, edit, record, pre=before[record.case_id], **scoring)
-            row = {"method": method, "name": edit.method, "edit_seconds": seconds, "request": asdict(record.request)}
-            run.append("evaluations", scored.to_dict() | row)
+            row = {"method": method, "name": edit.method, "edit_seconds": seconds, "together": together}
+            run.append("evaluations", scored.to_dict() | row | {"request": asdict(record.request)})
         check_restored(model, weights, after=f"the edit of record {record.case_id} with {method}")
 
 
@@ -186,7 +188,8 @@ def show(run: Run, model: Model) -> list[Section]:
         return []
     seed = run.settings["seed"]
     single, stacked = single_summaries(run, seed=seed), stacked_summaries(run, seed=seed)
-    table = comparison_table(single, device=model.device.type)
+    together = max(row.get("together", 1) for row in run.rows("evaluations"))
+    table = comparison_table(single, device=model.device.type, together=together)
     print(save_table_with_best(run, "scores", table, BETTER, among=list(single)))
     run.save_table("accuracy", accuracy_table(single))
     run.save_table("change", change_table(single))

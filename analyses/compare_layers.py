@@ -24,7 +24,6 @@ import typer
 
 from workbench.cli import options
 from workbench.cli.session import analysis, given, load, one_of, script
-from workbench.editors.editor import Editor
 from workbench.editors.make import check_editor
 from workbench.editors.registry import EDITORS
 from workbench.editors.shared.second_moments import second_moments
@@ -43,6 +42,7 @@ from workbench.records.facts import Record
 from workbench.records.reading import read_records
 from workbench.report.elements import Paragraph, Section
 from workbench.runs.run import Run
+from workbench.studies.ahead import Ahead
 from workbench.studies.checked import scored, traced
 from workbench.studies.defaults import default_records, default_text, default_window, records_path
 from workbench.studies.edit import make_editor, statistics_texts
@@ -72,6 +72,7 @@ def main(
     positions: options.Positions = "all",
     engine: options.Engine = "auto",
     text: options.Text = None,
+    together: options.Together = 16,
     seed: options.Seed = 0,
     out: options.Out = None,
     retry: options.Retry = False,
@@ -103,12 +104,12 @@ def main(
         if not traces:
             raise ValueError("no fact traced has an effect at its last subject token to compare with: raise --limit")
         edited = [record for record in every if record.case_id in traces]
-        evaluations = {method: edit_everywhere(page.run, loaded, method, edited) for method in methods}
+        evaluations = {method: edit_everywhere(page.run, loaded, method, edited, together) for method in methods}
         page.show = lambda: show(page.run, loaded, located, traces, evaluations)
 
 
 def edit_everywhere(
-    run: Run, model: Model, method: str, records: Sequence[Record]
+    run: Run, model: Model, method: str, records: Sequence[Record], together: int
 ) -> dict[tuple[int, int], Evaluation]:
     """Edit every record alone at every layer, or read what is done: evaluations by (layer, case).
 
@@ -123,19 +124,21 @@ def edit_everywhere(
         texts = statistics_texts(model, text, seed=seed)
         second_moments(model, layers, texts, cache=paths.CACHE, progress=True)
     before: dict[int, RecordScores] = {}
-    editor: Editor | None = None
+    make: Ahead | None = None
     at, weights = None, state_fingerprint(model)
     for layer, record in track(cells, f"{method} at every layer", len(cells)):
         if layer != at:
             options = {"text": text, "seed": seed, "preset_of": run.settings["preset"]}
             editor, at = make_editor(model, method, layer=layer, alone=True, **options), layer
+            here = [one for place, one in cells if place == layer]
+            make = Ahead(model=model, editor=editor, records=here, together=together)
         if record.case_id in run.failed(method=method):
             continue
         with run.keeping(record.case_id, of=len(records), method=method):
             if record.case_id not in before:
                 before[record.case_id] = score_state(model, record, generate=False, fluency_tokens=None)
-            assert editor is not None
-            edit = editor(model, [record.request])
+            assert make is not None
+            edit, _ = make(record)
             pre = before[record.case_id]
             scored = evaluate(model, edit, record, pre=pre, generate=False, fluency_tokens=None)
             run.append("by_layer", scored.to_dict() | {"method": method, "layer": layer})

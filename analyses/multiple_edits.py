@@ -91,7 +91,7 @@ def main(
     for method in methods:
         check_editor(loaded, method, layer=layer, preset_of=preset)
     text = text or default_text(loaded)
-    settings = given(requests=requests, text=text)
+    settings = given(requests=requests, text=text, without=["methods"])  # others go on in the same run
     checks = [scored(records, lambda record: [(one.prompt, None) for one in questions([record])])]
     with analysis(out, settings, loaded, title="Many edits in one model", headline=headline, checks=checks) as page:
         run = page.run

@@ -108,9 +108,10 @@ def main(
         check_editor(loaded, method, layer=layer, preset_of=preset)
     text = text or default_text(loaded)
     prose = held_out_texts(held_out, loaded, plan, seed)
-    settings, title = given(methods=methods, records=records, text=text), "How many edits does a model bear?"
+    settings = given(records=records, text=text, without=["methods"])  # others go on in the same run
     stacked = {record.case_id: record for some in plan.stacks.values() for record in some}
     checks = [scored(plan.sample, fluency=fluency), edited(list(stacked.values()))]
+    title = "How many edits does a model bear?"
     with analysis(out, settings, loaded, title=title, headline=headline, checks=checks) as page:
         run = page.run
         page.show = lambda: show(run, plan, prose)

@@ -21,9 +21,9 @@ from workbench.cli.early_help import help_first
 
 help_first(__name__, __file__)
 
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from workbench.editors.registry import EDITORS
 from workbench.edits.ledger import check_restored, state_fingerprint
 from workbench.machine.allocator import peak_memory
 from workbench.machine.as_json import from_json, to_json
-from workbench.machine.failures import FAILURES, reason
+from workbench.machine.failures import FAILURES
 from workbench.machine.progress import track
 from workbench.measuring.survey import Answered, SurveyScores, survey_scores, survey_state, surveyed_pairs
 from workbench.models.model import Model
@@ -42,9 +42,10 @@ from workbench.records.facts import Record
 from workbench.records.reading import read_records
 from workbench.report.elements import Paragraph, Section
 from workbench.runs.run import Run
+from workbench.studies.ahead import Ahead, shared
 from workbench.studies.checked import scored
 from workbench.studies.defaults import default_records, default_text, records_path
-from workbench.studies.edit import make_editor
+from workbench.studies.every_method import check_methods, made_editor, tried, whys
 from workbench.studies.going_on import sound
 from workbench.studies.locate import check_tracing, settled_layer
 from workbench.tables.survey import Cost, DataSet, survey_table
@@ -65,6 +66,7 @@ def main(
     layer: options.Layer = None,
     engine: options.Engine = "auto",
     text: options.Text = None,
+    together: options.Together = 1,
     seed: options.Seed = 0,
     out: options.Out = None,
     retry: options.Retry = False,
@@ -81,9 +83,7 @@ def main(
     if len(named) < len(records):
         raise ValueError(f"--records are told apart by their names without folders, got {', '.join(records)}")
     sets = {name: every[:limit] for name, every in named.items()}
-    for method in methods:
-        if method not in EDITORS:
-            raise ValueError(f"no editor {method!r}; there are {', '.join(EDITORS)}")
+    check_methods(methods)
     loaded = load(model, device=device, dtype=dtype)
     text = text or default_text(loaded)
     settings = given(records=records, text=text, without=["methods"])  # others go on in the same run
@@ -100,9 +100,9 @@ def main(
         asked, edited = run.rows("unedited"), run.rows("edited")
         for method in methods:
             left = {name: unfinished(run, asked, edited, method, name, some) for name, some in sets.items()}
-            if any(left.values()) and (editor := made(run, loaded, method, making)):
+            if any(left.values()) and (editor := made_editor(run, loaded, method, making)):
                 for name, some in left.items():
-                    edit_each(run, loaded, method, editor, name, some)
+                    edit_each(run, loaded, method, editor, name, some, together)
 
 
 def unfinished(
@@ -115,22 +115,6 @@ def unfinished(
     return [record for record in some if record.case_id in before and record.case_id not in finished]
 
 
-def made(run: Run, model: Model, method: str, making: Mapping[str, Any]) -> Editor | None:
-    """A method's editor, with what making it took noted the first time; None, kept as failed, if it cannot be made."""
-    if run.failed(what="editor", method=method):
-        return None
-    began = time.perf_counter()
-    try:
-        editor = make_editor(model, method, **making)
-    except (*FAILURES, FileNotFoundError) as error:
-        run.fail(0, reason(error), of=1, what="editor", method=method)
-        return None
-    if method not in run.done("training", "method"):  # later it is read from the cache
-        seconds = time.perf_counter() - began + editor.trained_seconds
-        run.append("training", {"method": method, "seconds": seconds})
-    return editor
-
-
 def score_unedited(run: Run, model: Model, name: str, records: Sequence[Record]) -> None:
     """Score what is not scored yet of a data set by the model as it is; a record that fails is left out for all."""
     finished = {row["case_id"] for row in run.rows("unedited") if row["records"] == name} | run.failed(method=name)
@@ -141,7 +125,9 @@ def score_unedited(run: Run, model: Model, name: str, records: Sequence[Record])
             run.append("unedited", {"records": name, "case_id": record.case_id, "answers": state})
 
 
-def edit_each(run: Run, model: Model, method: str, editor: Editor, name: str, records: Sequence[Record]) -> None:
+def edit_each(
+    run: Run, model: Model, method: str, editor: Editor, name: str, records: Sequence[Record], together: int
+) -> None:
     """Edit and score records of a data set, one at a time."""
     before, weights = states(run.rows("unedited"), name), state_fingerprint(model)
     measured = [row for row in run.rows("memory") if row["method"] == method]
@@ -149,14 +135,13 @@ def edit_each(run: Run, model: Model, method: str, editor: Editor, name: str, re
         with suppress(*FAILURES):  # the record is kept as failed below
             _, size = peak_memory(lambda each=record: editor(model, [each.request]), model.device)
             run.append("memory", {"method": method, "bytes": size})
+    make = Ahead(model=model, editor=editor, records=records, together=together)
     for record in track(records, f"Editing {name} with {method}", len(records)):
         with run.keeping(record.case_id, of=len(records), method=f"{method} on {name}"):
-            began = time.perf_counter()
-            edit = editor(model, [record.request])
-            seconds = time.perf_counter() - began
+            edit, seconds = make(record)
             scored = survey_scores(model, edit, record, before=before[record.case_id])
             row = {"records": name, "method": method, "case_id": record.case_id}
-            run.append("edited", row | {"seconds": seconds, "answers": to_json(scored.after)})
+            run.append("edited", row | {"seconds": seconds, "together": together, "answers": to_json(scored.after)})
         check_restored(model, weights, after=f"the edit of record {record.case_id} of {name} with {method}")
 
 
@@ -174,15 +159,11 @@ def states(rows: Sequence[_Row], name: str, method: str | None = None) -> dict[i
 
 def show(run: Run, sets: Mapping[str, Sequence[Record]]) -> list[Section]:
     """Print and save the table; the sections of the report."""
-    failures, asked, edited = run.rows("failures"), run.rows("unedited"), run.rows("edited")
-    tried = [row["method"] for row in run.rows("training")]
-    tried += [row["method"] for row in failures if row["what"] == "editor"]
-    methods = [method for method in EDITORS if method in tried]
-    names = {method: EDITORS[method].method for method in methods}
+    asked, edited, names = run.rows("unedited"), run.rows("edited"), tried(run)
     data = []
     for name, records in sets.items():
         before = states(asked, name)
-        after = {names[method]: states(edited, name, method) for method in methods}
+        after = {names[method]: states(edited, name, method) for method in names}
         scores = {
             editor: [SurveyScores(case_id=case, before=before[case], after=state) for case, state in some.items()]
             for editor, some in after.items()
@@ -198,18 +179,16 @@ def show(run: Run, sets: Mapping[str, Sequence[Record]]) -> list[Section]:
         )
         for row in run.rows("training")
     }
-    whys: dict[str, str] = {}
-    for method, editor in names.items():
-        mine = [row for row in failures if row["method"] == method or row["method"].startswith(f"{method} on ")]
-        if mine and (mine[0]["what"] == "editor" or any(editor not in one.scores for one in data)):
-            whys[editor] = mine[0]["reason"]
+    failed = whys(run, without=[name for name in names.values() if any(name not in one.scores for one in data)])
     if not any(one.scores for one in data):
         return []
-    table = survey_table(data, list(names.values()), costs, whys)
+    table = survey_table(data, list(names.values()), costs, failed)
+    if several := shared(max(row["together"] for row in edited)):
+        table = replace(table, caption=f"{table.caption} Seconds of an edit are wall clock{several}.")
     run.save_table("survey", table)
     print(to_markdown(table))
     checked = f"The weights were bit for bit those of the untouched model after each of {len(edited):,} edits."
-    run.note(edits=len(edited), editors=list(names.values()), failed=whys, identical=checked)
+    run.note(edits=len(edited), editors=list(names.values()), failed=failed, identical=checked)
     print(checked)
     return [Section(title="The table", elements=[Paragraph(text=checked), run.tables()["survey"]])]
 

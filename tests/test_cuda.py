@@ -22,6 +22,7 @@ from workbench.measuring.evaluate import evaluate
 from workbench.models.generation import generate
 from workbench.models.loading import load_model
 from workbench.models.model import SITES, Model
+from workbench.models.scoring import score_targets
 from workbench.records.facts import EditRequest, Record
 from workbench.tracing.attribution import attribute_fact
 from workbench.tracing.fact import trace_fact
@@ -137,15 +138,53 @@ def test_edits_are_equal(pair: tuple[Model, Model], method: str, text: Path, tmp
         options["network"] = untrained(EDITORS[method], pair[0])
     untouched = [model.fingerprint() for model in pair]
     cpu, gpu = (make_editor(m, method, cache=tmp_path / m.device.type, **options)(m, [REQUEST]) for m in pair)
+    moved = 0
     for one, other in zip(written(cpu), written(gpu), strict=True):
         changes = [tensor.cpu().double().flatten() for tensor in (one, other)]
-        assert changes[0].norm() > 0
-        assert torch.cosine_similarity(*changes, dim=0) > 1 - close(pair, exact=1e-3, half=0.1)
+        if changes[0].norm() == 0:  # a bias that no training has moved
+            assert changes[1].norm() == 0
+            continue
+        # Adam's first steps go by signs, which half precision turns where a gradient is next to nothing.
+        assert torch.cosine_similarity(*changes, dim=0) > 1 - close(pair, exact=1e-3, half=0.2)
+        moved += 1
+    assert moved
     gpu.save(tmp_path / "edit.safetensors")
     loaded = Edit.load(tmp_path / "edit.safetensors")  # from the CPU onto the GPU
     scores = evaluate(pair[1], loaded, RECORD, seed=0, fluency_tokens=12)
     assert scores.case_id == 0
     assert [model.fingerprint() for model in pair] == untouched
+
+
+def test_blocks_alone_score_and_write_the_same(pair: tuple[Model, Model], monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = ["The capital of Portugal is", "In Japan, most people speak"]
+    pairs = [(prompt, target) for prompt in prompts for target in ("Lisbon", "old Greek")]
+    scores, texts = score_targets(pair[1], pairs), generate(pair[1], prompts, max_new_tokens=4)
+    monkeypatch.setattr("workbench.machine.graphs.pays", lambda device: False)
+    for ours, theirs in zip(scores, score_targets(pair[1], pairs), strict=True):
+        tolerance = close(pair, exact=1e-4, half=0.1)
+        torch.testing.assert_close(ours.log_probs, theirs.log_probs, atol=tolerance, rtol=0)
+    assert pair[0].dtype != torch.float32 or texts == generate(pair[1], prompts, max_new_tokens=4)
+
+
+@pytest.mark.parametrize("method", ["rome", "memit", "pmet"])
+def test_captured_searches_find_what_eager_ones_do(
+    pair: tuple[Model, Model],
+    method: str,
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    requests = [REQUEST, TRAINING.request]
+    texts = text.read_text(encoding="utf-8").splitlines
+    options: dict[str, Any] = {"texts": texts, "layer": 2, "seed": 0, "preset_of": "atlas", "alone": True, "steps": 12}
+    editor = make_editor(pair[1], method, cache=tmp_path, contexts=("{}", "In short, {}"), **options)
+    captured = editor.each(pair[1], requests)
+    monkeypatch.setattr("workbench.machine.graphs.pays", lambda device: False)
+    for graph, eager in zip(captured, editor.each(pair[1], requests), strict=True):
+        for one, other in zip(written(graph), written(eager), strict=True):
+            assert not [said for said in recwarn if "one kernel at a time" in str(said.message)]
+            assert (one - other).norm() < close(pair, exact=1e-3, half=0.2) * other.norm() and other.norm() > 0
 
 
 def test_memory_is_that_of_the_tensors() -> None:

@@ -1,5 +1,6 @@
 """A record that an editor cannot take ends no analysis: it is kept as failed, told, counted, and tried again."""
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -27,15 +28,15 @@ pytestmark = pytest.mark.usefixtures("quick_presets", "no_figures")
 def broken(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Subjects that no editor can take."""
     subjects = {"Japan"}
-    for editor in (FT, ROME, MEMIT):
-        whole = editor.__call__
+    for editor, name in itertools.product((FT, ROME, MEMIT), ("__call__", "each")):
+        whole = getattr(editor, name)
 
         def edit(self: Any, model: Any, requests: Any, whole: Any = whole) -> Any:
             if found := subjects & {request.subject for request in requests}:
                 raise ValueError(f"no way to edit {found.pop()}")
             return whole(self, model, requests)
 
-        monkeypatch.setattr(editor, "__call__", edit)
+        monkeypatch.setattr(editor, name, edit)
     return subjects
 
 
@@ -46,7 +47,8 @@ def captions(folder: Path) -> dict[str, str]:
 def test_layers(analyse: Analyse, broken: set[str], text: Path, tmp_path: Path) -> None:
     write_counterfact(RECORDS, tmp_path / "records.json")
     command = ("compare_layers.py", "--model", TINY, "--records", tmp_path / "records.json", "--methods", "rome,ft",
-               "--layers", "1,2", "--limit", 3, "--window", 3, "--text", text, "--out", tmp_path / "run")  # fmt: skip
+               "--layers", "1,2", "--limit", 3, "--window", 3, "--together", 1, "--text", text,
+               "--out", tmp_path / "run")  # fmt: skip
     said = analyse(*command, code=3)
     run = Run.open(tmp_path / "run")
     assert run.status == "complete" and "record 2: ValueError: no way to edit Japan" in said.errors

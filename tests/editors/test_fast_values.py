@@ -1,5 +1,6 @@
 """Values of many requests at once are those of one request at a time over the whole network."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -61,9 +62,29 @@ def test_requests_stop_early_on_their_own(tiny_gpt2: Model) -> None:
         torch.testing.assert_close(found.delta, alone.delta, atol=1e-4, rtol=1e-4)
 
 
+def test_captured_steps_find_the_same(tiny_gpt2: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = EditRequest(template="The capital of {} is", subject="Portugal", target_new="Lisbon")
+    requests, templates = [known, *REQUESTS], [TEMPLATES[0], *TEMPLATES]
+    options: dict[str, Any] = OPTIONS | {"weight_decay": 0.0}
+    expected = optimise_values(tiny_gpt2, requests, templates, **options)
+    assert len({len(found.losses) for found in expected}) > 1  # some end before the others
+    shapes: list[int] = []
+
+    def captured(function: Any, sample: torch.Tensor) -> Any:
+        shapes.append(len(sample))
+        return function
+
+    monkeypatch.setattr("workbench.machine.graphs.pays", lambda device: True)
+    monkeypatch.setattr("workbench.machine.graphs.captured", captured)
+    for found, one in zip(optimise_values(tiny_gpt2, requests, templates, **options), expected, strict=True):
+        assert len(found.losses) == len(one.losses)
+        torch.testing.assert_close(found.delta, one.delta, atol=1e-5, rtol=1e-4)
+    assert shapes[0] == len(requests) and all(b <= a / 2 for a, b in itertools.pairwise(shapes))
+
+
 def test_a_batch_too_large_for_the_memory_splits(tiny_gpt2: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     together = optimise_values(tiny_gpt2, REQUESTS, TEMPLATES, **OPTIONS)
-    monkeypatch.setattr("workbench.editors.search.rows._MEMORY", 1)
+    monkeypatch.setattr(tiny_gpt2, "budget", 1e-9)
     for found, split in zip(together, optimise_values(tiny_gpt2, REQUESTS, TEMPLATES, **OPTIONS), strict=True):
         torch.testing.assert_close(found.delta, split.delta, atol=1e-5, rtol=1e-4)
 

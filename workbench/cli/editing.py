@@ -28,6 +28,7 @@ def edit(
     subject: Annotated[str, typer.Option("--subject", help="Its subject: 'Eiffel Tower'.")] = "",
     target: Annotated[str, typer.Option("--target", help="Its new answer: 'Rome'.")] = "",
     text: options.Text = None,
+    together: options.Together = 16,
     engine: options.Engine = "auto",
     retry: options.Retry = False,
     fresh: options.Fresh = False,
@@ -64,7 +65,7 @@ def edit(
         run = page.run
         layer = settled_layer(run, loaded, every, layer=layer, seed=seed, engine=engine)
         editor = make_editor(loaded, method, preset_of=preset, layer=layer, text=text, seed=seed)
-        edits, count = edit_records(run, loaded, editor, chosen), 0
+        edits, count = edit_records(run, loaded, editor, chosen, together=together), 0
         for record, made in track(edits, f"Editing with {method}", len(chosen)):
             count += 1
             if prompt:

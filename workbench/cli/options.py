@@ -108,6 +108,14 @@ Text = Annotated[
 Preset = Annotated[
     str | None, typer.Option("--preset", help="Model whose published hyperparameters are used. [default: --model's]")
 ]
+Together = Annotated[
+    int,
+    typer.Option(
+        "--together",
+        min=1,
+        help="Records whose edits are searched at once, each still made for itself on the unedited model.",
+    ),
+]
 Kept = Annotated[list[int], several("--edits", int, "How many edits are kept together.")]
 
 # Measuring -----------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 SOME_FAILED = 3
 """Exit code of a command that came to its end, but some of whose records failed."""
 _running: ContextVar[dict[str, Any]] = ContextVar("the name and the options of the command that runs now")
-_NO_SETTINGS = {"out", "retry", "fresh", "device"}
+_NO_SETTINGS = {"out", "retry", "fresh", "device", "together"}
 """Options that a run may go on with though they differ."""
 console = Console(soft_wrap=True, markup=False, highlight=False)
 """Where results are printed: plain text, its lines as long as they are."""
@@ -125,8 +125,8 @@ def _as_written(text: str) -> str:
 def given(*, without: Sequence[str] = (), **settled: Any) -> dict[str, Any]:
     """The settings of a run: the options of the command that runs now, with what it has settled in their place.
 
-    Left out are the options that a run may go on with though they differ: --out, --retry, --fresh, --device and those
-    of `without`.
+    Left out are the options that a run may go on with though they differ: --out, --retry, --fresh, --device,
+    --together and those of `without`.
     """
     left_out = {*_NO_SETTINGS, *without}
     return {name: value for name, value in _running.get().items() if name not in left_out} | settled

@@ -20,6 +20,7 @@ def study(
     preset: options.Preset = None,
     layer: options.Layer = None,
     text: options.Text = None,
+    together: options.Together = 16,
     fluency: options.AnyFluency = None,
     retry: options.Retry = False,
     fresh: options.Fresh = False,
@@ -63,7 +64,7 @@ def study(
         if layer is None:
             raise ValueError("every prompt traced ends with its subject, so no layer was located: give --layer")
         editor = make_editor(loaded, method, preset_of=preset, layer=layer, text=text, seed=seed)
-        edits = edit_records(run, loaded, editor, chosen)
+        edits = edit_records(run, loaded, editor, chosen, together=together)
         score_edits(run, loaded, edits, records=chosen, seed=seed, fluency=fluency)
         trace_edited(run, loaded, chosen, located)
         show_neurons(run, loaded, located, load_edits(run, chosen))

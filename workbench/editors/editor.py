@@ -93,6 +93,11 @@ class Editor(ABC):
     def __call__(self, model: Model, requests: Sequence[EditRequest]) -> Edit:
         """The edit that makes the requests true."""
 
+    def each(self, model: Model, requests: Sequence[EditRequest]) -> Sequence[Edit]:
+        """One edit a request, each made for itself on the model as it is; methods that search for a value search for
+        all of them at once, which changes each by rounding alone. Errors are those of any of them."""
+        return [self(model, [request]) for request in requests]
+
 
 def edited_layers(preset: Preset, layer: int, model: Model) -> tuple[int, ...]:
     """The layers that a preset names, or those around a layer; IndexError where the model has no such layer."""

@@ -100,13 +100,7 @@ class ROME(Editor):
         or if the value diverges.
         """
         requests = check_requests(requests)
-        check_hooks(model, self.method, "mlp_write")
-        weight = model.weight(self.layer)
-        if self._matrix is not None and len(self._matrix) != len(weight):
-            raise ValueError(
-                f"second moment is {' x '.join(map(str, self._matrix.shape))}, but the keys of layer "
-                f"{self.layer} of {model.name} have {len(weight)} dimensions; is it another model's?"
-            )
+        self._check(model)
         made = provenance(model, self._hyperparameters())
         single: list[WeightEdit] = []
         final: list[dict[str, float | int]] = []
@@ -114,7 +108,8 @@ class ROME(Editor):
             for request in requests:
                 if single:
                     single[-1].apply_(model)
-                update, value = self._rewrite(model, request)
+                (value,) = self._values(model, [request])
+                update = self._rewrite(model, request, value)
                 single.append(WeightEdit(updates=(update,), method=self.method, requests=(request,), provenance={}))
                 final.append(final_loss(value))
         return WeightEdit(
@@ -124,16 +119,54 @@ class ROME(Editor):
             provenance=made | {"optimisation": final},
         )
 
-    def _rewrite(self, model: Model, request: EditRequest) -> tuple[WeightUpdate, OptimisedValue]:
+    def each(self, model: Model, requests: Sequence[EditRequest]) -> list[WeightEdit]:
+        """One edit a request, each made for itself on the model as it is; their values are searched together."""
+        self._check(model)
+        made = provenance(model, self._hyperparameters())
+        return [
+            WeightEdit(
+                updates=(self._rewrite(model, request, value),),
+                method=self.method,
+                requests=(request,),
+                provenance=made | {"optimisation": [final_loss(value)]},
+            )
+            for request, value in zip(requests, self._values(model, requests), strict=True)
+        ]
+
+    def _check(self, model: Model) -> None:
+        check_hooks(model, self.method, "mlp_write")
+        weight = model.weight(self.layer)
+        if self._matrix is not None and len(self._matrix) != len(weight):
+            raise ValueError(
+                f"second moment is {' x '.join(map(str, self._matrix.shape))}, but the keys of layer "
+                f"{self.layer} of {model.name} have {len(weight)} dimensions; is it another model's?"
+            )
+
+    def _rewrite(self, model: Model, request: EditRequest, value: OptimisedValue) -> WeightUpdate:
         templates = in_contexts(request.template, self.contexts)
         key_name, out_name = model.hook_name("mlp_key", self.layer), model.hook_name("mlp_write", self.layer)
         states = at_subject(model, [key_name, out_name], templates, request.subject)
         keys, outputs = states[key_name].double().cpu(), states[out_name].double().cpu()
         u = self._direction(keys.mean(dim=0))
-        (value,) = optimise_values(
+        if self.key_denominator == "prompt":
+            key, output = keys[0], outputs[0]
+        else:
+            key, output = keys.mean(dim=0), outputs.mean(dim=0)
+        wanted = (value.initial + value.delta).double().cpu()
+        right = (wanted - output) / (key @ u)
+        dtype = torch.promote_types(model.dtype, torch.float32)
+        return WeightUpdate(
+            layer=self.layer,
+            left=rearrange(u.to(dtype), "i -> i 1"),
+            right=rearrange(right.to(dtype), "j -> 1 j"),
+        )
+
+    def _values(self, model: Model, requests: Sequence[EditRequest]) -> list[OptimisedValue]:
+        """The optimised value of each request, of the model as it is."""
+        return optimise_values(
             model,
-            [request],
-            [templates],
+            requests,
+            [in_contexts(request.template, self.contexts) for request in requests],
             site="mlp_write",
             layer=self.layer,
             steps=self.steps,
@@ -144,19 +177,6 @@ class ROME(Editor):
             kl_template=self.kl_template,
             loss_layer=self.loss_layer,
         )
-        if self.key_denominator == "prompt":
-            key, output = keys[0], outputs[0]
-        else:
-            key, output = keys.mean(dim=0), outputs.mean(dim=0)
-        wanted = (value.initial + value.delta).double().cpu()
-        right = (wanted - output) / (key @ u)
-        dtype = torch.promote_types(model.dtype, torch.float32)
-        update = WeightUpdate(
-            layer=self.layer,
-            left=rearrange(u.to(dtype), "i -> i 1"),
-            right=rearrange(right.to(dtype), "j -> 1 j"),
-        )
-        return update, value
 
     def _direction(self, key: Float[Tensor, " d_mlp"]) -> Float[Tensor, " d_mlp"]:
         u = key if self._factor is None else torch.cholesky_solve(key[:, None], self._factor)[:, 0]

@@ -101,18 +101,29 @@ class SpreadEditor(Editor):
         diverges. Requests that are there twice count once.
         """
         requests = check_requests(requests)
+        return self._written(model, requests, self._begun(model, requests))
+
+    def each(self, model: Model, requests: Sequence[EditRequest]) -> list[WeightEdit]:
+        """One edit a request, each made for itself on the model as it is; their targets are searched together."""
+        values = self._begun(model, requests)
+        return [self._written(model, (one,), [value]) for one, value in zip(requests, values, strict=True)]
+
+    def _begun(self, model: Model, requests: Sequence[EditRequest]) -> list[OptimisedValue]:
+        """The targets, in a model that can be edited."""
         self._check(model)
-        # Before the optimisation, so that a singular matrix is told at once.
-        prepared = self._prepared
+        _ = self._prepared  # before the optimisation, so that a singular matrix is told at once
+        return self._values(model, requests)
+
+    def _written(self, model: Model, requests: tuple[EditRequest, ...], values: Sequence[OptimisedValue]) -> WeightEdit:
+        """The edit that reaches these targets."""
         made = provenance(model, self._hyperparameters())
-        values = self._values(model, requests)
         targets = self._targets(model, requests, values)
         dtype = torch.promote_types(model.dtype, torch.float32)
         updates: list[WeightUpdate] = []
         with ExitStack() as before:
             for index, layer in enumerate(self.layers):
                 keys = mean_keys(model, layer, requests, self.contexts)
-                left = self._answer(model, layer, prepared[layer], keys)
+                left = self._answer(model, layer, self._prepared[layer], keys)
                 if layer == self.layers[-1] and index and self._site(model) != self.site:
                     values = self._values(model, requests)
                     targets = self._targets(model, requests, values)

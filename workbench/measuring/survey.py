@@ -31,6 +31,8 @@ SCORES = ("reliability", "generalization", "locality", "portability")
 """What is scored."""
 WAYS = ("forced", "generated")
 """How: see above."""
+Question = tuple[str, str, str, tuple[str, ...]]
+"""What it counts for, its kind, the prompt and its right answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,7 @@ class Answered(AsJson):
     """A prompt of a record and what one state of the model makes of it."""
 
     score: str
-    """What it counts for, of `SCORES`."""
+    """What it counts for: of `SCORES`, or of `implications.KINDS`."""
     kind: str
     """Which kind of portability or locality it tests; empty where there is one kind."""
     prompt: str
@@ -72,7 +74,7 @@ class SurveyScores(AsJson):
         found: dict[str, list[tuple[float, float]]] = {}
         for before, after in zip(self.before, self.after, strict=True):
             local = after.score == "locality"
-            both = _unchanged(before, after) if local else (after.forced, after.begins)
+            both = unchanged(before, after) if local else (after.forced, after.begins)
             for name in [after.score, f"{after.score}.{after.kind}"] if after.kind else [after.score]:
                 found.setdefault(name, []).append(both)
         values: dict[str, float] = {}
@@ -92,8 +94,15 @@ def survey_state(model: Model, record: Record, *, batch_size: int = 64) -> tuple
     Edits that are applied are seen whatever their kind. ValueError for a prompt that the tokenizer or the context
     cannot take.
     """
-    asked, pairs = questions(record), surveyed_pairs(record)
-    found = score_targets(model, pairs, separator=record.request.separator, batch_size=batch_size)
+    return answers(model, questions(record), separator=record.request.separator, batch_size=batch_size)
+
+
+def answers(
+    model: Model, asked: Sequence[Question], *, separator: str | None = None, batch_size: int = 64
+) -> tuple[Answered, ...]:
+    """What the model as it is makes of questions, see `survey_state`."""
+    pairs = _pairs(asked)
+    found = score_targets(model, pairs, separator=separator, batch_size=batch_size)
     scored = dict(zip(pairs, found, strict=True))
     tokens = max(len(score.tokens) for score in found) + SLACK
     written = continue_within(model, [prompt for _, _, prompt, _ in asked], tokens=tokens, batch_size=batch_size)
@@ -126,8 +135,8 @@ def survey_scores(
     return SurveyScores(case_id=record.case_id, before=before, after=after)
 
 
-def questions(record: Record) -> list[tuple[str, str, str, tuple[str, ...]]]:
-    """Score, kind, prompt and right answers of all prompts of a record that count; it may lack all but the first."""
+def questions(record: Record) -> list[Question]:
+    """All prompts of a record that count; it may lack all but the first."""
     request = record.request
     new = (request.target_new,)
     # Only the places at which outputs are compared depend on the answer of a prompt of locality.
@@ -144,7 +153,11 @@ def questions(record: Record) -> list[tuple[str, str, str, tuple[str, ...]]]:
 
 def surveyed_pairs(record: Record) -> list[tuple[str, str]]:
     """The prompts of a record that `survey_state` scores, with each of their answers."""
-    return list(dict.fromkeys((prompt, target) for _, _, prompt, targets in questions(record) for target in targets))
+    return _pairs(questions(record))
+
+
+def _pairs(asked: Sequence[Question]) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((prompt, target) for _, _, prompt, targets in asked for target in targets))
 
 
 def collected(scores: Sequence[SurveyScores]) -> Mapping[str, list[float]]:
@@ -156,15 +169,15 @@ def collected(scores: Sequence[SurveyScores]) -> Mapping[str, list[float]]:
     return values
 
 
-def _share(score: TargetScore) -> float:
-    return _mean(float(token == chosen) for token, chosen in zip(score.tokens, score.chosen, strict=True))
-
-
-def _unchanged(before: Answered, after: Answered) -> tuple[float, float]:
+def unchanged(before: Answered, after: Answered) -> tuple[float, float]:
     """Of the output: the share of the answer's places with the same top choice, and whether the text is the same."""
     places = max(len(before.chosen), len(after.chosen))
     same = sum(a == b for a, b in zip(before.chosen, after.chosen, strict=False))  # an edit may have it put otherwise
     return same / places, float(before.generated == after.generated)
+
+
+def _share(score: TargetScore) -> float:
+    return _mean(float(token == chosen) for token, chosen in zip(score.tokens, score.chosen, strict=True))
 
 
 def _mean(values: Iterable[float]) -> float:

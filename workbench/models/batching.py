@@ -3,11 +3,24 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
+
 BUDGET = 2.0
 """GiB that one forward pass may hold beside the weights; a batch is made smaller, a text cut shorter, to stay below."""
 
+_SHARE = 8
+"""Of a GPU's free memory a forward pass may take one part in so many; it is there to be used."""
+
 _SCORES = 3
 """Scores held at once by eager attention: as computed, in float32, and their softmax; masks are as two heads."""
+
+
+def budget(device: torch.device) -> float:
+    """GiB that a forward pass may hold on a device: `BUDGET`, or more where a GPU has much free."""
+    if device.type != "cuda":
+        return BUDGET
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(BUDGET, free / _SHARE / 2**30)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -97,9 +97,13 @@ class Blocks:
         """How many keys a query of this layer sees at most, itself included; None for all before it."""
         return self._blocks[layer].window
 
+    def reaches(self, pos: int) -> bool:
+        """Whether they are known to hold for prompts of so many tokens."""
+        return pos <= self._longest
+
     def check_reach(self, pos: int) -> None:
         """BlocksError for a prompt of more tokens than the blocks reach."""
-        if pos > self._longest:
+        if not self.reaches(pos):
             raise unknown(self.model, f"a prompt has {pos} tokens, and they are known to hold up to {self._longest}")
 
     # ---- ends
@@ -110,11 +114,13 @@ class Blocks:
         embeddings = self._embed(ids)
         return embeddings if self._embed_scale == 1 else embeddings * self._embed_scale
 
-    def resid_pre(self, embeddings: Float[Tensor, "... pos d_model"], start: int = 0) -> Tensor:
-        """The residual stream that enters layer 0, for positions from `start` on."""
+    def resid_pre(
+        self, embeddings: Float[Tensor, "... pos d_model"], positions: Int[Tensor, "... pos"] | None = None
+    ) -> Tensor:
+        """The residual stream that enters layer 0, of tokens at `positions`; None for those from 0 on."""
         if self._positions is None:
             return embeddings
-        at = torch.arange(start, start + embeddings.shape[-2], device=embeddings.device)
+        at = torch.arange(embeddings.shape[-2], device=embeddings.device) if positions is None else positions
         return embeddings + F.embedding(at + getattr(self._positions, "offset", 0), self._positions.weight)
 
     def unembed(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... vocab"]:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from workbench.models.direct import direct, forward
 from workbench.models.hooks import ForwardPass
 from workbench.models.model import Model
 from workbench.models.tokens import TokenRow, Tokens
@@ -60,7 +61,7 @@ def _continue_together(
     sampler: Sampler,
 ) -> list[list[int]]:
     """As `continue_tokens`, by the mixture of several models that each read tokens of their own and then the same."""
-    runs = [_Run(model, some) for model, some in zip(models, tokens, strict=True)]
+    runs = [_Run(model, some, steps) for model, some in zip(models, tokens, strict=True)]
     ends = models[0].ends
     finished = torch.zeros(len(tokens[0].ids), dtype=torch.bool, device=models[0].device)
     end_ids = torch.tensor(ends, dtype=torch.long, device=models[0].device)
@@ -81,12 +82,15 @@ def _continue_together(
 class _Run:
     """One model in the midst of a text, with its key-value cache."""
 
-    def __init__(self, model: Model, tokens: Tokens) -> None:
+    def __init__(self, model: Model, tokens: Tokens, steps: int) -> None:
         self._model, self._ids, self._mask, self._ends = model, tokens.ids, tokens.mask, tokens.prompt_ends
-        self._cache: Any = None
+        self._blocks = direct(model, tokens.ids.shape[1] + steps)
+        self._cache: Any = None if self._blocks is None else []
 
     def logits(self) -> Float[Tensor, "batch vocab"]:
         """Of the next token; asked for once before each that is appended."""
+        if self._blocks is not None:
+            return forward(self._blocks, self._ids, self._mask, self._cache, keep_last=1)[:, 0]
         offset = self._mask.shape[1] - self._ids.shape[1]
         which = ForwardPass(mask=self._mask, offset=offset, prompt_ends=self._ends)
         logits, self._cache = self._model.step(self._ids, which, self._cache)

@@ -3,6 +3,7 @@
 import torch
 
 from workbench.machine.allocator import keep_freed_memory
+from workbench.models.batching import budget
 from workbench.models.checkpoints import load_checkpoint
 from workbench.models.model import Model
 
@@ -21,4 +22,6 @@ def load_model(name_or_path: str, *, device: str = "auto", dtype: torch.dtype | 
         keep_freed_memory()
     checkpoint = load_checkpoint(name_or_path, device=device, dtype=dtype)
     one = next(iter(checkpoint.parameters.values()))
-    return Model(name=name_or_path, checkpoint=checkpoint, device=one.device, dtype=one.dtype)
+    return Model(
+        name=name_or_path, checkpoint=checkpoint, device=one.device, dtype=one.dtype, budget=budget(one.device)
+    )

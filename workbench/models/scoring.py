@@ -8,6 +8,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from workbench.models.direct import direct, forward
 from workbench.models.model import Model
 from workbench.models.tokens import answer_start
 from workbench.models.voices import groups, mixture
@@ -112,7 +113,11 @@ def _score(
         prompts = [firsts[row] for row in rows]
         tokens = model.pad([encoded[row] for row in rows], padding_side="left", prompts=prompts)
         with torch.no_grad():
-            logits = model.logits(tokens, keep_last=max(keeps[row] for row in rows))
+            kept, blocks = max(keeps[row] for row in rows), direct(model, tokens.ids.shape[1])
+            if blocks is None:
+                logits = model.logits(tokens, keep_last=kept)
+            else:
+                logits = forward(blocks, tokens.ids, tokens.mask, [], keep_last=kept)
         for place, row in enumerate(rows):
             for pair in served[row]:
                 first, end = firsts[pair], len(texts[pair])

@@ -20,7 +20,9 @@ from workbench.models.model import Model
 from workbench.records.facts import Record
 from workbench.records.texts import read_texts
 from workbench.runs.run import Run
+from workbench.studies.ahead import Ahead
 from workbench.studies.defaults import default_text, training_records
+from workbench.studies.going_on import sound
 from workbench.tracing.lens import average_lens, logit_lens
 from workbench.tracing.sweep import answer_token
 
@@ -68,20 +70,24 @@ def edit_path(run: Run, record: Record) -> Path:
     return run.folder / "edits" / f"{record.case_id}.safetensors"
 
 
-def edit_records(run: Run, model: Model, editor: Any, records: Sequence[Record]) -> Iterator[tuple[Record, Edit]]:
+def edit_records(
+    run: Run, model: Model, editor: Any, records: Sequence[Record], *, together: int = 1
+) -> Iterator[tuple[Record, Edit]]:
     """Make and save one edit a record, or read the one that is there; the model is left as it is.
 
-    A record that cannot be edited is kept as failed (`Run.keeping`) and left out.
+    A record that cannot be edited is kept as failed (`Run.keeping`) and left out. Edits are searched for `together`
+    records at once (`Ahead`).
     """
-    failed, untouched = run.failed(), state_fingerprint(model)
-    for record in records:
-        if record.case_id in failed:
-            continue
+    untouched = state_fingerprint(model)
+    some = sound(run, records)
+    left = [record for record in some if not edit_path(run, record).exists()]
+    make = Ahead(model=model, editor=editor, records=left, together=together)
+    for record in some:
         path = edit_path(run, record)
         edit = _kept(path, record)
         if edit is None:
             with run.keeping(record.case_id, of=len(records)):
-                edit = editor(model, [record.request])
+                edit, _ = make(record)
                 edit.save(path)
             if edit is None:
                 check_restored(model, untouched, after=f"the edit of record {record.case_id}, which failed")

@@ -9,6 +9,7 @@ from workbench.machine.intervals import Estimate, bootstrap_mean
 from workbench.measuring.scores import Evaluation
 from workbench.measuring.summaries import Summary, summarise
 from workbench.runs.run import Run
+from workbench.studies.ahead import shared
 from workbench.studies.best_in_bold import Better
 from workbench.tables.scores import main_table
 from workbench.tables.table import Column, Table
@@ -81,8 +82,8 @@ def stacked_summaries(run: Run, *, seed: int) -> dict[tuple[str, int], Summary]:
     }
 
 
-def comparison_table(summaries: Mapping[str, Summary], *, device: str) -> Table:
-    """The main table of Meng et al. 2022 with the time and the memory of an edit."""
+def comparison_table(summaries: Mapping[str, Summary], *, device: str, together: int) -> Table:
+    """The main table of Meng et al. 2022 with the time and the memory of an edit, searched with so many others."""
     table = main_table(summaries)
     measured = max(summary.post["edit_memory"].n for summary in summaries.values())
     counted = "torch.cuda.max_memory_allocated" if device == "cuda" else "torch's profiler of allocations"
@@ -91,8 +92,9 @@ def comparison_table(summaries: Mapping[str, Summary], *, device: str) -> Table:
         Column(label="Peak MiB", metric="edit_memory", protocol=counted, unit="MiB", scale=2.0**-20, decimals=1),
     )
     said = (
-        " Edits are made one at a time on the unedited model. Seconds: mean wall clock of making one. Peak MiB: most "
-        f"that tensors took at one time beyond the model and the statistics, in {measured} edits ({counted}). "
+        f" Each edit is made on the unedited model and taken back. Seconds: mean wall clock of making one"
+        f"{shared(together)}. Peak MiB: most that tensors took at one time beyond the model and the statistics, in "
+        f"{measured} edits ({counted}). "
         "Consistency needs reference texts, which these records have not."
     )
     return replace(table, caption=table.caption + said, columns=(*table.columns, *costs))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from workbench.editors.registry import EDITORS
 from workbench.figures.editors import Panel
 from workbench.machine.intervals import Estimate, bootstrap_mean
 from workbench.measuring.scores import Evaluation, RecordScores
@@ -46,8 +47,8 @@ Summaries = Mapping[tuple[str, int], Mapping[str, Estimate]]
 
 
 def stacks(run: Run) -> dict[tuple[str, int], list[dict[str, Any]]]:
-    """(editor, number of edits) -> the latest rows of its groups, editors in the order that was asked for."""
-    methods = run.settings["methods"]
+    """(editor, number of edits) -> the latest rows of its groups, editors in the order of the registry."""
+    methods = list(EDITORS)
     latest = {(methods.index(row["method"]), row["edits"], row["group"]): row for row in run.rows("stacks")}
     order = [latest[place] for place in sorted(latest)]
     found: dict[tuple[str, int], list[dict[str, Any]]] = {}

@@ -41,6 +41,10 @@ class Cost:
     """Bytes that some edits took at their peak."""
 
 
+Measures = Mapping[str, Mapping[str, Mapping[str, Estimate]]]
+"""By editor (or the unedited model), by what is asked, by how it is measured."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SurveyTable(Table):
     """A table that is shown with a row a score and a column an editor, the unedited model first."""
@@ -111,6 +115,35 @@ def survey_table(
             for name, some in rows.items()
         ),
         interval=_INTERVAL,
+        failures=failures,
+    )
+
+
+def measures_table(
+    measures: Measures, asked: Mapping[str, str], *, data: str, caption: str, interval: str, failures: Mapping[str, str]
+) -> SurveyTable:
+    """A row each of what is asked (key -> label) and of how it is measured, in per cent; editors in their order.
+
+    What no editor has is left out.
+    """
+    found = [(key, how) for one in measures.values() for key, hows in one.items() for how in hows]
+    columns = [
+        Column(label=f"{label} | {data}", metric=f"{key}/{how}", protocol=how)
+        for key, label in asked.items()
+        for how in dict.fromkeys(how for other, how in found if other == key)
+    ]
+    rows = {
+        name: {f"{key}/{how}": estimate for key, hows in one.items() for how, estimate in hows.items()}
+        for name, one in measures.items()
+    }
+    return SurveyTable(
+        caption=caption + "".join(f" {editor} failed: {why}." for editor, why in failures.items()),
+        columns=tuple(columns),
+        rows=tuple(
+            Row(label=name, estimates=some, records=max((one.n for one in some.values()), default=0))
+            for name, some in rows.items()
+        ),
+        interval=interval,
         failures=failures,
     )
 

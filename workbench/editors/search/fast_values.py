@@ -18,10 +18,14 @@ from torch import Tensor
 from workbench.editors.search.rows import Row, in_batches, rows_of
 from workbench.editors.search.suffixes import suffixes_of
 from workbench.editors.search.values import LOSS_REACHED, OptimisedValue, ValueLoss, optimise_value
+from workbench.machine import graphs
 from workbench.models.blocks import Blocks, BlocksError
 from workbench.models.blocks_check import blocks_of
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest
+
+CAPTURE_PAYS = 4
+"""Steps after which capturing a step, which takes as long as some of them, has paid."""
 
 
 def optimise_values(
@@ -99,6 +103,8 @@ class Search:
         initial = torch.stack([self.suffixes.states[site][bare] for site in self.sites], dim=1)
         self.initial: Float[Tensor, "request site d_model"]
         self.initial = initial.to(torch.promote_types(initial.dtype, torch.float32))
+        self.capture = graphs.captured if graphs.pays(blocks.model.device) else None
+        self.most_left = 0.5 if self.capture else 1.0
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -109,7 +115,9 @@ class Search:
         """Adam on all deltas until each request's loss is reached or the steps are used up."""
         steps, clamp = self.options["steps"], self.options["clamp"]
         n = len(self.requests)
-        active = torch.arange(n, device=self.initial.device)
+        active = torch.arange(n, device=self.initial.device)  # those that are computed
+        running = torch.ones_like(active, dtype=torch.bool)  # of these, those that have not ended
+        captured: Callable[..., tuple[Tensor, Tensor]] | None = None
         delta = torch.zeros_like(self.initial, requires_grad=True)
         found = torch.zeros_like(self.initial)
         essence: Tensor | None = None
@@ -117,7 +125,9 @@ class Search:
         optimiser = torch.optim.Adam([delta], lr=self.options["learning_rate"])
         with torch.enable_grad():
             for step in range(steps):
-                said, now = self._log_probs(delta[active])
+                if self.capture and step and steps - step > CAPTURE_PAYS and captured is None:
+                    captured = self.capture(self._log_probs, delta[active])
+                said, now = (captured or self._log_probs)(delta[active])
                 nll = self._nll(said, active)
                 essence = now.detach() if essence is None else essence
                 divergence = (now.exp() * (now - essence[active])).sum(dim=-1)  # as published: KL(now || before)
@@ -125,19 +135,24 @@ class Search:
                 sizes = delta[active].norm(dim=-1) / self.initial[active].norm(dim=-1) ** 2
                 decay = self.options["weight_decay"] * sizes.sum(dim=-1)
                 total = nll + kl + decay
-                for index, *terms in zip(active.tolist(), nll.tolist(), kl.tolist(), decay.tolist(), strict=True):
-                    losses[index].append(ValueLoss(nll=terms[0], kl=terms[1], weight_decay=terms[2]))
-                self._check_finite(total, active, losses, step)
-                going = ~self._reached(total, kl, said, active) & (step < steps - 1)
+                terms = torch.stack([active.to(nll), nll, kl, decay]).T[running].tolist()
+                for index, *values in terms:
+                    losses[int(index)].append(ValueLoss(nll=values[0], kl=values[1], weight_decay=values[2]))
+                self._check_finite(total[running], active[running], losses, step)
+                going = running & ~self._reached(total, kl, said, active) & (step < steps - 1)
+                ended = active[running & ~going]
                 with torch.no_grad():
-                    found[active[~going]] = delta[active[~going]]
-                if not going.any():
+                    found[ended] = delta[ended]
+                left = int(going.sum())
+                if not left:
                     break
-                optimiser.zero_grad()
-                total[going].sum().backward()
+                (delta.grad,) = torch.autograd.grad(total[going].sum(), [delta])
                 optimiser.step()
-                if not going.all():
-                    active, self.suffixes = active[going], self.suffixes.only(going)
+                if left <= len(active) * self.most_left and left < len(active):
+                    active, self.suffixes, captured = active[going], self.suffixes.only(going), None
+                    running = torch.ones_like(active, dtype=torch.bool)
+                else:
+                    running = going
                 with torch.no_grad():
                     largest = clamp * self.initial.norm(dim=-1, keepdim=True)
                     size = delta.norm(dim=-1, keepdim=True)
@@ -187,28 +202,18 @@ class Search:
         """Log-probabilities where targets are predicted, and at the requests' essence prompts."""
         blocks, s = self.blocks, self.suffixes
         leaving = self._leaving(delta[s.request].to(s.resid.dtype))
-        ends = (s.place == 0).nonzero()[:, 0]
+        ends, needed = s.ends, s.needed
         resid = s.resid.index_copy(0, ends, leaving)
-        rows, width, prefix = len(s.request), int(s.place.max()) + 1, int(s.before.max())
-        at = torch.arange(prefix + width, device=resid.device)
-        known = at[None, None, :prefix] < s.before[:, None, None]
-        causal = torch.ones(width, width, dtype=torch.bool, device=resid.device).tril()
-        mask = torch.cat([known.expand(rows, width, prefix), causal.expand(rows, width, width)], dim=-1)[:, None]
-        own = (s.before[:, None] + at[None, :width])[:, None]  # positions of the last `width` tokens of each row
-        stands = torch.cat([at[None, None, :prefix].expand(rows, 1, prefix), own], dim=-1)
-        behind = (own.transpose(1, 2) - stands)[:, None]
-        needed = torch.cat([s.read, s.essence])
+        prefix = s.prefix
         predicting = resid[s.read]
         for layer in range(self.layer + 1, blocks.n_layers):
             if layer == self.layer + 1 and s.projected is not None:
                 p = s.projected.replaced(ends, blocks.project(layer, leaving, s.before[s.row[ends]]))
             else:
                 p = blocks.project(layer, resid, s.before[s.row] + s.place)
-            q, k, v = (self._unpacked(x, rows, width) for x in (p.q, p.k, p.v))
+            q, k, v = map(self._unpacked, (p.q, p.k, p.v))
             k, v = torch.cat([s.keys[layer][:, :prefix], k], dim=1), torch.cat([s.values[layer][:, :prefix], v], dim=1)
-            window = blocks.window(layer)
-            seen = mask if window is None else mask & (behind < window)
-            heads = blocks.attend(layer, q, k, v, seen)[s.row, s.place]
+            heads = blocks.attend(layer, q, k, v, s.seen(blocks.window(layer)))[s.row, s.place]
             if layer == blocks.n_layers - 1:
                 heads, resid = heads[needed], resid[needed]
             attn = blocks.attn_out(layer, heads)
@@ -220,7 +225,8 @@ class Search:
         said, now = (blocks.unembed(x).to(delta.dtype).log_softmax(dim=-1) for x in (predicting, resid[len(s.read) :]))
         return said, now
 
-    def _unpacked(self, packed: Tensor, rows: int, width: int) -> Float[Tensor, "row place head d_head"]:
-        """Packed tokens [token head d_head] as padded rows."""
-        empty = packed.new_zeros(rows, width, *packed.shape[1:])
-        return empty.index_put((self.suffixes.row, self.suffixes.place), packed)
+    def _unpacked(self, packed: Float[Tensor, "token head d_head"]) -> Float[Tensor, "row place head d_head"]:
+        """Packed tokens as padded rows."""
+        s = self.suffixes
+        empty = packed.new_zeros(len(s.request), s.width, *packed.shape[1:])
+        return empty.index_put((s.row, s.place), packed)

@@ -3,16 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from workbench.editors.shared.subject import subject_ends
 from workbench.models.model import Model
 from workbench.models.tokens import answer_start
 from workbench.records.facts import EditRequest, fill
 from workbench.records.joining import join
-
-_MEMORY = 2**30
-"""Bytes that the states kept of one batch of requests may take."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,15 +42,23 @@ def rows_of(model: Model, request: EditRequest, templates: Sequence[str]) -> lis
 
 
 def in_batches(model: Model, rows: Sequence[Sequence[Row]], layer: int) -> list[list[int]]:
-    """Requests in batches whose kept keys and values fit into the memory."""
-    bits = torch.finfo(model.dtype).bits
+    """Requests in batches whose search fits into the model's budget."""
     batches: list[list[int]] = [[]]
-    room = _MEMORY
+    room = all_room = model.budget * 2**30
     for index, each in enumerate(rows):
-        size = sum(len(row.ids) for row in each) * 2 * (model.n_layers - layer) * model.d_model * bits // 8
+        size = _size(model, each, layer)
         if batches[-1] and size > room:
             batches.append([])
-            room = _MEMORY
+            room = all_room
         batches[-1].append(index)
         room -= size
     return batches
+
+
+def _size(model: Model, rows: Sequence[Row], layer: int) -> int:
+    """Bytes that one request holds: keys and values twice, what the layers above save for gradients, predictions."""
+    above, width = model.n_layers - layer, model.d_model
+    kept = 4 * sum(len(row.ids) for row in rows) * above * width
+    moved = sum(len(row.ids) - row.subject for row in rows) * above * (10 * width + 4 * model.d_mlp)
+    read = sum(max(len(row.targets), 1) for row in rows)
+    return (kept + moved) * model.dtype.itemsize + 4 * read * model.d_vocab * max(model.dtype.itemsize, 4)

@@ -1,7 +1,8 @@
 """The tokens that depend on the values searched for, packed, and what they attend to."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -41,6 +42,42 @@ class Suffixes:
     """Its share of the mean over the request's target tokens and contexts."""
     essence: Int[Tensor, " request"]
     """The essence prompts' tokens."""
+    _masks: dict[int | None, Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def prefix(self) -> int:
+        """The most tokens that stand before a subject's last one."""
+        return int(self.before.max())
+
+    @cached_property
+    def width(self) -> int:
+        """The most tokens of a row from there on."""
+        return int(self.place.max()) + 1
+
+    @cached_property
+    def ends(self) -> Int[Tensor, " row"]:
+        """The subjects' last tokens, among the packed ones."""
+        return (self.place == 0).nonzero()[:, 0]
+
+    @cached_property
+    def needed(self) -> Int[Tensor, " some"]:
+        """The tokens whose output is read: those that predict targets, then the essence prompts'."""
+        return torch.cat([self.read, self.essence])
+
+    def seen(self, window: int | None) -> Bool[Tensor, "row 1 place key"]:
+        """Which keys each token of a padded row sees, with at most so many."""
+        if window not in self._masks:
+            rows, width, prefix = len(self.request), self.width, self.prefix
+            at = torch.arange(prefix + width, device=self.before.device)
+            known = at[None, None, :prefix] < self.before[:, None, None]
+            causal = torch.ones(width, width, dtype=torch.bool, device=at.device).tril()
+            mask = torch.cat([known.expand(rows, width, prefix), causal.expand(rows, width, width)], dim=-1)[:, None]
+            if window is not None:
+                own = (self.before[:, None] + at[None, :width])[:, None]  # positions of each row's last tokens
+                stands = torch.cat([at[None, None, :prefix].expand(rows, 1, prefix), own], dim=-1)
+                mask = mask & ((own.transpose(1, 2) - stands)[:, None] < window)
+            self._masks[window] = mask
+        return self._masks[window]
 
     def only(self, kept: Bool[Tensor, " request"]) -> "Suffixes":
         """Those of some of the requests, renumbered."""

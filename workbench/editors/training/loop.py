@@ -218,7 +218,7 @@ class _Progress:
         if check != digest(written).encode():
             warnings.warn(f"the training in '{path}' is damaged; it begins anew", stacklevel=3)
             return cls()
-        content = torch.load(io.BytesIO(written), weights_only=True)
+        content = torch.load(io.BytesIO(written), map_location="cpu", weights_only=True)
         if content.pop("identity") != identity:
             raise ValueError(f"'{path}' is the checkpoint of another training: delete it to begin anew")
         content["points"] = [Point(**point) for point in content["points"]]

@@ -1,0 +1,83 @@
+"""By its blocks alone a model scores and writes what it does itself."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from conftest import GOLDEN
+from known_kinds import Steers
+
+from workbench.edits.weights import WeightEdit, WeightUpdate
+from workbench.models import direct, generation, scoring
+from workbench.models.generation import generate
+from workbench.models.loading import load_model
+from workbench.models.model import Model
+from workbench.models.scoring import score_targets
+from workbench.records.facts import EditRequest
+
+PROMPTS = ["The capital of France is", "In Japan, people speak", "Rome", "One word after another, and once more"]
+PAIRS = [(prompt, target) for prompt in PROMPTS for target in ("Paris", "the red house")]
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """How many tokens each pass by blocks was given; launches pay on this device within the test."""
+    given: list[int] = []
+
+    def counted(blocks: Any, ids: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        given.append(ids.shape[1])
+        return direct.forward(blocks, ids, *arguments, **options)
+
+    monkeypatch.setattr("workbench.machine.graphs.pays", lambda device: True)
+    monkeypatch.setattr("workbench.models.kernels.LINEAR_KERNEL", None)  # modules run themselves, as on a GPU
+    for module in (generation, scoring):
+        monkeypatch.setattr(module, "forward", counted)
+    yield given
+
+
+def assert_same(model: Model, monkeypatch: pytest.MonkeyPatch, given: list[int]) -> None:
+    texts, scores = generate(model, PROMPTS, max_new_tokens=6), score_targets(model, PAIRS)
+    assert given.count(1) >= 5 and max(given) > 10  # token by token after the prompts; whole texts
+    with monkeypatch.context() as patch:
+        patch.setattr("workbench.machine.graphs.pays", lambda device: False)
+        assert generate(model, PROMPTS, max_new_tokens=6) == texts
+        for ours, theirs in zip(scores, score_targets(model, PAIRS), strict=True):
+            assert (ours.tokens, ours.prompt_tokens) == (theirs.tokens, theirs.prompt_tokens)
+            torch.testing.assert_close(ours.next_log_probs, theirs.next_log_probs, atol=2e-4, rtol=0)
+            torch.testing.assert_close(ours.log_probs, theirs.log_probs, atol=2e-4, rtol=0)
+
+
+def test_every_family(family_model: Model, monkeypatch: pytest.MonkeyPatch, passes: list[int]) -> None:
+    assert_same(family_model, monkeypatch, passes)
+
+
+@pytest.mark.parametrize("kind", ["mistral", "gemma2", "gemma3", "opt"])
+def test_windows_and_caps(kind: str, checkpoints: Any, monkeypatch: pytest.MonkeyPatch, passes: list[int]) -> None:
+    assert_same(load_model(str(checkpoints[kind]), device="cpu"), monkeypatch, passes)
+
+
+def test_edits_of_weights_are_seen(tiny_gpt2: Model, passes: list[int]) -> None:
+    before = score_targets(tiny_gpt2, PAIRS)[0].log_probs
+    left, right = torch.ones(tiny_gpt2.d_mlp, 1), torch.linspace(-1, 1, tiny_gpt2.d_model)[None]
+    edit = WeightEdit(
+        updates=(WeightUpdate(layer=2, left=left, right=right),), method="test", requests=(), provenance={}
+    )
+    with edit.applied(tiny_gpt2):
+        assert (score_targets(tiny_gpt2, PAIRS)[0].log_probs - before).abs().max() > 1e-3
+    torch.testing.assert_close(score_targets(tiny_gpt2, PAIRS)[0].log_probs, before, atol=0, rtol=0)
+    assert passes
+
+
+def test_hooks_of_edits_are_not_passed_by(tiny_gpt2: Model, passes: list[int]) -> None:
+    edit = Steers()(tiny_gpt2, [EditRequest(template="{} is", subject="Rome", target_new="Oslo")])
+    with edit.applied(tiny_gpt2):
+        score_targets(tiny_gpt2, PAIRS)
+        generate(tiny_gpt2, PROMPTS, max_new_tokens=2)
+    assert not passes
+
+
+def test_a_model_whose_parts_are_unknown_runs_itself(monkeypatch: pytest.MonkeyPatch, passes: list[int]) -> None:
+    model = load_model(str(GOLDEN / "tiny-gpt2"), device="cpu")
+    monkeypatch.setattr(model, "_found", {direct._known: None})
+    assert len(generate(model, PROMPTS, max_new_tokens=2)) == len(PROMPTS) and not passes
