@@ -12,7 +12,11 @@ from hypothesis import strategies as st
 from workbench.models.model import Model
 
 BUDGET = settings(
-    max_examples=20, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    max_examples=20,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 draws = given(draw=st.randoms(use_true_random=False))
 

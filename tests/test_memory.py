@@ -59,8 +59,8 @@ def test_a_line_of_megabytes(tmp_path: Path) -> None:
 def test_a_prompt_of_a_thousand_tokens(tmp_path: Path, engine: str) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(TINY)
     torch.manual_seed(0)
-    shape = {"n_layer": 4, "n_head": 4, "n_embd": 64, "n_positions": 1100, "vocab_size": len(tokenizer)}
-    GPT2LMHeadModel(GPT2Config(**shape)).save_pretrained(tmp_path)
+    config = GPT2Config(n_layer=4, n_head=4, n_embd=64, n_positions=1100, vocab_size=len(tokenizer))
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     tokens, more = measured(tmp_path, engine)
     # Plain: 102 MiB a pass by its budget, and as much that the allocator keeps (1,096 with all samples in one pass).

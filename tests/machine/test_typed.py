@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ SOUND = Outer(inner=(Inner(layer=1),), more={"x": torch.ones(1)}, anything={"y":
     ("changes", "said"),
     [
         ({"inner": (Inner(layer=True),)}, "inner[0].layer should be int, got True"),
-        ({"inner": (Inner(layer=1, form="c"),)}, "inner[0].form should be 'a' or 'b', got c"),
+        ({"inner": (Inner(layer=1, form=cast(Any, "c")),)}, "inner[0].form should be 'a' or 'b', got c"),
         ({"inner": [Inner(layer=1)]}, "inner should be tuple, got [Inner("),
         ({"inner": (3,)}, "inner[0] should be Inner, got 3"),
         ({"pair": (1, (2,))}, "pair[1][0] should be str, got 2"),
