@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from workbench.models.model import Model
 
 BUDGET = settings(
-    max_examples=20,
+    max_examples=10,
     deadline=None,
     derandomize=True,
     database=None,

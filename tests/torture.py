@@ -107,11 +107,11 @@ def killed(number: int, folder: Path, draw: random.Random) -> collections.Counte
             child = os.fork()
             if not child:
                 _as_child(again)
-            time.sleep(draw.uniform(0, lasts))
-            with contextlib.suppress(ProcessLookupError):
+            code = _ended(child, draw.uniform(0, lasts))
+            if code is None:
                 os.kill(child, draw.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)))
-            _, status = os.waitpid(child, 0)
-            if os.waitstatus_to_exitcode(status) == 0:
+                code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            if code == 0:
                 break
             found["kills"] += 1
         found["runs finished"] += 1
@@ -120,6 +120,17 @@ def killed(number: int, folder: Path, draw: random.Random) -> collections.Counte
         found["rows doubled"] += len(rows) - len(set(rows))
         found["other results"] += results(again) != results(whole)
     return found
+
+
+def _ended(child: int, within: float) -> int | None:
+    """The exit code of a child that ends within so many seconds; None for one that does not."""
+    until = time.monotonic() + within
+    while time.monotonic() < until:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    return None
 
 
 def _as_child(folder: Path) -> None:
