@@ -49,7 +49,15 @@ from workbench.studies.best_in_bold import save_table_with_best
 from workbench.studies.checked import scored
 from workbench.studies.defaults import default_records, default_text, records_path
 from workbench.studies.edit import make_editor
-from workbench.studies.editor_report import BARS, BETTER, bars, comparison_table, single_summaries, stacked_summaries
+from workbench.studies.editor_report import (
+    BARS,
+    BETTER,
+    bars,
+    comparison_table,
+    single_summaries,
+    stacked_summaries,
+    told,
+)
 from workbench.studies.going_on import complete, going_on, left_out, made, refusing, sound
 from workbench.studies.locate import check_tracing, settled_layer, stating_facts
 from workbench.studies.stacked_edits import change_by_layer, distinct, evaluations, score_stack, untouched
@@ -79,6 +87,7 @@ def main(
     together: options.Together = 1,
     seed: options.Seed = 0,
     out: options.Out = None,
+    plugin: options.Plugin = None,
     retry: options.Retry = False,
     fresh: options.Fresh = False,
     device: options.Device = "auto",
@@ -101,6 +110,8 @@ def main(
         run = page.run
         page.show = lambda: show(run, loaded)
         layer = settled_layer(run, loaded, every, layer=layer, seed=seed, engine=engine)
+        for method in dict.fromkeys([*methods, *stacked]):  # around the located layer there may be none below
+            check_editor(loaded, method, layer=layer, preset_of=preset)
         making = {"layer": layer, "preset_of": preset, "text": text, "seed": seed}
         before: dict[int, RecordScores] = {}
         for method in methods:
@@ -219,7 +230,7 @@ def show(run: Run, model: Model) -> list[Section]:
             title="One edit at a time",
             elements=[
                 Paragraph(text=identical),
-                *(Paragraph(text=f"Bar: {bar}.") for bar in reached),
+                *(Paragraph(text=line) for line in told(reached)),
                 run.tables()["scores"],
                 run.figures()["scores"],
                 run.tables()["accuracy"],
@@ -238,8 +249,8 @@ def show(run: Run, model: Model) -> list[Section]:
         print(to_markdown(table))
         sections.append(Section(title="Many edits at once", elements=[run.tables()["stacked"]]))
     sections.append(Section(title="As published", elements=[run.tables()[name] for name in PUBLISHED]))
-    for bar in reached:
-        print(f"bar: {bar}")
+    for line in told(reached):
+        print(line)
     print(identical)
     return sections
 

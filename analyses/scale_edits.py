@@ -90,6 +90,7 @@ def main(
     text: options.Text = None,
     seed: options.Seed = 0,
     out: options.Out = None,
+    plugin: options.Plugin = None,
     retry: options.Retry = False,
     fresh: options.Fresh = False,
     device: options.Device = "auto",

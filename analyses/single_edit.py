@@ -40,6 +40,7 @@ from workbench.cli import options
 from workbench.cli.session import analysis, console, given, load, script
 from workbench.editors.make import check_editor
 from workbench.machine.jsonl import dumps
+from workbench.machine.paths import DATA
 from workbench.models.generation import generate
 from workbench.models.model import Model
 from workbench.records.course import GenerationPrompt, SingleEdit, read_single_edit
@@ -52,7 +53,7 @@ from workbench.studies.defaults import default_records, default_text, records_pa
 from workbench.studies.edit import make_editor
 from workbench.studies.locate import check_tracing, settled_layer
 
-EXAMPLE = Path(__file__).resolve().parents[1] / "data" / "examples" / "single_edit.yaml"
+EXAMPLE = DATA / "examples" / "single_edit.yaml"
 
 
 def main(
@@ -70,6 +71,7 @@ def main(
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="How many are generated.")] = 12,
     seed: options.Seed = 0,
     out: options.Out = None,
+    plugin: options.Plugin = None,
     retry: options.Retry = False,
     fresh: options.Fresh = False,
     device: options.Device = "auto",
@@ -86,7 +88,7 @@ def main(
     text = text or default_text(loaded)
     settings = given(records=records, text=text, single=asdict(single), without=["file"])
     digest = hashlib.sha256(dumps(settings).encode()).hexdigest()[:8]
-    folder = out or Path("runs") / f"single_edit-{loaded.name}-{digest}"  # so that the next request needs no --out
+    folder = out or Path("runs") / f"single_edit-{Path(model).name}-{digest}"  # so that the next request needs no --out
     alone = Record(case_id=case or 0, request=single.request)
     checks = [scored([alone], lambda _: [(asked.prompt, None) for asked in single.prompts])]
     with analysis(folder, settings, loaded, title="What one edit changes", headline=headline, checks=checks) as page:

@@ -69,6 +69,7 @@ def main(
     together: options.Together = 1,
     seed: options.Seed = 0,
     out: options.Out = None,
+    plugin: options.Plugin = None,
     retry: options.Retry = False,
     fresh: options.Fresh = False,
     device: options.Device = "auto",

@@ -63,6 +63,7 @@ def main(
     write: Annotated[bool, typer.Option("--write", help="Put the best of each method into data/presets.")] = False,
     seed: options.Seed = 0,
     out: options.Out = None,
+    plugin: options.Plugin = None,
     retry: options.Retry = False,
     fresh: options.Fresh = False,
     device: options.Device = "auto",

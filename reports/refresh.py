@@ -3,6 +3,7 @@
     python reports/refresh.py                             # everything of the embedded model
     python reports/refresh.py --real                      # everything of SmolLM2, hours on two cores
     python reports/refresh.py atlas smollm2/locate_facts  # these only
+    python reports/refresh.py --readme                    # nothing is run: README.md's tables and its map of rooms
 
 Runs the study and the analyses with their defaults, copies what a reader looks at to `reports/` and
 puts tables into README.md between their markers.
@@ -42,6 +43,8 @@ COMMANDS: dict[str, tuple[Any, ...]] = {"atlas": STUDY} | {
 COMMANDS["locate_facts"] += ("--limit", "506")
 COMMANDS["compare_tracing"] += ("--few", "30")
 """What makes each folder of `reports/`."""
+WRITING = "ft,ft_l,rome,r_rome,memit,emmet,pmet,alphaedit"
+"""The methods of ROME's and MEMIT's tables and their kin."""
 REAL = {
     "smollm2/study": (*STUDY, "--model", "smollm2", "--traces", "4", "--limit", "15", "--fluency", "3"),
     **{
@@ -49,10 +52,13 @@ REAL = {
         for name, options in {
             "tune_editors": "--limit 4 --edits 16 --layer 5",
             "locate_facts": "--limit 1000",
-            "compare_layers": "--limit 20 --layers 0,1,2,3,4,5,7,9,12,16,20,26",
-            "compare_editors": "--limit 60 --fluency 3 --layer 5",
-            "multiple_edits": "",
-            "scale_edits": "--edits 1,10,32,100,200",
+            "compare_layers": "--limit 20 --layers 0,1,2,3,4,5,7,9,12,16,20,26 --methods rome",
+            "compare_editors": f"--limit 60 --fluency 3 --layer 5 --together 20 --methods {WRITING}",
+            "multiple_edits": "--layer 5 --methods rome,memit",
+            "scale_edits": "--layer 5 --edits 10,32,100,200,400 --sample 20 --fluency 0 --methods memit,emmet",
+            "survey_table": "--layer 5 --limit 50 --together 20 --methods ft,rome,memit,mend,grace,t_patcher,lora",
+            "implications": "--layer 5 --limit 40 --together 20 --methods rome,memit",
+            "compare_texts": "--layer 5 --limit 20 --texts self,wikitext2_valid.txt",
         }.items()
     },
 }
@@ -60,10 +66,11 @@ REAL = {
 KEPT = ("report.html", "settings.json", "environment.json", "results.json", "status.json", "figures", "tables")
 """Of a run folder; the per-record results are made again in minutes."""
 TABLES = {
-    "real-effects": "smollm2/study/tables/average_effects.md",
-    "real-published": "smollm2/study/tables/published_effects.md",
+    "real-effects": "smollm2/locate_facts/tables/average_effects.md",
+    "real-published": "smollm2/locate_facts/tables/published_effects.md",
     "real-scores": "smollm2/compare_editors/tables/scores.md",
     "real-stacked": "smollm2/compare_editors/tables/stacked.md",
+    "real-survey": "smollm2/survey_table/tables/survey.md",
     "scores": "atlas/tables/scores.md",
     "generation": "atlas/tables/generation.md",
     "editors": "compare_editors/tables/scores.md",
@@ -79,10 +86,13 @@ TABLES = {
 def main(
     names: Annotated[list[str] | None, typer.Argument(help="Some of the reports; an unknown one lists all.")] = None,
     real: Annotated[bool, typer.Option("--real", help="All of SmolLM2 (after `workbench fetch smollm2`).")] = False,
+    readme: Annotated[bool, typer.Option("--readme", help="README.md alone, from what is there.")] = False,
 ) -> None:
     """Run what is asked for, or everything, and put its results in place."""
     every = COMMANDS | REAL
-    names = names or list(REAL if real else COMMANDS)
+    if readme and (names or real):
+        raise ValueError("--readme runs nothing: give it without names and without --real")
+    names = [] if readme else names or list(REAL if real else COMMANDS)
     for name in names:
         one_of("NAME", name, every)
     for name in names:
@@ -96,9 +106,9 @@ def main(
             if source.exists():
                 (shutil.copytree if source.is_dir() else shutil.copy)(source, shown / kept)
         shutil.rmtree(run)
-    readme = ROOT / "README.md"
-    readme.write_text(with_tables(readme.read_text(encoding="utf-8")), encoding="utf-8")
-    print("refreshed reports/ and README.md")
+    page = ROOT / "README.md"
+    page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
+    print(f"refreshed {', '.join([*(f'reports/{name}' for name in names), 'README.md'])}")
 
 
 def with_tables(text: str) -> str:

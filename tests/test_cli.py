@@ -50,7 +50,7 @@ def test_an_analysis_shows_its_question_and_its_options(
     def computes(*_: object, **__: object) -> None:
         raise AssertionError("help needs no model")
 
-    monkeypatch.setattr("workbench.models.loading.load_model", computes)
+    monkeypatch.setattr("workbench.models.loading.load_checkpoint", computes)  # which no module keeps by name
     main = runpy.run_path(str(ANALYSES / script), run_name="script")
     options = options_of(main["main"])
     shown = analyse(script, "--help").printed

@@ -1,10 +1,13 @@
 """Locate facts in language models by causal tracing, edit them, and measure what the edit did.
 
     model = workbench.load_model("smollm2")
-    trace = workbench.trace_fact(model, fact, noise=...)
-    edit = workbench.make_editor(model, "rome", layer=5)(model, [request])
+    trace = workbench.trace(model, "Eiffel Tower is located in the city of", "Eiffel Tower")
+    edit = workbench.edit(model, "Eiffel Tower is located in the city of", "Eiffel Tower", "Rome")
+    workbench.evaluate(model, edit, paraphrases=["Eiffel Tower stands in the city of"])
     with edit.applied(model):
         workbench.generate(model, ["..."], max_new_tokens=8)
+
+The long forms beneath are `trace_fact`, `find_layer` with `make_editor`, and `measuring.evaluate`.
 
 What stands here is what most scripts need, each imported when it is first used; `dir(workbench)` lists it. The rooms
 hold the rest.
@@ -14,10 +17,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from workbench.editors.plugins import load_plugin as load_plugin
     from workbench.editors.registry import EDITORS as EDITORS
     from workbench.edits.edit import Edit as Edit
     from workbench.edits.sequence import sequence as sequence
-    from workbench.measuring.evaluate import evaluate as evaluate
     from workbench.measuring.summaries import summarise as summarise
     from workbench.models.generation import generate as generate
     from workbench.models.loading import load_model as load_model
@@ -30,6 +33,9 @@ if TYPE_CHECKING:
     from workbench.records.reading import read_records as read_records
     from workbench.report.write import write_report as write_report
     from workbench.runs.run import Run as Run
+    from workbench.studies.calls import edit as edit
+    from workbench.studies.calls import evaluate as evaluate
+    from workbench.studies.calls import trace as trace
     from workbench.studies.edit import make_editor as make_editor
     from workbench.studies.locate import find_layer as find_layer
     from workbench.tracing.averages import average_effects as average_effects
@@ -44,8 +50,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "edits.edit": ("Edit",),
     "edits.sequence": ("sequence",),
+    "editors.plugins": ("load_plugin",),
     "editors.registry": ("EDITORS",),
-    "measuring.evaluate": ("evaluate",),
     "measuring.summaries": ("summarise",),
     "models.generation": ("generate",),
     "models.loading": ("load_model",),
@@ -55,6 +61,7 @@ _HOMES = {
     "records.facts": ("EditRequest", "Fact", "Record"),
     "report.write": ("write_report",),
     "runs.run": ("Run",),
+    "studies.calls": ("edit", "evaluate", "trace"),
     "studies.edit": ("make_editor",),
     "studies.locate": ("find_layer",),
     "tracing.averages": ("average_effects", "mediating_layer"),

@@ -102,7 +102,10 @@ def test_single_edit_shows_a_file_of_prompts(analyse: Analyse, given: list[objec
     assert [row[0] for row in run.tables()["prompts"].rows][3] == "People in Portugal speak"
 
 
-def test_single_edit_takes_a_record_too(analyse: Analyse, given: list[object], text: Path, tmp_path: Path) -> None:
+def test_single_edit_takes_a_record_too(
+    analyse: Analyse, given: list[object], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     said = analyse(
         "single_edit.py",
         "--preset",
@@ -114,9 +117,8 @@ def test_single_edit_takes_a_record_too(analyse: Analyse, given: list[object], t
         "--case",
         1,
         *given,
-        "--out",
-        tmp_path / "run",
     )
+    assert [path.name.rpartition("-")[0] for path in (tmp_path / "runs").iterdir()] == ["single_edit-tiny-gpt2"]
     assert "The capital of Japan is: Tokyo -> Rome  (ROME, layer 2)" in said.printed
     assert "[Succeeded]  no: begins with 'Japan' was asked for" in said.printed  # ROME does not edit the reverse
     assert "of 4 succeeded" in said.printed

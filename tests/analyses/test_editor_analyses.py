@@ -286,7 +286,10 @@ def test_bars_are_told_with_what_was_measured() -> None:
         "MEMIT PS at 80 stacked edits >= 80: 75.0 (10 records), MISSED",
         "MEMIT NS at 80 stacked edits >= 70: 75.0 (10 records), met",
     ]
-    assert editor_report.bars({}, {("MEMIT", 10): summary(0.75)}) == []
+    meaning, first, *_ = editor_report.told(found)
+    assert "is met where the mean over the records is no less" in meaning
+    assert first == "Bar: ROME S >= 85: 90.0 (10 records), met."
+    assert editor_report.bars({}, {("MEMIT", 10): summary(0.75)}) == editor_report.told([]) == []
 
 
 def test_a_mean_has_an_interval_from_two_values_on() -> None:

@@ -1,6 +1,7 @@
 """The loop learns, stops early, and goes on to the same bits; a network knows the model that it was trained for."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,9 @@ import torch
 from torch import Tensor
 
 from workbench.editors.training.loop import Fitted, Schedule, train
-from workbench.editors.training.network import TrainedNetwork, description, trained_network
+from workbench.editors.training.network import TrainedNetwork, description, network_path, own_path, trained_network
 from workbench.editors.training.trained import parted
+from workbench.machine import paths
 from workbench.models.loading import load_model
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest, Record
@@ -137,6 +139,21 @@ def test_a_network_is_saved_and_loaded(tiny_gpt2: Model, tmp_path: Path) -> None
     (tmp_path / "two.safetensors").write_bytes(b"no")
     with pytest.raises(ValueError, match="is not a network that can be read"):
         TrainedNetwork.load(tmp_path / "two.safetensors")
+
+
+def test_a_network_of_ones_own_goes_before_the_one_that_comes_with_the_workbench(
+    tiny_gpt2: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "CACHE", tmp_path)
+    monkeypatch.setattr("workbench.editors.training.network.TRAINED", tmp_path / "shipped")
+    shipped, own = tmp_path / "shipped" / "mend_tiny-gpt2.safetensors", own_path("mend", tiny_gpt2.name)
+    made = network(tiny_gpt2)
+    shipped.parent.mkdir()
+    made.save(shipped)
+    assert network_path("mend", tiny_gpt2.name) == shipped
+    own.parent.mkdir()
+    replace(made, settings={"another": True}).save(own)
+    assert trained_network("mend", tiny_gpt2).settings == {"another": True}
 
 
 def test_another_models_network_is_refused(

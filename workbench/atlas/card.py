@@ -185,8 +185,9 @@ def card(
         "| --- | --- | --- | --- |",
         *(f"| {what} | {bar} | {value} | {'yes' if met else '**no**'} |" for what, bar, value, met in bars),
         "",
-        "Recall: every token of the object is the top choice, teacher-forced; Wilson 95 % intervals. Pair: a fact of "
-        "a subject in one template; held-out pairs never occur in training.",
+        "Bar: what was asked of the model before it was trained. Recall: every token of the object is the top choice, "
+        "teacher-forced; Wilson 95 % intervals. Pair: a fact of a subject in one template; held-out pairs never occur "
+        "in training.",
         "",
         "## Also measured",
         "",

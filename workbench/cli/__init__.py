@@ -3,8 +3,11 @@
 Heavy imports stand inside the commands, so that `--help` answers at once.
 """
 
+from typing import Annotated
+
 import typer
 
+import workbench
 from workbench.cli.checkpoints import export, fetch
 from workbench.cli.editing import edit, evaluate
 from workbench.cli.session import told
@@ -19,6 +22,24 @@ app = typer.Typer(
     help="Where in a language model is a fact recalled, and can it be rewritten there without breaking the rest?\n\n"
     "Start with `workbench study`: it runs everything on a small embedded model and ends with a report.",
 )
+
+
+def _show_version(asked: bool) -> bool:
+    if asked:
+        print(f"workbench {workbench.__version__}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def settings(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """What stands before a command."""
+
+
 for command in (fetch, trace, edit, evaluate, export, train, study):
     app.command()(told(command, command.__name__))
 

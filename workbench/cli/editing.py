@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from workbench.cli import options
-from workbench.cli.session import analysis, console, load
+from workbench.cli.session import analysis, console, load, plugged
 
 if TYPE_CHECKING:
     from workbench.records.facts import Record
@@ -30,6 +30,7 @@ def edit(
     text: options.Text = None,
     together: options.Together = 16,
     engine: options.Engine = "auto",
+    plugin: options.Plugin = None,
     retry: options.Retry = False,
     fresh: options.Fresh = False,
     device: options.Device = "auto",
@@ -60,7 +61,7 @@ def edit(
     settings = {"command": "edit", "model": model, "records": records, "seed": seed, "limit": len(chosen),
                 "method": method, "preset": preset, "layer": layer, "text": text, "dtype": dtype,
                 "precision": precision,
-                "request": [prompt, subject, target] if prompt else None}  # fmt: skip
+                "request": [prompt, subject, target] if prompt else None, **plugged(plugin)}  # fmt: skip
     with analysis(out, settings, loaded, report=False, checks=[edited(chosen)]) as page:
         run = page.run
         layer = settled_layer(run, loaded, every, layer=layer, seed=seed, engine=engine)
@@ -80,6 +81,7 @@ def evaluate(
     out: options.Out = None,
     seed: options.Seed = 0,
     fluency: options.AnyFluency = None,
+    plugin: options.Plugin = None,
     retry: options.Retry = False,
     fresh: options.Fresh = False,
     device: options.Device = "auto",
@@ -109,6 +111,7 @@ def evaluate(
         "limit": len(chosen),
         "precision": precision,
         "fluency": fluency,
+        **plugged(plugin),
     }
     with analysis(out, settings, loaded, checks=[scored(chosen, fluency=fluency)]) as page:
         run = page.run

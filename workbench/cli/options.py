@@ -118,6 +118,11 @@ Together = Annotated[
 ]
 Kept = Annotated[list[int], several("--edits", int, "How many edits are kept together.")]
 
+Plugin = Annotated[
+    list[Path] | None,
+    typer.Option("--plugin", help="A Python file with editors or readers of your own (see README); once each."),
+]
+
 # Measuring -----------------------------------------------------------------------------------------------------
 
 _FLUENCY = "Records whose fluency is measured, which takes long."

@@ -32,7 +32,7 @@ SOME_FAILED = 3
 _running: ContextVar[dict[str, Any]] = ContextVar("the name and the options of the command that runs now")
 _NO_SETTINGS = {"out", "retry", "fresh", "device", "together"}
 """Options that a run may go on with though they differ."""
-console = Console(soft_wrap=True, markup=False, highlight=False)
+console = Console(soft_wrap=True, markup=False, highlight=False, emoji=False)
 """Where results are printed: plain text, its lines as long as they are."""
 
 
@@ -51,8 +51,8 @@ def told(command: Callable[..., None], name: str) -> Callable[..., None]:
     """The command of that name, with one clear line instead of a traceback and exit code 1; 130 after Ctrl-C, 143
     after SIGTERM.
 
-    Its option `precision`, if it has one, holds for what it computes. The environment variable WORKBENCH_TRACEBACK
-    shows the traceback.
+    Its option `precision`, if it has one, holds for what it computes, and what `plugin` names is loaded first. The
+    environment variable WORKBENCH_TRACEBACK shows the traceback.
     """
 
     @functools.wraps(command)
@@ -63,6 +63,7 @@ def told(command: Callable[..., None], name: str) -> Callable[..., None]:
             with _terminating(), warnings.catch_warnings(), float32_products(options.get("precision", "float32")):
                 warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
                 _running.set({"command": name, **options})
+                _load_plugins(options.get("plugin") or ())
                 command(**options)
         except KeyboardInterrupt as stopped:
             print("Interrupted. What is finished is kept; the same command goes on from there.")
@@ -76,6 +77,13 @@ def told(command: Callable[..., None], name: str) -> Callable[..., None]:
             raise typer.Exit(1) from None
 
     return wrapped
+
+
+def _load_plugins(files: Iterable[Path]) -> None:
+    for file in files:
+        from workbench.editors.plugins import load_plugin
+
+        load_plugin(file)
 
 
 class Terminated(KeyboardInterrupt):
@@ -128,8 +136,15 @@ def given(*, without: Sequence[str] = (), **settled: Any) -> dict[str, Any]:
     Left out are the options that a run may go on with though they differ: --out, --retry, --fresh, --device,
     --together and those of `without`.
     """
-    left_out = {*_NO_SETTINGS, *without}
-    return {name: value for name, value in _running.get().items() if name not in left_out} | settled
+    left_out = {*_NO_SETTINGS, "plugin", *without}
+    asked = _running.get()
+    kept = {name: value for name, value in asked.items() if name not in left_out} | plugged(asked.get("plugin"))
+    return kept | settled
+
+
+def plugged(plugin: Iterable[Path] | None) -> dict[str, Any]:
+    """The setting of a run that plugins are part of; none for others, which go on whatever a later version adds."""
+    return {"plugin": [str(file) for file in plugin]} if plugin else {}
 
 
 @dataclass(kw_only=True)

@@ -22,6 +22,7 @@ def study(
     text: options.Text = None,
     together: options.Together = 16,
     fluency: options.AnyFluency = None,
+    plugin: options.Plugin = None,
     retry: options.Retry = False,
     fresh: options.Fresh = False,
     device: options.Device = "auto",

@@ -15,6 +15,7 @@ def trace(
     noise: options.Noise = "s3",
     positions: options.Positions = "all",
     engine: options.Engine = "auto",
+    plugin: options.Plugin = None,
     retry: options.Retry = False,
     fresh: options.Fresh = False,
     device: options.Device = "auto",

@@ -22,8 +22,10 @@ def train(
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Steps at most. [default: the recipe's]")] = None,
     seed: options.Seed = 0,
     out: Annotated[
-        Path | None, typer.Option("--out", help="The file written. [default: data/trained/METHOD_MODEL.safetensors]")
+        Path | None,
+        typer.Option("--out", help="The file written. [default: trained/METHOD_MODEL.safetensors in the cache]"),
     ] = None,
+    plugin: options.Plugin = None,
     device: options.Device = "auto",
 ) -> None:
     """Train an editor's network on the model's training records; stopped, the same command goes on.
@@ -32,7 +34,7 @@ def train(
     """
     from workbench.editors.registry import EDITORS
     from workbench.editors.setup.presets import preset as preset_of
-    from workbench.editors.training.network import network_path
+    from workbench.editors.training.network import own_path
     from workbench.editors.training.trained import TrainedEditor
     from workbench.machine import paths
     from workbench.records.reading import read_records
@@ -47,7 +49,7 @@ def train(
     recipe = editor.recipes(**(fields if steps is None else {**fields, "steps": steps}))
     loaded = load(model, device=device, dtype="float32")
     learned = training_records(loaded) if records is None else read_records(Path(records))
-    path = out or network_path(method, loaded.name)
+    path = out or own_path(method, loaded.name)
     checkpoint = paths.CACHE / "training" / f"{path.stem}.pt"
     network = editor.fit(loaded, learned, recipe, checkpoint=checkpoint, progress=True)
     network.save(path)

@@ -13,6 +13,7 @@ from workbench.editors.setup.presets import Preset
 from workbench.editors.shared.moment import SecondMoment
 from workbench.editors.shared.second_moments import second_moments
 from workbench.edits.edit import Edit
+from workbench.machine.shown import Shown, field_values, html_table, short
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest, Record
 
@@ -51,11 +52,11 @@ class Setting:
         return second_moments(self.model, list(layers), self.texts(), cache=self.cache, progress=True)
 
 
-class Editor(ABC):
+class Editor(Shown, ABC):
     """A method with its hyperparameters, which are the fields of a frozen dataclass.
 
     `editor(model, requests)` gives the edit that makes the requests true, and leaves the model as it was found. A
-    method joins the others by one line in `registry` and a file in data/presets.
+    method joins the others by one line in `registry` and a file in data/presets, or as a plugin (`plugins`).
     """
 
     method: ClassVar[str]
@@ -66,6 +67,12 @@ class Editor(ABC):
     """Whether `prepare` asks for second moments of keys."""
     layers: Sequence[int]
     """The layers that it edits; none for a method that changes none."""
+
+    def _repr_html_(self) -> str:
+        """The hyperparameters, for notebooks; those at their defaults last."""
+        rows = sorted(field_values(self), key=lambda row: row[2])
+        shown = [(name, short(value), "default" if default else "") for name, value, default in rows]
+        return html_table(f"{self.method} ({type(self).__name__})", shown)
 
     @classmethod
     def ready(cls, model: str) -> bool:
@@ -80,9 +87,12 @@ class Editor(ABC):
 
     @classmethod
     def prepare(cls, setting: Setting, fields: Mapping[str, Any]) -> "Editor":
-        """The editor with these fields and with what it needs beforehand: layers, contexts, second moments."""
-        del setting
-        return cls(**fields)
+        """The editor with these fields and with what it needs beforehand: layers, contexts, second moments.
+
+        Unless a method says otherwise that is the located layer, where it has a field `layer`.
+        """
+        located = {"layer": setting.layer} if "layer" in getattr(cls, "__dataclass_fields__", {}) else {}
+        return cls(**{**fields, **located})
 
     @property
     def trained_seconds(self) -> float:

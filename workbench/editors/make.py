@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from workbench.editors.editor import Editor, Setting, edited_layers
-from workbench.editors.registry import EDITORS
-from workbench.editors.setup.presets import Preset, preset
+from workbench.editors.registry import ADDED, EDITORS
+from workbench.editors.setup import presets
+from workbench.editors.setup.presets import Preset
 from workbench.models.model import Model
 from workbench.records.facts import Record
 
@@ -74,7 +75,9 @@ def _check(model: Model, method: str, *, layer: int | None, preset_of: str | Non
 def _preset(model: Model, method: str, preset_of: str | None) -> Preset:
     if method not in EDITORS:
         raise ValueError(f"no editor {method!r}; there are {', '.join(EDITORS)}")
-    chosen = preset(method, preset_of or model.name)
+    if method in ADDED and not presets.has_some(method):
+        return Preset(fields={})  # its defaults
+    chosen = presets.preset(method, preset_of or model.name)
     if preset_of is None or "loss_layer" not in chosen.fields:
         return chosen
     return replace(chosen, fields={**chosen.fields, "loss_layer": None})

@@ -1,8 +1,12 @@
 """The editors by name. A name's module is imported when it is first looked up, so that listing them costs nothing."""
 
+import inspect
 from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from workbench.machine.plugins import Added
 
 if TYPE_CHECKING:
     from workbench.editors.editor import Editor
@@ -30,16 +34,40 @@ _HOMES = {
 """Name -> module, class."""
 
 
+def _wrong(editor: Any) -> str:
+    """Why something that was added is no editor; empty if it is one."""
+    base = import_module("workbench.editors.editor").Editor
+    if not (isinstance(editor, type) and issubclass(editor, base)):
+        return "is no subclass of workbench.editors.editor.Editor"
+    if not is_dataclass(editor):
+        return "is no dataclass, so it has no hyperparameters: put @dataclass(frozen=True, kw_only=True) before it"
+    if inspect.isabstract(editor):
+        return f"lacks {', '.join(sorted(getattr(editor, '__abstractmethods__', ())))}"
+    if not isinstance(getattr(editor, "method", None), str):
+        return 'lacks its display name: method: ClassVar[str] = "..."'
+    if not (hasattr(editor, "layers") or "layers" in editor.__dataclass_fields__):
+        return "lacks `layers`, those that it edits: a property, or a ClassVar of () for none"
+    return ""
+
+
+ADDED: "Added[type[Editor]]" = Added("workbench.editors", taken=_HOMES.keys(), check=_wrong)
+"""Editors of plugins: files given by --plugin, and packages with entry points in the group `workbench.editors`."""
+
+
 class _Editors(Mapping[str, "type[Editor]"]):
     def __getitem__(self, name: str) -> "type[Editor]":
+        if name not in _HOMES:
+            return ADDED[name]
+        ADDED.check_free(name)
         module, editor = _HOMES[name]
         return getattr(import_module(module), editor)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(_HOMES)
+        yield from _HOMES
+        yield from ADDED
 
     def __len__(self) -> int:
-        return len(_HOMES)
+        return len(_HOMES) + len(ADDED)
 
 
 EDITORS: Mapping[str, "type[Editor]"] = _Editors()

@@ -54,7 +54,8 @@ class MemoryEdit(RedirectEdit):
     network: TrainedNetwork | None
     """The classifier and counterfactual model trained here; None where both are others."""
     kept: bool
-    """Whether the network lies in data/trained, so that a file of the edit names it and does not hold it."""
+    """Whether the network lies where `network_path` finds it, so that a file of the edit names it and does not hold
+    it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from workbench.machine.shown import Shown
 from workbench.models.model import Model
 
 Label = tuple[int, tuple[int, ...]]
@@ -69,7 +70,7 @@ class Rules:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Codebook:
+class Codebook(Shown):
     """Keys with their values, deferral radii and labels."""
 
     rules: Rules

@@ -4,30 +4,29 @@ The kinds of edits: `weights` of matrices, `hooked` of activations, `redirected`
 """
 
 import json
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-import torch
 from torch import Tensor
 
+from workbench.edits import described
 from workbench.edits.ledger import change_, state_fingerprint, taking_back
+from workbench.edits.origin import check_made_for, made_for
 from workbench.machine import hashing
 from workbench.machine.sealed import load_sealed, save_sealed
+from workbench.machine.shown import Shown
 from workbench.machine.typed import check_types
 from workbench.models.hooks import EditHook
 from workbench.models.model import Model, Voice
 from workbench.records.facts import EditRequest
 
 _FORMAT = "workbench-edit-3"
-_PACKAGES = ("torch", "transformers", "transformer-lens")
 E = TypeVar("E", bound="Edit")
 
 _KINDS: dict[str, type["Edit"]] = {}
@@ -35,7 +34,7 @@ _KINDS: dict[str, type["Edit"]] = {}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Edit(ABC):
+class Edit(Shown, ABC):
     """A change of what a model says, with what it was made for and how.
 
     Applied edits stand in the model's ledger, `Model.edits`, oldest first. A model with edits runs their `hooks` in
@@ -69,6 +68,13 @@ class Edit(ABC):
         except (TypeError, ValueError) as error:
             raise ValueError(f"provenance must be JSON values: {error}") from None
         object.__setattr__(self, "provenance", plain)
+
+    def __repr__(self) -> str:
+        return described.line(self)
+
+    def _repr_html_(self) -> str:
+        """What was asked for, what it changes and how it was made, for notebooks."""
+        return described.table(self)
 
     # ---- what a kind says of itself
 
@@ -127,6 +133,14 @@ class Edit(ABC):
             self.apply_(model)
             yield model
 
+    def applied_to(self, hf: Any) -> AbstractContextManager[Any]:
+        """A plain `transformers` model, edited within the block; ValueError for an edit of more than weights."""
+        del hf
+        raise ValueError(
+            f"a plain model holds weights alone, and a {self.method} edit is of another kind: "
+            "`applied` tries it on a model of the workbench"
+        )
+
     def apply_(self, model: Model) -> None:
         """Put it in force; ValueError or IndexError, and no change, if it does not fit the model."""
         self.check_fits(model)
@@ -142,31 +156,27 @@ class Edit(ABC):
         last = max(index for index, edit in enumerate(edits) if edit is self)
         return [edit for index, edit in enumerate(edits) if index != last]
 
+    @classmethod
+    def from_hf_diff(
+        cls, before: Any, after: Any, *, method: str = "HF diff", requests: Sequence[EditRequest] = ()
+    ) -> "Edit":
+        """The edit of weights that turns one state of a `transformers` model into another, as made by other software.
+
+        Each is a model (of `transformers` or of the workbench), its folder or hub name, or a state dict, at most one of
+        them; what a state dict leaves out has not changed. A change of low rank is kept as factors, to within the
+        rounding of the weights. ValueError naming parameters that differ and that no edit changes here, for names,
+        shapes or types that do not agree, and where nothing differs.
+        """
+        # Weights are a kind of edit, so their module stands on this one.
+        return import_module("workbench.edits.diff").from_hf_diff(before, after, method=method, requests=requests)
+
     def check_made_for(self, model: Model, *, force: bool = False) -> None:
         """ValueError unless it was made for the model's present state (`state_fingerprint`); a warning under `force`.
 
         One made in another dtype is refused with both named; under `force` it is rounded to the model's when applied.
         An edit of a sequence was made for the state that those before it leave: apply these first.
         """
-        name = f"this {self.method} edit{f' of {self.requests[0].subject!r}' if self.requests else ''}"
-        dtype = self.provenance.get("dtype", _name(model.dtype))
-        if dtype != _name(model.dtype):
-            differs = f"{name} was made in {dtype}, but {model.name!r} is loaded in {_name(model.dtype)}"
-            if not force:
-                raise ValueError(f"{differs}: load the model in {dtype}, or use force to convert the edit")
-            warnings.warn(f"{differs}: it is converted", stacklevel=2)
-            return
-        made, present = str(self.provenance.get("fingerprint", "unknown")), state_fingerprint(model)
-        if made == present:
-            return
-        on_top = f" with {len(model.edits)} edits applied" if model.edits else ""
-        differs = (
-            f"{name} was made for {self.provenance.get('model', 'a model')!r} with the "
-            f"fingerprint {made[:12]}, but that of {model.name!r} as it is now{on_top} is {present[:12]}"
-        )
-        if not force:
-            raise ValueError(f"{differs}: load that model, apply the edits that it was made on top of, or use force")
-        warnings.warn(differs, stacklevel=2)
+        check_made_for(self, model, force=force)
 
     # ---- saved and loaded
 
@@ -208,10 +218,12 @@ class Edit(ABC):
         try:
             tensors, content = load_sealed(path, format=_FORMAT)
             kind = content["kind"]
-            if kind not in _KINDS and kind.startswith("workbench."):
-                import_module(kind.partition(":")[0])  # a method's own kind, whose module registers it
+            if kind not in _KINDS and (kind == "weights" or kind.startswith("workbench.")):
+                # A kind of its own registers itself when its module is imported.
+                import_module("workbench.edits.weights" if kind == "weights" else kind.partition(":")[0])
             if kind not in _KINDS:
-                raise ValueError(f"its kind is {kind!r}, known are {', '.join(sorted(_KINDS))}; import what defines it")
+                known = ", ".join(sorted(_KINDS))
+                raise ValueError(f"its kind is {kind!r}, known are {known}; import what defines it (--plugin)")
             if not issubclass(_KINDS[kind], cls):
                 raise ValueError(f"its kind is {kind!r}, which is no {cls.__name__}")
             edit: Any = _KINDS[kind].restore(
@@ -240,19 +252,8 @@ class Edit(ABC):
 
 def provenance(model: Model, hyperparameters: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     """What an editor notes down: the model and its state as it finds it, its hyperparameters, versions, and `more`."""
-    return {
-        "model": model.name,
-        "fingerprint": state_fingerprint(model),
-        "dtype": _name(model.dtype),
-        "hyperparameters": dict(hyperparameters),
-        "versions": {package: version(package) for package in _PACKAGES},
-        **more,
-    }
+    return made_for(model.name, state_fingerprint(model), model.dtype, hyperparameters, **more)
 
 
 def _count(edit: Edit, edits: Sequence[Edit]) -> int:
     return sum(each is edit for each in edits)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -16,6 +16,7 @@ from workbench.edits.edit import Edit
 from workbench.edits.weights import WeightEdit, WeightUpdate
 from workbench.machine.jsonl import dumps
 from workbench.models.model import Model
+from workbench.models.places import of_model
 
 _MARKS = ("config.json", "adapter_config.json")
 """One of these is in every folder that is written here."""
@@ -87,11 +88,11 @@ def save_lora(
 
 def _module(model: Model, layer: int, matrix: str) -> tuple[str, bool]:
     """The module whose weight a matrix is, and whether it stores it as [d_in, d_out], as GPT-2 does."""
-    weight = model.weight(layer, matrix)
-    for name, parameter in model.parameters.items():
-        same = parameter.data_ptr() == weight.data_ptr() and parameter.numel() == weight.numel()
-        if same and name.endswith(".weight"):
-            return name.removesuffix(".weight"), parameter.stride() == weight.stride()
+    weight, place = model.weight(layer, matrix), model.once(of_model).get((layer, matrix))
+    if place is not None and place.parameter.endswith(".weight"):
+        parameter = model.parameters[place.parameter]
+        if parameter.numel() == weight.numel():
+            return place.parameter.removesuffix(".weight"), parameter.stride() == weight.stride()
     raise ValueError(
         f"{matrix} of layer {layer} of {model.name} is not the weight of a module, so LoRA cannot adapt it: "
         "export a checkpoint"

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers.activations import ACT2FN
 
 from workbench.edits.hooked import HookEdit
+from workbench.machine.shown import Shown
 from workbench.models.hooks import EditHook, ForwardPass
 from workbench.models.model import Model
 
@@ -16,7 +17,7 @@ _CARRIED = "carried."
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Neurons:
+class Neurons(Shown):
     """Neurons that read what an MLP reads (x) and add to W_out's output: act(K x + b) V, gated act(K x + b) * (G x) V.
 
     They are more columns of W_in and rows of W_out; where a norm stands behind W_out, it is taken of the sum.

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.activations import ACT2FN
 
 from workbench.edits.codebook import READ
+from workbench.machine.shown import Shown
 from workbench.models.model import Model
 
 _LONG = 100
@@ -83,7 +84,7 @@ class Rules:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Memory:
+class Memory(Shown):
     """One change of the matrix, and from which distance on it answers."""
 
     change: Float[Tensor, "d_in d_out"]
@@ -91,7 +92,7 @@ class Memory:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Shard:
+class Shard(Shown):
     """What requests that share a mask have written."""
 
     index: int

@@ -1,7 +1,8 @@
 """Edits of weights: updates of named matrices, kept factored."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,14 +12,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.edits.edit import Edit
+from workbench.machine.shown import Shown
 from workbench.machine.typed import FLOATS
+from workbench.models.matrices import HasMatrices
 from workbench.models.model import Model
+from workbench.models.places import PlainModel
 
 _CARRIED = "carried."
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class WeightUpdate:
+class WeightUpdate(Shown):
     """One matrix's update dW = left @ right, kept factored."""
 
     layer: int
@@ -78,7 +82,7 @@ class WeightEdit(Edit):
         """Layer and name of the matrices that it changes."""
         return {(update.layer, update.matrix) for update in self.updates}
 
-    def check_fits(self, model: Model) -> None:
+    def check_fits(self, model: HasMatrices) -> None:
         """ValueError for a matrix that is not there or of another shape, or a change beyond the range of its type;
         IndexError for a layer out of range."""
         for update in self.updates:
@@ -96,13 +100,38 @@ class WeightEdit(Edit):
                     f"the type of {model.name}"
                 )
 
-    def add_(self, model: Model, places: set[tuple[int, str]]) -> None:
+    def add_(self, model: HasMatrices, places: set[tuple[int, str]]) -> None:
         """Add the updates of some matrices to the weights, without the ledger: `apply_` is what you want."""
         with torch.no_grad():
             for update in self.updates:
                 if (update.layer, update.matrix) in places:
                     weight = model.weight(update.layer, update.matrix)
                     weight.add_(update.dense().to(device=weight.device, dtype=weight.dtype))
+
+    @contextmanager
+    def applied_to(self, hf: Any) -> Iterator[Any]:
+        """A plain `transformers` model, edited within the block; after it, also if it raises, it is what it was.
+
+        Blocks may stand within one another. ValueError or IndexError, and no change, if it does not fit the model.
+        """
+        plain = PlainModel(hf)
+        self.check_fits(plain)
+        before = {place: plain.weight(*place).clone() for place in self.places}
+
+        def back() -> None:
+            with torch.no_grad():
+                for place, weight in before.items():
+                    plain.weight(*place).copy_(weight)
+
+        try:
+            try:
+                self.add_(plain, self.places)
+                yield hf
+            finally:
+                back()
+        except BaseException:  # an interrupt between the two leaves it half written
+            back()
+            raise
 
     def norms(self, model: Model) -> dict[int, float]:
         """||dW|| / ||W|| (Frobenius) by layer, over the matrices changed there; W is without any edit."""

@@ -1,14 +1,25 @@
-"""Progress bars, whose titles are plain text."""
+"""Progress bars whose titles are shown as they are: no name of a model or a method is taken for markup or emojis."""
 
-from collections.abc import Iterable
-from typing import Any, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
-from rich import progress
-from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 T = TypeVar("T")
 
 
-def track(some: Iterable[T], title: str, total: int | None = None, **options: Any) -> Iterable[T]:
-    """`rich.progress.track` with a title that may hold [brackets], as paths and names do."""
-    return progress.track(some, escape(title), total, **options)
+def progress_bar(*, disable: bool = False) -> Progress:
+    """Bars that tell what is done and the time that is left."""
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(show_speed=True),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        disable=disable,
+    )
+
+
+def track(items: Iterable[T], title: str, total: int | None = None, *, disable: bool = False) -> Iterator[T]:
+    """The items, with a bar that tells how many of them are done; `total` for those that have no length."""
+    with progress_bar(disable=disable) as progress:
+        yield from progress.track(items, total=total, description=title)

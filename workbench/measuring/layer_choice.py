@@ -15,6 +15,7 @@ from workbench.machine.intervals import (
     from_samples,
     record_means,
 )
+from workbench.machine.shown import Shown
 from workbench.measuring.metrics import harmonic_mean
 from workbench.measuring.regression import Explained, explained, rank_correlations
 from workbench.measuring.scores import Evaluation, PromptScores
@@ -75,7 +76,7 @@ def last_subject_effect(trace: CausalTrace) -> Float[np.ndarray, " layer"]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerChoices:
+class LayerChoices(Shown):
     """Scores when the layer of an edit is chosen in several ways; all intervals from the same resamples of facts."""
 
     scores: Mapping[str, Mapping[str, Estimate]]
@@ -150,7 +151,7 @@ def compare_choices(
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class LayerComparison:
+class LayerComparison(Shown):
     """One editor at every layer, beside the tracing effect of that layer on the same facts."""
 
     layers: tuple[int, ...]

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.machine.as_json import AsJson
+from workbench.machine.shown import Shown, html_table, percent
 from workbench.measuring.metrics import magnitude, ngram_entropy, success
 from workbench.records.joining import starts_with_target
 
@@ -26,7 +27,7 @@ Target = Literal["new", "true"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptScores(AsJson):
+class PromptScores(Shown, AsJson):
     """One prompt and what one state of the model makes of it."""
 
     prompt: str
@@ -56,7 +57,7 @@ class PromptScores(AsJson):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecordScores(AsJson):
+class RecordScores(Shown, AsJson):
     """All prompts of one record under one state of the model."""
 
     prompts: Mapping[str, tuple[PromptScores, ...]]
@@ -67,6 +68,10 @@ class RecordScores(AsJson):
         default=None, compare=False, repr=False, metadata={"json": False}
     )
     """Next-token distributions for KL(pre || post); in memory only: not in `to_dict` or `Evaluation`."""
+
+    def __repr__(self) -> str:
+        asked = [f"{len(prompts)} {kind}" for kind, prompts in self.prompts.items() if prompts]
+        return f"RecordScores({', '.join(asked)} prompts, {len(self.texts)} texts)"
 
     @property
     def fluency(self) -> float:
@@ -95,7 +100,7 @@ class RecordScores(AsJson):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation(AsJson):
+class Evaluation(Shown, AsJson):
     """One record before and after an edit."""
 
     case_id: int
@@ -107,6 +112,23 @@ class Evaluation(AsJson):
     """||dW|| / ||W|| (Frobenius) by layer; empty for an edit that writes no weights."""
     seconds: float
     """Wall-clock time of the evaluation; the making of the edit is not in it."""
+
+    def __repr__(self) -> str:
+        before, after = self.metrics()
+        compared = [name for name in ("ES", "PS", "NS") if not math.isnan(after[name])]
+        answered = [f"generated.{kind}.new" for kind in KINDS if self.post.prompts[kind]]  # without a true answer
+        told = [f"{name} {percent(before[name])} -> {percent(after[name])}" for name in compared or answered]
+        return f"Evaluation(record {self.case_id}: {', '.join(told)})"
+
+    def _repr_html_(self) -> str:
+        """What each prompt was continued with before and after, for notebooks."""
+        rows = []
+        for kind in KINDS:
+            for pre, post in zip(self.pre.prompts[kind], self.post.prompts[kind], strict=True):
+                likely = [f"{percent(one.p_new)} / {percent(one.p_true)}" for one in (pre, post)]
+                rows.append((kind, pre.prompt, pre.generated or "", post.generated or "", *likely))
+        head = ("kind", "prompt", "before", "after", "% new / true before", "% new / true after")
+        return html_table(repr(self), rows, head=head)
 
     def metrics(self) -> tuple[dict[str, float], dict[str, float]]:
         """This record's values (before, after) of `RecordScores.metrics`; after the edit also

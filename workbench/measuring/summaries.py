@@ -9,14 +9,17 @@ import numpy as np
 
 from workbench.machine.as_json import AsJson
 from workbench.machine.intervals import Estimate, bootstrap_means, from_samples, record_means
+from workbench.machine.shown import Shown, html_table, percent
 from workbench.measuring.metrics import harmonic_mean
-from workbench.measuring.scores import Evaluation
+from workbench.measuring.scores import KINDS, Evaluation
 
 _PARTS = ("ES", "PS", "NS")  # of S
+_HEADLINES = ("S", "ES", "EM", "PS", "PM", "NS", "NM", *(f"generated.{kind}.new" for kind in KINDS))
+"""Metrics that a notebook shows."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Summary(AsJson):
+class Summary(Shown, AsJson):
     """Means over records before and after the edits of one editor."""
 
     n: int
@@ -29,6 +32,16 @@ class Summary(AsJson):
     """By metric: `S` and those of `RecordScores.metrics`."""
     post: Mapping[str, Estimate]
     """By metric: `S` and those of `Evaluation.metrics`."""
+
+    def __repr__(self) -> str:
+        told = [f"{name} {percent(self.post[name].value)}" for name in ("S", *_PARTS) if name in self.post]
+        return f"Summary({self.n:,} records: {', '.join(told)})"
+
+    def _repr_html_(self) -> str:
+        """Each metric before and after with its interval, for notebooks; shares in %."""
+        names = [name for name in _HEADLINES if name in self.post and not math.isnan(self.post[name].value)]
+        rows = [(name, *(_told(of[name]) for of in (self.pre, self.post)), self.post[name].n) for name in names]
+        return html_table(f"{self.n:,} records, {self.level:.0%} intervals", rows, head=("%", "before", "after", "n"))
 
 
 def summarise(
@@ -51,6 +64,11 @@ def summarise(
     pre = _estimates(before, resamples, level, np.random.default_rng(seed))
     post = _estimates(after, resamples, level, np.random.default_rng(seed))
     return Summary(n=len(evaluations), level=level, resamples=resamples, pre=pre, post=post)
+
+
+def _told(estimate: Estimate) -> str:
+    between = "" if math.isnan(estimate.low) else f" ({percent(estimate.low)} to {percent(estimate.high)})"
+    return percent(estimate.value) + between
 
 
 def _estimates(

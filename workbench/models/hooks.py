@@ -7,6 +7,8 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
+from workbench.machine.shown import Shown
+
 Hook = tuple[str, Callable]
 """A hook's name and `fn(tensor, hook) -> tensor | None`."""
 EditHook = tuple[str, int, Callable[[Tensor, "ForwardPass"], Tensor | None]]
@@ -29,7 +31,7 @@ HOOK_NAMES = {
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ForwardPass:
+class ForwardPass(Shown):
     """Which tokens a forward pass runs: what the hooks of edits need to know where they are."""
 
     mask: Int[Tensor, "batch key"]

@@ -93,10 +93,7 @@ class Model(Weights):
         found: dict[str, Tensor] = {}
 
         def keeper(name: str) -> Callable:
-            def keep(tensor: Tensor, hook: Any) -> None:
-                found[name] = tensor.detach()
-
-            return keep
+            return lambda tensor, hook: found.update({name: tensor.detach()})
 
         layers = [re.match(r"blocks\.(\d+)\.", name) for name in names]
         stop = 1 + max((int(layer[1]) for layer in layers if layer), default=-1)
@@ -232,12 +229,21 @@ class Model(Weights):
 
         ValueError while an edit is applied that a checkpoint cannot hold, which changes more than weights.
         """
-        if more := [edit.method for edit in self.edits if not edit.in_weights]:
-            raise ValueError(
-                f"a checkpoint holds weights alone, and {', '.join(dict.fromkeys(more))} edits of {self.name} change "
-                "activations or prompts: take them back, and save them as edits"
-            )
+        self._check_weights_alone("a checkpoint")
         self.checkpoint.save(folder)
+
+    def to_hf(self) -> Any:
+        """A plain `transformers` model in memory, of the weights that `save_pretrained` would write, or its error."""
+        self.check_settled()
+        self._check_weights_alone("a plain model")
+        return self.checkpoint.plain()
+
+    def _check_weights_alone(self, what: str) -> None:
+        if more := ", ".join(dict.fromkeys(edit.method for edit in self.edits if not edit.in_weights)):
+            raise ValueError(
+                f"{what} holds weights alone, and {more} edits of {self.name} change activations or prompts: take them "
+                "back, and save them as edits"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

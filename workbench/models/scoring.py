@@ -8,6 +8,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from workbench.machine.shown import Shown
 from workbench.models.direct import direct, forward
 from workbench.models.model import Model
 from workbench.models.tokens import answer_start
@@ -16,7 +17,7 @@ from workbench.records.joining import join
 
 
 @dataclass(frozen=True, kw_only=True)
-class TargetScore:
+class TargetScore(Shown):
     """A target after a prompt."""
 
     log_probs: Float[Tensor, " target"]

@@ -9,9 +9,11 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from workbench.machine.shown import Shown
+
 
 @dataclass(frozen=True, kw_only=True)
-class Tokens:
+class Tokens(Shown):
     """A padded batch of tokenised texts."""
 
     ids: Int[Tensor, "batch pos"]

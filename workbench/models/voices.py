@@ -8,11 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from workbench.machine.shown import Shown
 from workbench.models.model import Model, Voice
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Group:
+class Group(Shown):
     """Prompts that the same models answer."""
 
     places: tuple[int, ...]

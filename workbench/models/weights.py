@@ -1,17 +1,15 @@
 """A model's weights: its matrices as live views, snapshots, and a fingerprint."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
 from workbench.machine.hashing import digest
 from workbench.models.contribution import Contribution, of_mlp
-from workbench.models.matrices import ATTENTION, attention_matrix
+from workbench.models.matrices import matrix_view
 from workbench.models.parts import nonlinearity
 from workbench.models.reader import Reader
 
@@ -55,19 +53,7 @@ class Weights(Reader):
         [d_model, head x d_head] and W_O the other way round; ValueError where a checkpoint keeps them fused.
         Write to it in place: `.add_(...)`, `.copy_(...)` or `[...] =`.
         """
-        known = ("W_out", "W_in", "W_gate", "b_out", *ATTENTION)
-        if matrix not in known:
-            raise ValueError(f"unknown matrix {matrix!r}; expected one of {', '.join(known)}")
-        block: Any = self.bridge.blocks[self._layer(layer)]
-        if matrix in ATTENTION:
-            view = attention_matrix(block, matrix, self.parameters)
-            if view is None:
-                raise ValueError(f"{self.name} keeps {matrix} fused with others, so that it cannot be edited by itself")
-            return view
-        found = getattr(block.mlp, matrix, None)
-        if found is None:
-            raise ValueError(f"the MLPs of {self.name} have no {matrix}")
-        return rearrange(found.detach(), "d -> 1 d") if matrix == "b_out" else found.detach()
+        return matrix_view(self.bridge.blocks[self._layer(layer)], matrix, self.parameters, name=self.name)
 
     def snapshot(self) -> dict[str, Tensor]:
         """Copies of every parameter, for `restore_`."""
@@ -87,11 +73,17 @@ class Weights(Reader):
 
         What was not written since the last call is not read again; writes past torch (`.data`, numpy) go unseen.
         """
-        lines = []
-        for name, parameter in sorted(self.parameters.items()):
+        for name, parameter in self.parameters.items():
             # Torch counts writes, also those through views, so only what was written since is read again.
             written = (parameter.data_ptr(), parameter._version)
             if self._digests.get(name, (None,))[0] != written:
                 self._digests[name] = (written, digest(parameter))
-            lines.append(f"{name} {parameter.dtype} {tuple(parameter.shape)} {self._digests[name][1]}\n")
-        return digest(*lines)
+        return fingerprint(self.parameters, {name: found for name, (_, found) in self._digests.items()})
+
+
+def fingerprint(parameters: Mapping[str, Tensor], digests: Mapping[str, str]) -> str:
+    """SHA-256 over the name, type, shape and digest of every parameter."""
+    lines = []
+    for name, parameter in sorted(parameters.items()):
+        lines.append(f"{name} {parameter.dtype} {tuple(parameter.shape)} {digests[name]}\n")
+    return digest(*lines)

@@ -1,7 +1,10 @@
 """Facts, requests to edit them, records that test an edit; where a subject's characters and tokens lie."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
+
+from workbench.machine.shown import Shown, html_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +105,7 @@ class Probe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class Record(Shown):
     """A request with the prompts that test it (CounterFact: Meng et al. 2022, section 3.3)."""
 
     case_id: int
@@ -126,6 +129,26 @@ class Record:
     rephrased_by: str = ""
     """Where the paraphrase prompts are from, if most of them ask something else than a paraphrase would; scores on
     them are labelled with it."""
+
+    def __repr__(self) -> str:
+        counts = [f"{len(prompts)} {kind}" for kind, prompts in self._prompts() if prompts]
+        asked = f"{self.request.prompt!r} -> {self.request.target_new!r}"
+        return f"Record({self.case_id}: {asked}; {', '.join(counts) or 'no other'} prompts)"
+
+    def _repr_html_(self) -> str:
+        """The request and the prompts that test it, for notebooks."""
+        request = self.request
+        rows = [("request", request.prompt, f"{request.target_new} (was {request.target_true or 'unknown'})")]
+        for kind, prompts in self._prompts():
+            for one in prompts:
+                probe = isinstance(one, Probe)
+                rows.append((kind, one.prompt if probe else one, " / ".join(one.targets_new) if probe else ""))
+        return html_table(f"Record {self.case_id}", rows, head=("", "prompt", "answer"))
+
+    def _prompts(self) -> list[tuple[str, tuple[Any, ...]]]:
+        """By kind."""
+        names = [each.name for each in fields(self) if each.name.endswith("_prompts")]
+        return [(name.removesuffix("_prompts"), getattr(self, name)) for name in names]
 
 
 def fill(template: str, subject: str) -> str:

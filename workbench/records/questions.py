@@ -33,15 +33,22 @@ def subject_template(prompt: Node, subjects: Sequence[str]) -> tuple[str, str]:
     text = prompt.text()
     if "{}" in text:
         prompt.fail("a prompt without {}")
+    if found := find_subject(text, subjects):
+        return found
+    raise WithoutSubject(
+        f"{prompt.file}: record {prompt.record}: field {prompt.field!r}: expected a prompt with the subject "
+        f"{' or '.join(map(brief, subjects[:3]))} in it, got {brief(text)}"
+    )
+
+
+def find_subject(text: str, subjects: Sequence[str]) -> tuple[str, str] | None:
+    """What `subject_template` gives of a text, or None."""
     for flags in (re.NOFLAG, re.IGNORECASE):
         for subject in subjects:
             for pattern in (whole_word(subject), re.escape(subject)):
                 if found := re.search(pattern, text, flags):
                     return f"{text[: found.start()]}{{}}{text[found.end() :]}", found.group()
-    raise WithoutSubject(
-        f"{prompt.file}: record {prompt.record}: field {prompt.field!r}: expected a prompt with the subject "
-        f"{' or '.join(map(brief, subjects[:3]))} in it, got {brief(text)}"
-    )
+    return None
 
 
 def one_hop(node: Node, true: Sequence[str] = ()) -> list[Probe]:

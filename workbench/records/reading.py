@@ -2,9 +2,12 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from workbench.machine.failures import reason
+from workbench.machine.plugins import Added
 from workbench.records.counterfact import read_counterfact
 from workbench.records.course import read_requests
 from workbench.records.easyedit import read_easyedit, read_knowedit
@@ -31,20 +34,59 @@ _TESTED = ("paraphrase", "neighborhood", "portability", "locality", "generation"
 """Kinds of prompts whose lack is told."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reader:
+    """A schema of one's own, and what reads it: in a plugin, a value of its module."""
+
+    name: str
+    """What the schema is called."""
+    fields: tuple[str, ...] = ()
+    """Fields of the first record by which a file of JSON is recognised, before all other schemas."""
+    suffix: str = ""
+    """Ending of the files that it reads, such as ".csv", instead of fields."""
+    read: Callable[[Path], list[Record]]
+    """From a file to its records; RecordError, or ValueError, where it cannot be read."""
+
+
+def _wrong(reader: Any) -> str:
+    """Why something that was added is no reader; empty if it is one."""
+    if not isinstance(reader, Reader):
+        return "is no workbench.records.reading.Reader"
+    return "" if reader.fields or reader.suffix else "names neither fields nor a suffix, so it would take every file"
+
+
+READERS: Added[Reader] = Added("workbench.readers", taken=[*_SCHEMAS, _KNOWN_1000], check=_wrong)
+"""Readers of plugins: files given by --plugin, and packages with entry points in the group `workbench.readers`."""
+
+
 def schema(source: Source) -> str:
-    """The name of a file's schema, by the fields of its first record; RecordError naming the schemas otherwise."""
+    """The name of a file's schema, by its ending or the fields of its first record; RecordError naming the schemas
+    otherwise."""
+    if isinstance(source, str | Path) and (name := _by_suffix(source)):
+        return name
     first = nodes(source)[0]
     fields = first.value.keys() if isinstance(first.value, dict) else set()
+    for name, reader in READERS.items():
+        if reader.fields and set(reader.fields) <= fields:
+            return name
     for name, (needed, _) in _SCHEMAS.items():
         if set(needed) <= fields and (name != "EasyEdit's zsRE" or is_natural(first.value["locality_prompt"])):
             return name
     if {"subject", "attribute", "prompt"} <= fields:
         return _KNOWN_1000
-    known = [f"{name} ({', '.join(map(repr, needed))})" for name, (needed, _) in _SCHEMAS.items()]
+    needed_by = {name: reader.fields or (reader.suffix,) for name, reader in READERS.items()}
+    needed_by |= {name: needed for name, (needed, _) in _SCHEMAS.items()}
+    known = [f"{name} ({', '.join(map(repr, needed))})" for name, needed in needed_by.items()]
     raise RecordError(
         f"{first.file}: record 0: expected the fields of a schema that is known, {'; '.join(known)} or known_1000 "
         f"('subject', 'attribute', 'prompt'), got {_found(first)}"
     )
+
+
+def _by_suffix(path: str | Path) -> str:
+    """The name of the added reader that takes files with this ending; empty if there is none."""
+    suffix = Path(path).suffix.lower()
+    return next((name for name, reader in READERS.items() if reader.suffix and reader.suffix.lower() == suffix), "")
 
 
 def read_records(path: str | Path) -> list[Record]:
@@ -53,6 +95,8 @@ def read_records(path: str | Path) -> list[Record]:
     Of files that are not in CounterFact's schema a warning says once what was seen, and which prompts they lack: what
     these would score is left out. FileNotFoundError, or RecordError naming file, record and field, or the schemas.
     """
+    if name := _by_suffix(path):
+        return _told(path, name, _read(READERS[name], Path(path)))
     return _records(nodes(path))
 
 
@@ -63,10 +107,27 @@ def _records(found: Sequence[Node]) -> list[Record]:
             f"{path}: known_1000 holds facts without new targets, so there is nothing to edit; "
             f"give a file in the schema of {', '.join(_SCHEMAS)}"
         )
-    records = _SCHEMAS[name][1](found)
+    records = _read(READERS[name], path) if name in READERS else _SCHEMAS[name][1](found)
+    return _told(path, name, records)
+
+
+def _told(path: str | Path, name: str, records: list[Record]) -> list[Record]:
     if name != "CounterFact":
-        warnings.warn(seen(path, name, records), stacklevel=3)
+        warnings.warn(seen(path, name, records), stacklevel=4)
     return records
+
+
+def _read(reader: Reader, path: Path) -> list[Record]:
+    """The records that an added reader finds; RecordError, which names it, whatever it raises."""
+    try:
+        records = reader.read(path)
+    except RecordError:
+        raise
+    except Exception as error:  # it is not the workbench's code
+        raise RecordError(f"{path}: the reader {reader.name!r} failed: {reason(error)}") from error
+    if not records or not all(isinstance(record, Record) for record in records):
+        raise RecordError(f"{path}: the reader {reader.name!r} gives records (workbench.Record), got {brief(records)}")
+    return list(records)
 
 
 def seen(path: str | Path, name: str, records: Sequence[Record]) -> str:
@@ -91,6 +152,8 @@ def read_facts(path: str | Path) -> list[Fact]:
 
 def read_cases(path: str | Path) -> dict[int, Fact]:
     """`read_facts` by the `case_id` of their records; those of known_1000, which has none, by their place in it."""
+    if _by_suffix(path):
+        return {record.case_id: record.request.fact for record in read_records(path)}
     found = nodes(path)
     if (name := schema(found)) == _KNOWN_1000:
         return dict(enumerate(read_known_1000(found)))

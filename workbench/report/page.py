@@ -3,17 +3,17 @@
 import base64
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from workbench.report.elements import Examples, Paragraph, Section, Traces
 from workbench.runs.artifacts import SavedFigure, SavedTable
 from workbench.runs.run import Run
 
-_FOLDER = Path(__file__).parent
 _KINDS = {
     "paragraph": Paragraph,
     "figure": SavedFigure,
@@ -33,7 +33,7 @@ def render(*, title: str, headline: str, sections: Sequence[Section], notice: st
         run: Its settings and versions close the page, its model and date stand under the title.
     """
     environment = Environment(
-        loader=FileSystemLoader(_FOLDER),
+        loader=PackageLoader("workbench.report", package_path=""),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -49,7 +49,7 @@ def render(*, title: str, headline: str, sections: Sequence[Section], notice: st
         notice=notice,
         sections=sections,
         script_source=next(iter(sources), ""),
-        style=Markup((_FOLDER / "report.css").read_text(encoding="utf-8")),
+        style=Markup(files("workbench.report").joinpath("report.css").read_text(encoding="utf-8")),
         settings=[] if run is None else list(_flat(run.settings)),
         environment=list(_flat(facts)),
         model="" if run is None else str(run.settings.get("model", "")),

@@ -5,7 +5,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from workbench.machine.failures import FAILURES, reason, sentence
 from workbench.machine.files import write_whole
 from workbench.machine.hashing import digest
 from workbench.machine.jsonl import append_line, dumps, load_json, read_lines, sweep_lines
+from workbench.measuring.scores import Evaluation
 from workbench.runs.artifacts import SavedFigure, SavedTable, figures_in, save_figure, save_table, tables_in
 from workbench.runs.folder import LOCK, check_folder
 from workbench.tables.table import Table
@@ -27,6 +28,8 @@ CONTENT = "content"
 """The setting that holds digests of what the others name."""
 _CHECK = "sha256"
 """The entry of results.json that is a checksum of the others."""
+_MEASURED = {field.name for field in fields(Evaluation)} - {"case_id"}
+"""Of an evaluation's row, what its metrics tell."""
 _AFRESH = "choose another --out, or start again with --fresh"
 
 
@@ -67,6 +70,9 @@ class Run:
         if not path.exists():
             raise FileNotFoundError(f"'{folder}' is not a run folder: it has no settings.json")
         return cls(folder=Path(folder), settings=load_json(path))
+
+    def __repr__(self) -> str:
+        return f"Run('{self.folder}': {self.settings.get('command', 'run')}, {self.status})"
 
     # State ------------------------------------------------------------------------------------------------
 
@@ -148,6 +154,23 @@ class Run:
     def rows(self, name: str) -> list[dict[str, Any]]:
         """The records of `<name>.jsonl`, none if there is no such file; see `jsonl.read_lines`."""
         return read_lines(self.folder / f"{name}.jsonl", seal=self._seal)
+
+    def frame(self, name: str) -> pd.DataFrame:
+        """The records of `<name>.jsonl`, a row each; of evaluations the metrics, "before.ES" to "after.kl".
+
+        Nested values are columns with a dot ("request.subject"); those of evaluations stay in `rows`.
+        """
+        rows = []
+        for row in self.rows(name):
+            if {"pre", "post"} <= row.keys():
+                found = Evaluation.from_dict(row)
+                row = {key: value for key, value in row.items() if key not in _MEASURED} | {
+                    f"{when}.{metric}": value
+                    for when, metrics in zip(("before", "after"), found.metrics(), strict=True)
+                    for metric, value in metrics.items()
+                }
+            rows.append(row)
+        return pd.json_normalize(rows)
 
     @contextmanager
     def keeping(self, case_id: int, *, of: int, what: str = "record", method: str = "") -> Iterator[None]:

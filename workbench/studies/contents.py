@@ -8,7 +8,7 @@ from workbench.machine.hashing import digest
 from workbench.machine.jsonl import dumps
 from workbench.studies.defaults import records_path, requests_path
 
-_FILES = ("records", "requests", "text", "texts")
+_FILES = ("records", "requests", "text", "texts", "plugin")
 """Settings that name files, or what stands for one."""
 
 

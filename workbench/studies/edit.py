@@ -130,7 +130,7 @@ def show_edit(console: Console, model: Model, record: Record, edit: Edit) -> Non
     before = generate(model, [prompt], max_new_tokens=SHOWN_TOKENS)[0]
     with edit.applied(model):
         after = generate(model, [prompt], max_new_tokens=SHOWN_TOKENS)[0]
-    console.print(f"Prompt  {prompt}\nBefore {before}\nAfter  {after}", markup=False, highlight=False)
+    console.print(f"Prompt  {prompt}\nBefore {before}\nAfter  {after}")
 
 
 def follow_answers(run: Run, model: Model, edits: Iterable[tuple[Record, Edit]]) -> None:

@@ -1,6 +1,6 @@
 """Editors side by side, one edit at a time and stacked: the tables, and whether the bars are reached."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -110,3 +110,12 @@ def bars(single: Mapping[str, Summary], stacked: Mapping[tuple[str, int], Summar
             name = f"{editor} {score}" if edits == 1 else f"{editor} {score} at {edits} stacked edits"
             found.append(Bar(name=name, least=least, value=100 * estimate.value, n=estimate.n))
     return found
+
+
+def told(reached: Sequence[Bar]) -> list[str]:
+    """A line a bar, after one that says what a bar is; nothing where there are none."""
+    meaning = (
+        "A bar is the least value (in %) that was asked of an editor on the embedded model before it was measured; it "
+        "is met where the mean over the records is no less, whatever the interval."
+    )
+    return [meaning, *(f"Bar: {bar}." for bar in reached)] if reached else []

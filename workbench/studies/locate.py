@@ -91,10 +91,7 @@ def locate(
     skipped = tuple(facts[case] for case in facts if case in rows and case not in traces)
     found = TraceSet(traces=tuple(traces.values()), skipped=skipped, reasons=(NOT_KNOWN,) * len(skipped))
     if not found.traces:
-        raise ValueError(
-            f"{model.name} knows none of the {len(cases)} facts traced (its top token is never the answer): "
-            "choose records that it knows, or raise --limit"
-        )
+        raise unknown(model, len(cases), "trace more of them (--limit, or --traces in a study)")
     averages = tuple(average_effects(found.traces, site) for site in SITES)
     seen = averages[0].counts["last_subject"]
     located = Located(
@@ -174,7 +171,18 @@ def find_layer(model: Model, facts: Sequence[Fact], *, limit: int = 20, seed: in
         window=default_window(model), engine=engine, workers=default_workers(model),
         keep_failures=True,
     )  # fmt: skip
-    return mediating_layer(TraceSet.collect(track(traces, "Locating", len(chosen))).traces)
+    found = TraceSet.collect(track(traces, "Locating", len(chosen)))
+    if not found.traces:
+        raise unknown(model, len(chosen), "give the layer to edit (--layer)")
+    return mediating_layer(found.traces)
+
+
+def unknown(model: Model, facts: int, otherwise: str) -> ValueError:
+    """What to raise where a model knows none of so many facts; `otherwise` is what to do unless with other records."""
+    return ValueError(
+        f"{model.name} knows none of the {facts} facts traced (its top token is never the answer): choose records that "
+        f"it knows, or {otherwise}"
+    )
 
 
 def settled_layer(
@@ -190,7 +198,8 @@ def settled_layer(
     if layer is None:
         layer = run.read_json("results.json").get("layer")
     if layer is None:
-        layer = find_layer(model, list(true_facts(records).values()), seed=seed, engine=engine)
+        facts = [fact for record in records for fact in true_facts([record]).values()]  # case ids recur between files
+        layer = find_layer(model, facts, seed=seed, engine=engine)
     run.note(layer=layer)
     return layer
 

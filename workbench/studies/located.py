@@ -8,6 +8,7 @@ import pandas as pd
 
 from workbench.figures.effects import average_effect_figure, trace_heatmap
 from workbench.figures.plotting import ROLE_LABELS
+from workbench.machine.shown import Shown
 from workbench.models.model import SITES, Model
 from workbench.records.facts import Fact
 from workbench.runs.run import Run
@@ -23,7 +24,7 @@ HEAT_MAPS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Located:
+class Located(Shown):
     """What tracing a set of facts shows."""
 
     found: TraceSet

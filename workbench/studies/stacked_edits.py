@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from workbench.atlas.world import World, statement
+from workbench.machine.shown import Shown
 from workbench.measuring.evaluate import score_state
 from workbench.measuring.scores import FLUENCY_TOKENS, FLUENCY_TOP_K, Evaluation, RecordScores
 from workbench.models.generation import generate
@@ -18,7 +19,7 @@ from workbench.records.joining import whole_word
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(Shown):
     """What is stacked at each number of edits, and what is scored there."""
 
     sample: tuple[Record, ...]

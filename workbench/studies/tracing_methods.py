@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from workbench.machine.intervals import Estimate, student, wilson
+from workbench.machine.shown import Shown
 from workbench.models.model import Model
 from workbench.records.facts import Fact
 from workbench.studies.locate import fitted
@@ -112,7 +113,7 @@ def peak_layers(traces: Sequence[CausalTrace]) -> list[int]:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class MethodResult:
+class MethodResult(Shown):
     """What one way of tracing says about a set of facts."""
 
     facts: int

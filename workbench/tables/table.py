@@ -8,6 +8,7 @@ from typing import Literal
 import pandas as pd
 
 from workbench.machine.intervals import Estimate
+from workbench.machine.shown import Shown
 from workbench.tables.markup import csv, escaped, latex, markdown
 
 Style = Literal["interval", "plus-minus", "value"]
@@ -43,7 +44,7 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class Table(Shown):
     """Estimates in rows and columns, with a caption that says how they were measured."""
 
     caption: str

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.machine.intervals import student_half_width
+from workbench.machine.shown import Shown
 from workbench.tracing.trace import CausalTrace
 
 ROLES = ("first_subject", "middle_subject", "last_subject", "first_subsequent", "further", "last")
@@ -22,7 +23,7 @@ ROLES = ("first_subject", "middle_subject", "last_subject", "first_subsequent", 
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class AverageEffect:
+class AverageEffect(Shown):
     """Average indirect effect of one site over facts, with 95 % intervals (Student's t over facts)."""
 
     site: str
@@ -43,6 +44,11 @@ class AverageEffect:
     """Half width of its 95 % interval; NaN for one fact."""
     facts: int
     """How many facts were averaged."""
+
+    def __repr__(self) -> str:
+        row = self.row("last_subject")
+        peak = "" if row.isnan().all() else f"; at the last subject token {row.max():.3f} in layer {int(row.argmax())}"
+        return f"AverageEffect({self.site} over {self.facts:,} facts: {self.total:.3f} in total{peak})"
 
     def _repr_html_(self) -> str:
         """The averages as a table with shaded cells, for notebooks."""

@@ -5,9 +5,11 @@ from dataclasses import dataclass, replace
 from jaxtyping import Float
 from torch import Tensor
 
+from workbench.machine.shown import Shown
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Corruption:
+class Corruption(Shown):
     """Noise added to the token embeddings of a subject, or put in their place."""
 
     first: int

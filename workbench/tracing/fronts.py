@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from workbench.machine.shown import Shown
 from workbench.tracing.cells import Cell, Patch
 
 Patched = dict[tuple[Patch, tuple[int, int]], list[int]]
@@ -13,7 +14,7 @@ Patched = dict[tuple[Patch, tuple[int, int]], list[int]]
 
 
 @dataclass(eq=False)
-class Front:
+class Front(Shown):
     """The cells whose first patched position is `first`, as far as they have started; they branch as they part."""
 
     first: int

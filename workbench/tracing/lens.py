@@ -9,6 +9,7 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
+from workbench.machine.shown import Shown
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest, Fact
 from workbench.tracing.noise import subject_span
@@ -20,7 +21,7 @@ PLACES = ("last_subject", "last")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Lens:
+class Lens(Shown):
     """What a model would say of some answers if each layer were its last."""
 
     prompt: str

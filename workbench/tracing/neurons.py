@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from workbench.machine.shown import Shown
 from workbench.models.model import Model
 from workbench.models.tokens import TokenRow, answer_start
 from workbench.records.facts import EditRequest
@@ -25,7 +26,7 @@ _STEP, _MOVES = 0.05, 6
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class KnowledgeNeurons:
+class KnowledgeNeurons(Shown):
     """The attributions of one answer after prompts that ask for it, and the neurons that they show."""
 
     prompts: tuple[str, ...]

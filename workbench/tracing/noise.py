@@ -9,12 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from workbench.machine.shown import Shown
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest, Fact, subject_characters, token_span
 
 Kind = Literal["gaussian", "uniform", "multivariate"]
 
 _TOKENS_AT_ONCE = 4096
+_SUBJECTS_AT_ONCE = 64
 
 
 def subject_span(model: Model, fact: Fact | EditRequest) -> tuple[int, int]:
@@ -35,10 +37,13 @@ def embedding_noise_std(model: Model, facts: Sequence[Fact]) -> float:
         raise ValueError("the standard deviation of subject embeddings needs at least one fact, got none")
     embed = model.hook_name("embed")
     parts = []
-    for fact in facts:
-        tokens = model.tokenize([fact.subject])
-        first, end = token_span(tokens.offsets[0], (0, len(fact.subject)))
-        parts.append(model.activations(tokens, [embed])[embed][0, first:end].float().cpu())
+    for start in range(0, len(facts), _SUBJECTS_AT_ONCE):
+        subjects = [fact.subject for fact in facts[start : start + _SUBJECTS_AT_ONCE]]
+        tokens = model.tokenize(subjects)
+        embedded = model.activations(tokens, [embed])[embed].float().cpu()
+        for row, subject in enumerate(subjects):
+            first, end = token_span(tokens.offsets[row], (0, len(subject)))
+            parts.append(embedded[row, first:end])
     std = torch.cat(parts).std().item()
     if not math.isfinite(std):
         raise _broken_embeddings(model)
@@ -153,7 +158,7 @@ _PREFIXES: tuple[tuple[str, Kind, bool], ...] = (
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Noise:
+class Noise(Shown):
     """A noise rule fitted to a model; the same for all facts."""
 
     rule: NoiseRule

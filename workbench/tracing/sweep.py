@@ -9,13 +9,14 @@ import torch
 
 from workbench.machine.failures import FAILURES, reason
 from workbench.machine.processes import can_fork, check_workers, side_by_side
+from workbench.machine.shown import Shown, html_table
 from workbench.models.model import Model
 from workbench.records.facts import Fact
 from workbench.records.joining import join
 from workbench.tracing.fact import trace_fact
 from workbench.tracing.noise import Noise, NoiseRule, subject_span
 from workbench.tracing.positions import Positions, parse_positions
-from workbench.tracing.trace import CausalTrace, check_probabilities
+from workbench.tracing.trace import CausalTrace, check_probabilities, trace_view
 
 NOT_KNOWN = "the model does not know it"
 """Why a fact has no trace: its object is not what the model predicts."""
@@ -48,7 +49,7 @@ class TracedFact:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TraceSet:
+class TraceSet(Shown):
     """The traces of the facts that were traced, and the facts that were skipped."""
 
     traces: tuple[CausalTrace, ...]
@@ -58,6 +59,13 @@ class TraceSet:
     facts' order; `len(skipped)` counts them."""
     reasons: tuple[str, ...] = ()
     """Why, one a skipped fact."""
+
+    def __repr__(self) -> str:
+        return f"TraceSet({len(self.traces):,} traces, {len(self.skipped):,} facts skipped)"
+
+    def _repr_html_(self) -> str:
+        """The traces as heat maps to choose from, for notebooks."""
+        return trace_view(self.traces) if self.traces else html_table(repr(self), [])
 
     @classmethod
     def collect(cls, results: Iterable[TracedFact]) -> "TraceSet":

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from workbench.machine.as_json import AsJson
 from workbench.machine.sealed import load_sealed, save_sealed
+from workbench.machine.shown import Shown
 from workbench.models.tokens import visible
 from workbench.records.facts import Fact
 from workbench.tracing.view import view_html
@@ -26,7 +27,7 @@ class TraceError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class CausalTrace(AsJson):
+class CausalTrace(Shown, AsJson):
     """Probability of a fact's answer with single clean states restored (Meng et al. 2022, section 2)."""
 
     fact: Fact
@@ -98,6 +99,11 @@ class CausalTrace(AsJson):
     def last_subject(self) -> int:
         """The subject's last token."""
         return self.subject[1] - 1
+
+    def __repr__(self) -> str:
+        sites = ", ".join(self.restored)
+        ran = f"{self.clean:.3f} clean, {self.corrupted:.3f} corrupted"
+        return f"CausalTrace({self.fact.prompt!r} -> {self.answer!r}: {ran}; {sites} at {len(self.positions)} tokens)"
 
     def _repr_html_(self) -> str:
         """The trace as a heat map to point at, for notebooks."""

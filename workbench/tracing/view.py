@@ -8,18 +8,20 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from hashlib import sha256
-from pathlib import Path
+from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-_FOLDER = Path(__file__).parent
+_FOLDER = files("workbench.tracing")
 
 
 def view_html(data: Mapping[str, Any], *, fallback: str) -> str:
     """The view of what `trace.trace_view` gathers; `fallback` is shown where no script may run."""
-    environment = Environment(loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined)
+    environment = Environment(
+        loader=PackageLoader("workbench.tracing", package_path=""), autoescape=True, undefined=StrictUndefined
+    )
     return environment.get_template("trace_view.html.j2").render(
         fallback=fallback,
         style=Markup((_FOLDER / "trace_view.css").read_text(encoding="utf-8")),

@@ -9,11 +9,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from workbench.editors.search.rows import Row
+from workbench.machine.shown import Shown
 from workbench.models.blocks import Blocks, Projections
 
 
 @dataclass(kw_only=True, eq=False)
-class Suffixes:
+class Suffixes(Shown):
     """The tokens that depend on the values, packed without padding, and what they attend to before them."""
 
     request: Int[Tensor, " row"]

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.editors.shared.subject import subject_ends
+from workbench.machine.shown import Shown
 from workbench.models.hooks import Hook
 from workbench.models.model import Model
 from workbench.models.tokens import Tokens, answer_start
@@ -40,7 +41,7 @@ class ValueLoss:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class OptimisedValue:
+class OptimisedValue(Shown):
     """v* = initial + delta."""
 
     initial: Float[Tensor, " d_model"]
@@ -52,7 +53,7 @@ class OptimisedValue:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Batch:
+class Batch(Shown):
     """Rewriting prompts with their targets, and the essence prompt as the last row; padded on the left."""
 
     tokens: Tokens

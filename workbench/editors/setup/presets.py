@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from workbench.machine.paths import DATA
@@ -33,7 +34,7 @@ def preset(method: str, model: str) -> Preset:
 
     Models are found by the last part of their name, whatever its case. ValueError lists what is known.
     """
-    path = PRESETS / f"{method.lower()}.json"
+    path = _path(method)
     if not path.is_file():
         methods = ", ".join(sorted(file.stem for file in PRESETS.glob("*.json")))
         raise ValueError(f"no presets for method {method!r}; there are some for {methods}")
@@ -52,3 +53,12 @@ def preset(method: str, model: str) -> Preset:
         context_lengths=tuple((tokens, count) for tokens, count in lengths),
         training=entry.get("training", {}),
     )
+
+
+def has_some(method: str) -> bool:
+    """Whether there are presets for a method."""
+    return _path(method).is_file()
+
+
+def _path(method: str) -> Path:
+    return PRESETS / f"{method.lower()}.json"

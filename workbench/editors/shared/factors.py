@@ -12,13 +12,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from workbench.editors.shared.passes import Passes, Place, Scored, WholePasses, scored, wide
+from workbench.machine.shown import Shown
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest
 from workbench.records.joining import join
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Factors:
+class Factors(Shown):
     """Rows x and dL/dy of one matrix, by edit: their products' sum, x^T dL/dy, is the gradient of its weight."""
 
     u: Float[Tensor, "edit row d_in"]

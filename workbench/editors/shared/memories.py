@@ -8,13 +8,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.editors.shared.demonstrations import mention
+from workbench.machine.shown import Shown
 from workbench.models.model import Model
 
 _AT_ONCE = 64
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Memories:
+class Memories(Shown):
     """What the MLP of one layer reads at every token of some texts but their first."""
 
     source: str

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from workbench.machine.hashing import digest
 from workbench.machine.sealed import load_sealed, save_sealed
+from workbench.machine.shown import Shown
 
 _MOMENT, _PARTIAL = "workbench-moment-2", "workbench-sums-2"
 
@@ -22,7 +23,7 @@ _SINGULAR = 1e-14
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class SecondMoment:
+class SecondMoment(Shown):
     """C = mean of k k^T over tokens, with k the input of a layer's W_out (Meng et al. 2022, equation 2)."""
 
     layer: int
@@ -31,6 +32,9 @@ class SecondMoment:
     """C, uncentred, in float64."""
     count: int
     """How many tokens it is the mean of."""
+
+    def __repr__(self) -> str:
+        return f"<layer {self.layer}: {' x '.join(map(str, self.matrix.shape))} over {self.count:,} keys>"
 
 
 def factorise(matrix: Float[Tensor, "d d"], layer: int) -> Float[Tensor, "d d"]:
@@ -49,7 +53,7 @@ def factorise(matrix: Float[Tensor, "d d"], layer: int) -> Float[Tensor, "d d"]:
 
 
 @dataclass(kw_only=True, eq=False)
-class Partial:
+class Partial(Shown):
     """The sums of a pass as far as it has come, kept in a file so that it can be stopped."""
 
     sums: dict[int, Float[Tensor, "d_mlp d_mlp"]]

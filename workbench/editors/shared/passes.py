@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from workbench.machine.shown import Shown
 from workbench.models.blocks import Blocks, BlocksError
 from workbench.models.blocks_check import blocks_of
 from workbench.models.hooks import Hook
@@ -26,7 +27,7 @@ _SITES = {"W_in": ("mlp_in", "mlp_read"), "W_gate": ("mlp_in", "mlp_gate"), "W_o
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Scored:
+class Scored(Shown):
     """Texts with the tokens that are read of them."""
 
     tokens: Tokens

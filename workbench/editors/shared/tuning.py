@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from workbench.machine.shown import Shown
 from workbench.models.hooks import Hook
 from workbench.models.model import Model
 from workbench.models.tokens import Tokens, answer_start
@@ -16,7 +17,7 @@ from workbench.records.joining import join
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class TuningBatch:
+class TuningBatch(Shown):
     """Requests with their targets, then their essence prompts, padded; and what is read of them."""
 
     requests: tuple[EditRequest, ...]

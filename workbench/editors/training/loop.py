@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.markup import escape
-from rich.progress import Progress
 from torch import Tensor
 
 from workbench.machine.files import write_whole
 from workbench.machine.hashing import digest
+from workbench.machine.progress import progress_bar
+from workbench.machine.shown import Shown
 
 _CHECK = 64
 """Bytes of the checksum with which a checkpoint begins."""
@@ -60,7 +60,7 @@ class Point:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Fitted:
+class Fitted(Shown):
     """The network at its best validation."""
 
     state: dict[str, Tensor]
@@ -126,8 +126,7 @@ def train(
             at.network, at.optimiser = network.state_dict(), optimiser.state_dict()
             at.save(checkpoint, identity)
 
-    with Progress(disable=not progress) as bar:
-        title = escape(title)
+    with progress_bar(disable=not progress) as bar:
         task = bar.add_task(title, total=schedule.steps, completed=at.step)
         if not at.points:
             look(None)

@@ -1,4 +1,4 @@
-"""A trained network of an editor: its tensors and what it was trained with, kept in data/trained."""
+"""A trained network of an editor: its tensors, what it was trained with, and where it is kept."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,21 +10,21 @@ from typing import Any
 from torch import Tensor
 
 from workbench.edits.ledger import unedited_fingerprint
-from workbench.machine import hashing
-from workbench.machine.paths import DATA
+from workbench.machine import hashing, paths
 from workbench.machine.sealed import load_sealed, save_sealed
+from workbench.machine.shown import Shown
 from workbench.models.model import Model
 from workbench.records.facts import Record
 
-TRAINED = DATA / "trained"
-"""One safetensors file a method and model."""
+TRAINED = paths.DATA / "trained"
+"""What comes with the workbench: one safetensors file a method and model."""
 _FORMAT = "workbench-network-2"
 ABOUT = ("method", "model", "made_for", "settings", "provenance")
 """All that a network is made of besides its tensors."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class TrainedNetwork:
+class TrainedNetwork(Shown):
     """What an editor has learned from others' edits of one model."""
 
     method: str
@@ -90,14 +90,21 @@ def command(method: str, model: str) -> str:
     return f"workbench train {method} --model {model}"
 
 
+def own_path(method: str, model: str) -> Path:
+    """Where `workbench train` keeps the network of a method for a model; models are known by the last part of their
+    name."""
+    return paths.CACHE / "trained" / f"{method}_{model.rstrip('/').rsplit('/', 1)[-1].lower()}.safetensors"
+
+
 def network_path(method: str, model: str) -> Path:
-    """Where the network of a method for a model is kept; models are known by the last part of their name."""
-    return TRAINED / f"{method}_{model.rstrip('/').rsplit('/', 1)[-1].lower()}.safetensors"
+    """The file of the network that is kept: that of `own_path`, else the one that comes with the workbench."""
+    own = own_path(method, model)
+    return own if own.is_file() else TRAINED / own.name
 
 
 def check_kept(method: str, model: str) -> None:
     """FileNotFoundError, which names the command that trains one, unless a network is kept."""
-    if not network_path(method, model).exists():
+    if not network_path(method, model).is_file():
         raise FileNotFoundError(f"{method} must be trained before it edits {model!r}: `{command(method, model)}`")
 
 

@@ -18,6 +18,7 @@ from workbench.editors.training.network import TrainedNetwork, description, reco
 from workbench.editors.training.scope import ScopeEncoder, balanced_loss, similarities
 from workbench.editors.training.trained import check_unedited, parted
 from workbench.machine import hashing
+from workbench.machine.shown import Shown
 from workbench.models.model import Model
 from workbench.models.tokens import TextTokenizer, answer_start
 from workbench.records.facts import EditRequest, Record
@@ -57,7 +58,7 @@ class SeracRecipe:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Networks:
+class Networks(Shown):
     """A trained classifier and counterfactual model, ready for one model."""
 
     scope: ScopeEncoder

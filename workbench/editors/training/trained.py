@@ -40,7 +40,7 @@ class TrainedEditor(Editor):
     @classmethod
     def ready(cls, model: str) -> bool:
         """Whether a network is kept for the model of this name."""
-        return network_path(cls.name, model).exists()
+        return network_path(cls.name, model).is_file()
 
     @classmethod
     def check_ready(cls, model: str) -> None:

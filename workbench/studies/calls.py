@@ -1,0 +1,193 @@
+"""One call each: trace a fact, edit it, score the edit, with what the long forms need settled as the commands do."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from workbench.editors.make import check_editor
+from workbench.edits.edit import Edit
+from workbench.measuring.evaluate import evaluate as evaluate_record
+from workbench.measuring.scores import Evaluation
+from workbench.models.model import Model
+from workbench.models.tokens import visible
+from workbench.records.facts import EditRequest, Fact, Record, fill
+from workbench.records.questions import find_subject
+from workbench.records.reading import read_records
+from workbench.studies.defaults import default_records, default_window, records_path
+from workbench.studies.edit import make_editor
+from workbench.studies.locate import find_layer, fitted, true_facts
+from workbench.tracing.fact import trace_fact
+from workbench.tracing.noise import Noise, NoiseRule, subject_span
+from workbench.tracing.sweep import fact_generator, top_tokens
+from workbench.tracing.trace import CausalTrace
+
+
+def trace(
+    model: Model,
+    prompt: str | Fact | EditRequest | Record,
+    subject: str = "",
+    *,
+    samples: int = 10,
+    noise: str = "s3",
+    seed: int = 0,
+    **form: Any,
+) -> CausalTrace:
+    """Causal trace of what a model answers to a prompt, with a heat map in notebooks.
+
+    Noise is fitted to the subjects of the model's default records, as by `workbench trace`.
+
+    Args:
+        prompt: a text in which the subject stands, or has its place as {}; or a fact, whose subject is known.
+        subject: whose tokens are corrupted.
+        samples, noise, seed: of the corrupted runs; `noise` is the short form of a rule (`NoiseRule.parse`).
+        form: further arguments of `trace_fact`: sites, positions, window, span, severed, metric, engine, ...
+
+    ValueError for a prompt without its subject.
+    """
+    fact = _fact(model, prompt, subject)
+    published = noise == str(NoiseRule())
+    drawn_from = model.once(_published_noise) if published else fitted(model, model.once(_facts_at_hand), noise)
+    first, end = subject_span(model, fact)
+    drawn = drawn_from.draw(samples, end - first, generator=fact_generator(seed, 0))
+    form = {"window": default_window(model), **form}
+    return trace_fact(model, fact, noise=drawn, replace=drawn_from.replace, **form)
+
+
+def edit(
+    model: Model,
+    request: str | Fact | EditRequest | Record | Sequence[EditRequest | Record],
+    subject: str = "",
+    to: str = "",
+    *,
+    method: str = "rome",
+    layer: int | None = None,
+    **options: Any,
+) -> Edit:
+    """An edit that makes a model answer otherwise; the model is left as it was.
+
+    The editor is made anew in each call, so many requests are best given together, or to one `make_editor`.
+
+    Args:
+        request: a text with the subject in it, or {} in its place; or a fact, or requests or records.
+        subject, to: of a text, the subject and its new answer; of a fact the new answer.
+        method: one of `EDITORS`.
+        layer: the layer edited, or around which layers are; located unless given, over the model's default records,
+            once a model, or over the facts of the requests where it knows none of those.
+        options: further arguments of `make_editor` (text, seed, preset_of, alone) and fields of the editor.
+
+    ValueError for an unknown method, a prompt without its subject, and where no layer can be located.
+    """
+    requests = _requests(request, subject, to)
+    settled = {name: options[name] for name in ("preset_of", "alone") if name in options}
+    check_editor(model, method, layer=layer, **settled)
+    if layer is None:
+        layer = _located(model, requests)
+    return make_editor(model, method, layer=layer, **options)(model, requests)
+
+
+def evaluate(
+    model: Model,
+    edit: Edit | None,
+    record: Record | EditRequest | None = None,
+    *,
+    paraphrases: Sequence[str] = (),
+    neighbors: Sequence[str] = (),
+    **options: Any,
+) -> Evaluation:
+    """Score a model before and after an edit, which is applied for as long as that takes.
+
+    Args:
+        edit: None evaluates the model as it is.
+        record: what tests the edit; unless given it is made of the edit's own request and the prompts given here.
+        paraphrases: the same question in other words, beside those of the record.
+        neighbors: the question about other subjects with the same true answer, beside those of the record.
+        options: further arguments of `measuring.evaluate.evaluate`: pre, generate, fluency_tokens, seed, batch_size.
+
+    ValueError for an edit of several requests without a record.
+    """
+    if record is None:
+        if edit is None or len(edit.requests) != 1:
+            count = 0 if edit is None else len(edit.requests)
+            raise ValueError(f"an edit of one request says what tests it, this has {count}: give a record")
+        record = edit.requests[0]
+    tested = Record(case_id=0, request=record) if isinstance(record, EditRequest) else record
+    tested = replace(
+        tested,
+        paraphrase_prompts=(*tested.paraphrase_prompts, *paraphrases),
+        neighborhood_prompts=(*tested.neighborhood_prompts, *neighbors),
+    )
+    return evaluate_record(model, edit, tested, **options)
+
+
+# What a call is given -----------------------------------------------------------------------------------------
+
+
+def _template(prompt: str, subject: str) -> tuple[str, str]:
+    if not subject.strip():
+        raise ValueError(f"the subject of {prompt!r} is missing: give it after the prompt")
+    found = (prompt, subject) if "{}" in prompt else find_subject(prompt, [subject])
+    if found is None:
+        raise ValueError(f"{subject!r} does not stand in {prompt!r}: write the subject as there, or {{}} in its place")
+    return found
+
+
+def _fact(model: Model, prompt: str | Fact | EditRequest | Record, subject: str) -> Fact:
+    """The fact that is traced; its object is the model's own answer unless another is known."""
+    if isinstance(prompt, Record):
+        prompt = prompt.request
+    if isinstance(prompt, Fact):
+        return prompt
+    if isinstance(prompt, EditRequest) and prompt.target_true is not None:
+        return prompt.fact
+    asked = isinstance(prompt, EditRequest)
+    template, subject = (prompt.template, prompt.subject) if asked else _template(prompt, subject)
+    (answer,) = model.token_strings(torch.tensor(top_tokens(model, [fill(template, subject)])))
+    return Fact(subject=subject, template=template, object=visible(answer))
+
+
+def _requests(
+    given: str | Fact | EditRequest | Record | Sequence[EditRequest | Record], subject: str, to: str
+) -> list[EditRequest]:
+    if isinstance(given, str | Fact):
+        if not to.strip():
+            raise ValueError('the new answer is missing: give it as to="..."')
+        if isinstance(given, Fact):
+            common = {"relation": given.relation, "separator": given.separator, "target_true": given.object}
+            return [EditRequest(template=given.template, subject=given.subject, target_new=to, **common)]
+        template, subject = _template(given, subject)
+        return [EditRequest(template=template, subject=subject, target_new=to)]
+    if subject or to:
+        raise ValueError("a request says its subject and its new answer itself: leave both out")
+    several = [given] if isinstance(given, EditRequest | Record) else given
+    return [each.request if isinstance(each, Record) else each for each in several]
+
+
+# What is located at hand --------------------------------------------------------------------------------------
+
+
+def _facts_at_hand(model: Model) -> list[Fact]:
+    """The facts of the model's default records."""
+    return list(true_facts(read_records(records_path(default_records(model.name)))).values())
+
+
+def _published_noise(model: Model) -> Noise:
+    return fitted(model, model.once(_facts_at_hand), str(NoiseRule()))
+
+
+def _recalling_layer(model: Model) -> int:
+    return find_layer(model, model.once(_facts_at_hand))
+
+
+def _located(model: Model, requests: Sequence[EditRequest]) -> int:
+    try:
+        return model.once(_recalling_layer)
+    except ValueError:  # it knows none of these facts
+        facts = [request.fact for request in requests if request.target_true is not None]
+        if not facts:
+            raise ValueError(
+                f"{model.name} knows none of the facts at hand, so no layer is located: give layer=, or requests with "
+                "the target_true that it knows"
+            ) from None
+        return find_layer(model, facts)
