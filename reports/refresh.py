@@ -56,7 +56,7 @@ REAL = {
             "compare_editors": f"--limit 60 --fluency 3 --layer 5 --together 20 --methods {WRITING}",
             "multiple_edits": "--layer 5 --methods rome,memit",
             "scale_edits": "--layer 5 --edits 10,32,100,200,400 --sample 20 --fluency 0 --methods memit,emmet",
-            "survey_table": "--layer 5 --limit 50 --together 20 --methods ft,rome,memit,mend,grace,t_patcher,lora",
+            "survey_table": "--layer 5 --limit 50 --together 20 --methods rome,memit,mend,t_patcher,lora",
             "implications": "--layer 5 --limit 40 --together 20 --methods rome,memit",
             "compare_texts": "--layer 5 --limit 20 --texts self,wikitext2_valid.txt",
         }.items()
