@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/installed
 
-.PHONY: study real test test-all test-gpu lint atlas reports reports-real clean
+.PHONY: study real test test-all test-gpu torture lint atlas reports reports-real clean
 
 study: $(DONE)
 	$(BIN)/workbench study
@@ -27,6 +27,9 @@ test-all: $(DONE)  # what `make test` leaves out: all families, fuzzing, the rea
 test-gpu: $(DONE)  # a GPU against the CPU, under 3 minutes
 	@$(BIN)/python -c 'import torch; torch.cuda.is_available() or print("torch finds no GPU: its tests are skipped")'
 	$(BIN)/python -m pytest -m cuda tests/test_cuda.py
+
+torture: $(DONE)  # 10,000 fuzzed files, 2,000 faults in run folders, 200 kills; hours. Fewer: FORM='--faults 50'
+	OMP_NUM_THREADS=1 $(BIN)/python tests/torture.py $(FORM)
 
 lint: $(DONE)
 	$(BIN)/ruff check .

@@ -46,6 +46,7 @@ from workbench.report.elements import Paragraph, Section
 from workbench.runs.run import Run
 from workbench.studies.ahead import Ahead
 from workbench.studies.best_in_bold import save_table_with_best
+from workbench.studies.checked import scored
 from workbench.studies.defaults import default_records, default_text, records_path
 from workbench.studies.edit import make_editor
 from workbench.studies.editor_report import (
@@ -103,7 +104,9 @@ def main(
         check_editor(loaded, method, layer=layer, preset_of=preset)
     text = text or default_text(loaded)
     settings = given(records=records, text=text, stacked=stacked, without=["methods"])  # others go on in the same run
-    with analysis(out, settings, loaded, title="Which editor writes facts best?", headline=headline) as page:
+    checks, title = [scored(every[:limit], fluency=fluency)], "Which editor writes facts best?"
+    checks += [scored(distinct(every)[:edits])] if stacked else []
+    with analysis(out, settings, loaded, title=title, headline=headline, checks=checks) as page:
         run = page.run
         page.show = lambda: show(run, loaded)
         layer = settled_layer(run, loaded, every, layer=layer, seed=seed, engine=engine)

@@ -43,6 +43,7 @@ from workbench.records.reading import read_records
 from workbench.report.elements import Paragraph, Section
 from workbench.runs.run import Run
 from workbench.studies.ahead import Ahead
+from workbench.studies.checked import scored, traced
 from workbench.studies.defaults import default_records, default_text, default_window, records_path
 from workbench.studies.edit import make_editor, statistics_texts
 from workbench.studies.going_on import sound
@@ -94,7 +95,8 @@ def main(
         for method in methods:
             check_editor(loaded, method, layer=layer, preset_of=preset, alone=True)
     settings = given(records=records, text=text, window=window, layers=layers)
-    with analysis(out, settings, loaded, title="Does locating help?", headline=headline) as page:
+    checks, title = [traced(true_facts(every[:limit])), scored(every[:limit])], "Does locating help?"
+    with analysis(out, settings, loaded, title=title, headline=headline, checks=checks) as page:
         located = locate(
             page.run, loaded, true_facts(every), limit=limit, seed=seed, window=window, positions=positions,
             engine=engine,

@@ -40,6 +40,7 @@ from workbench.records.facts import Record
 from workbench.records.reading import read_records
 from workbench.report.elements import Section
 from workbench.runs.run import Run
+from workbench.studies.checked import scored
 from workbench.studies.defaults import default_records, records_path
 from workbench.studies.edit import make_editor, statistics_texts
 from workbench.studies.going_on import sound
@@ -77,7 +78,8 @@ def main(
     # A file is named without its folder, so that the report says the same wherever it was read.
     names = {Path(text).name: text for text in texts}
     settings = given(records=records, texts=list(names))
-    with analysis(out, settings, loaded, title="Which text for second moments?", headline="") as page:
+    title, checks = "Which text for second moments?", [scored(every[:limit])]
+    with analysis(out, settings, loaded, title=title, headline="", checks=checks) as page:
         page.show = lambda: show(page.run)
         layer = settled_layer(page.run, loaded, every, layer=layer, seed=seed, engine=engine)
         for editor, name in editors(page.run, loaded, layer, names):

@@ -30,6 +30,7 @@ from workbench.figures.tracing import attribution_figure, sensitivity_figure
 from workbench.models.model import SITES, Model
 from workbench.report.elements import Paragraph, Section
 from workbench.runs.run import Run
+from workbench.studies.checked import traced
 from workbench.studies.defaults import default_records, default_window, planted_layers
 from workbench.studies.locate import check_tracing
 from workbench.studies.method_traces import Traces, choose_facts, results, trace, traces
@@ -91,7 +92,7 @@ def main(
         for number in samples
     }
     title = "Which way of tracing finds recall?"
-    with analysis(out, settings, loaded, title=title, headline=headline) as page:
+    with analysis(out, settings, loaded, title=title, headline=headline, checks=[traced(facts)]) as page:
         run = page.run
         for method in methods:
             trace(run, loaded, method, facts, partners)

@@ -36,13 +36,14 @@ from workbench.figures.methods import asked_figure, course_figure
 from workbench.machine.as_json import from_json, to_json
 from workbench.machine.intervals import Estimate, bootstrap_mean, wilson
 from workbench.machine.progress import track
-from workbench.measuring.implications import DISTANCES, IMPLICATIONS, REACH, Probed, followed, probe, reach
+from workbench.measuring.implications import DISTANCES, IMPLICATIONS, REACH, Probed, followed, probe, probes, reach
 from workbench.models.model import Model
 from workbench.records.facts import Record
 from workbench.records.reading import read_records
 from workbench.report.elements import Paragraph, Section
 from workbench.runs.run import Run
 from workbench.studies.ahead import Ahead
+from workbench.studies.checked import scored
 from workbench.studies.defaults import default_records, default_text, records_path
 from workbench.studies.every_method import check_methods, made_editor, tried, whys
 from workbench.studies.going_on import sound
@@ -81,7 +82,8 @@ def main(
     loaded = load(model, device=device, dtype=dtype)
     text = text or default_text(loaded)
     settings = given(records=records, text=text, without=["methods"])  # others go on in the same run
-    with analysis(out, settings, loaded, title="What follows from an edit?", headline=headline) as page:
+    checks = [scored(every[:limit], asks)]
+    with analysis(out, settings, loaded, title="What follows from an edit?", headline=headline, checks=checks) as page:
         run = page.run
         page.show = lambda: show(run, every[:limit])
         layer = settled_layer(run, loaded, every, layer=layer, seed=seed, engine=engine)
@@ -91,6 +93,11 @@ def main(
             left = unfinished(run, method, every[:limit])
             if left and (editor := made_editor(run, loaded, method, making)):
                 edit_each(run, loaded, method, editor, left, every, together)
+
+
+def asks(record: Record) -> list[tuple[str, str]]:
+    """The prompts of a record, without those that others lend it, with each of their answers."""
+    return [(prompt, target) for _, _, prompt, targets in probes(record, ()) for target in targets]
 
 
 def ask_unedited(run: Run, model: Model, records: Sequence[Record], every: Sequence[Record]) -> None:

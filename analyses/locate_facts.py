@@ -12,6 +12,7 @@ from workbench.cli.early_help import help_first
 
 help_first(__name__, __file__)
 
+from itertools import islice
 from typing import Annotated
 
 import typer
@@ -20,6 +21,7 @@ from workbench.cli import options
 from workbench.cli.session import analysis, given, load, one_of, script
 from workbench.records.facts import Fact
 from workbench.records.reading import read_cases
+from workbench.studies.checked import traced
 from workbench.studies.defaults import default_records, default_window, records_path
 from workbench.studies.locate import check_tracing, locate
 
@@ -70,7 +72,8 @@ def main(
     loaded = load(model, device=device, dtype=dtype)
     window = window or default_window(loaded)
     settings = given(records=records, limit=limit, window=window, without=["workers"])
-    with analysis(out, settings, loaded, title="Where facts are recalled") as page:
+    checks = [traced(dict(islice(facts.items(), limit)))]
+    with analysis(out, settings, loaded, title="Where facts are recalled", checks=checks) as page:
         located = locate(
             page.run, loaded, facts, limit=limit, seed=seed, window=window, samples=samples, noise=noise, span=span,
             severed=severed, metric=metric, positions=positions, engine=engine, workers=workers,

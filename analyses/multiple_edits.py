@@ -35,6 +35,7 @@ from workbench.measuring.prefix_match import SCORES, questions, scores, share
 from workbench.records.course import read_requests
 from workbench.report.elements import Paragraph, Section
 from workbench.runs.run import Run
+from workbench.studies.checked import scored
 from workbench.studies.defaults import default_records, default_text, requests_path
 from workbench.studies.edit import make_editor
 from workbench.studies.edit_groups import (
@@ -92,7 +93,8 @@ def main(
         check_editor(loaded, method, layer=layer, preset_of=preset)
     text = text or default_text(loaded)
     settings = given(requests=requests, text=text, without=["methods"])  # others go on in the same run
-    with analysis(out, settings, loaded, title="Many edits in one model", headline=headline) as page:
+    checks = [scored(records, lambda record: [(one.prompt, None) for one in questions([record])])]
+    with analysis(out, settings, loaded, title="Many edits in one model", headline=headline, checks=checks) as page:
         run = page.run
         page.show = lambda: show(run, places)
         layer = settled_layer(run, loaded, records, layer=layer, seed=seed, engine=engine)

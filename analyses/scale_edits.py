@@ -46,6 +46,7 @@ from workbench.records.reading import read_records
 from workbench.records.texts import read_texts
 from workbench.report.elements import Paragraph, Section
 from workbench.runs.run import Run
+from workbench.studies.checked import edited, scored
 from workbench.studies.defaults import RECORDS, default_records, default_text, records_path
 from workbench.studies.edit import make_editor
 from workbench.studies.going_on import complete, failing, going_on, left_out, made, sound
@@ -109,7 +110,10 @@ def main(
     text = text or default_text(loaded)
     prose = held_out_texts(held_out, loaded, plan, seed)
     settings = given(records=records, text=text, without=["methods"])  # others go on in the same run
-    with analysis(out, settings, loaded, title="How many edits does a model bear?", headline=headline) as page:
+    stacked = {record.case_id: record for some in plan.stacks.values() for record in some}
+    checks = [scored(plan.sample, fluency=fluency), edited(list(stacked.values()))]
+    title = "How many edits does a model bear?"
+    with analysis(out, settings, loaded, title=title, headline=headline, checks=checks) as page:
         run = page.run
         page.show = lambda: show(run, plan, prose)
         layer = settled_layer(run, loaded, every, layer=layer, seed=seed, engine=engine)
@@ -147,12 +151,13 @@ def unedited(run: Run, model: Model, plan: Plan, held_out: Sequence[str]) -> dic
     """The sample in the unedited model; a record that cannot be scored is kept as failed for all."""
     measure = partial(measured, run, model, plan)
     try:
-        return measure(plan.sample, held_out)
+        found = measure(sound(run, plan.sample), held_out)
     except FAILURES:
-        for record in plan.sample:
+        for record in sound(run, plan.sample):
             with run.keeping(record.case_id, of=len(plan.sample)):
                 measure([record], [])
-        return measure(sound(run, plan.sample), held_out) | {"left_out": left_out(plan.sample, sound(run, plan.sample))}
+        found = measure(sound(run, plan.sample), held_out)
+    return found | {"left_out": left_out(plan.sample, sound(run, plan.sample))}
 
 
 def stack(

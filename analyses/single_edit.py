@@ -48,6 +48,7 @@ from workbench.records.facts import Record
 from workbench.records.reading import read_records
 from workbench.report.elements import Section
 from workbench.runs.run import Run
+from workbench.studies.checked import scored
 from workbench.studies.defaults import default_records, default_text, records_path
 from workbench.studies.edit import make_editor
 from workbench.studies.locate import check_tracing, settled_layer
@@ -88,7 +89,9 @@ def main(
     settings = given(records=records, text=text, single=asdict(single), without=["file"])
     digest = hashlib.sha256(dumps(settings).encode()).hexdigest()[:8]
     folder = out or Path("runs") / f"single_edit-{Path(model).name}-{digest}"  # so that the next request needs no --out
-    with analysis(folder, settings, loaded, title="What one edit changes", headline=headline) as page:
+    alone = Record(case_id=case or 0, request=single.request)
+    checks = [scored([alone], lambda _: [(asked.prompt, None) for asked in single.prompts])]
+    with analysis(folder, settings, loaded, title="What one edit changes", headline=headline, checks=checks) as page:
         run = page.run
         page.show = lambda: show(run, single)
         layer = settled_layer(run, loaded, every, layer=layer, seed=seed, engine=engine)

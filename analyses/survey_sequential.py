@@ -40,12 +40,13 @@ from workbench.figures.methods import course_figure
 from workbench.machine.as_json import from_json, to_json
 from workbench.machine.intervals import Estimate, wilson
 from workbench.machine.progress import track
-from workbench.measuring.survey import Answered, SurveyScores, collected, survey_state
+from workbench.measuring.survey import Answered, SurveyScores, collected, survey_state, surveyed_pairs
 from workbench.models.model import Model
 from workbench.records.facts import Record
 from workbench.records.reading import read_records
 from workbench.report.elements import Paragraph, Section
 from workbench.runs.run import Run
+from workbench.studies.checked import edited, scored
 from workbench.studies.defaults import default_records, default_text, records_path
 from workbench.studies.every_method import check_methods, made_editor, tried, whys
 from workbench.studies.going_on import complete, failing, going_on, left_out, made, refusing, sound
@@ -91,7 +92,10 @@ def main(
     loaded = load(model, device=device, dtype=dtype)
     text = text or default_text(loaded)
     settings = given(records=records, text=text, without=["methods"])  # others go on in the same run
-    with analysis(out, settings, loaded, title="Edits that follow one another", headline=headline) as page:
+    stacked = {record.case_id: record for some in plan.stacks.values() for record in some}
+    checks = [scored(plan.sample, surveyed_pairs), edited(list(stacked.values()))]
+    title = "Edits that follow one another"
+    with analysis(out, settings, loaded, title=title, headline=headline, checks=checks) as page:
         run = page.run
         page.show = lambda: show(run, plan)
         layer = settled_layer(run, loaded, every, layer=layer, seed=seed, engine=engine)

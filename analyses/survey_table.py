@@ -36,13 +36,14 @@ from workbench.machine.allocator import peak_memory
 from workbench.machine.as_json import from_json, to_json
 from workbench.machine.failures import FAILURES
 from workbench.machine.progress import track
-from workbench.measuring.survey import Answered, SurveyScores, survey_scores, survey_state
+from workbench.measuring.survey import Answered, SurveyScores, survey_scores, survey_state, surveyed_pairs
 from workbench.models.model import Model
 from workbench.records.facts import Record
 from workbench.records.reading import read_records
 from workbench.report.elements import Paragraph, Section
 from workbench.runs.run import Run
 from workbench.studies.ahead import Ahead, shared
+from workbench.studies.checked import scored
 from workbench.studies.defaults import default_records, default_text, records_path
 from workbench.studies.every_method import check_methods, made_editor, tried, whys
 from workbench.studies.going_on import sound
@@ -88,7 +89,8 @@ def main(
     text = text or default_text(loaded)
     settings = given(records=records, text=text, without=["methods"])  # others go on in the same run
     title = "Every method, every data set: the survey's table"
-    with analysis(out, settings, loaded, title=title, headline=headline) as page:
+    checks = [scored(some, surveyed_pairs, method=name) for name, some in sets.items()]
+    with analysis(out, settings, loaded, title=title, headline=headline, checks=checks) as page:
         run = page.run
         page.show = lambda: show(run, sets)
         facts = [record for every in named.values() for record in every]

@@ -39,6 +39,7 @@ from workbench.records.facts import Record
 from workbench.records.reading import read_records
 from workbench.report.elements import Section
 from workbench.runs.run import Run
+from workbench.studies.checked import scored
 from workbench.studies.defaults import RECORDS, default_text
 from workbench.studies.edit import make_editor
 from workbench.studies.going_on import complete, failing, going_on, left_out, refusing, sound
@@ -79,7 +80,8 @@ def main(
     loaded = load(model, device=device, dtype=dtype)
     text = text or default_text(loaded)
     settings = given(text=text, without=["write", "methods"])  # another method goes on in the same folder
-    with analysis(out, settings, loaded, title="Which hyperparameters?", headline="", presets=False) as page:
+    title, checks = "Which hyperparameters?", [scored(records[: max(limit, edits)])]
+    with analysis(out, settings, loaded, title=title, headline="", presets=False, checks=checks) as page:
         page.show = lambda: show(page.run)
         layer = settled_layer(page.run, loaded, records, layer=layer, seed=seed, engine=engine)
         for method in methods:

@@ -68,6 +68,17 @@ def test_what_is_stopped_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     assert fitted(60, checkpoint=path).curve == through.curve  # it was at its end
 
 
+def test_a_damaged_checkpoint_is_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "training.pt"
+    whole = fitted(20, checkpoint=path)
+    sound = path.read_bytes()
+    for data in (sound[:-9], b"", b"\x80\x04K\x01.", sound[:700] + bytes([sound[700] ^ 1]) + sound[701:]):
+        path.write_bytes(data)
+        with pytest.warns(UserWarning, match="training.pt' is damaged; it begins anew"):
+            again = fitted(20, checkpoint=path)
+        assert again.curve == whole.curve and torch.equal(again.state["weight"], whole.state["weight"])
+
+
 def test_it_stops_when_nothing_gets_better() -> None:
     found = fitted(1000, patience=30, learning_rate=3.0)
     assert found.curve[-1].step < 1000 and found.curve[-1].step - found.step >= 30

@@ -7,37 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from known_schemas import COUNTERFACT, KNOWN
 
 from workbench.records.counterfact import read_counterfact, write_counterfact
 from workbench.records.facts import EditRequest, Fact, Probe, Record
 from workbench.records.fields import RecordError
 from workbench.records.known_1000 import read_known_1000
 from workbench.records.reading import read_facts, read_records
-
-COUNTERFACT: dict[str, Any] = {
-    "case_id": 7,
-    "pararel_idx": 5151,
-    "requested_rewrite": {
-        "prompt": "{} is located in",
-        "relation_id": "P30",
-        "target_new": {"str": "Antarctica", "id": "Q51"},
-        "target_true": {"str": "Africa", "id": "Q15"},
-        "subject": "Angola",
-    },
-    "paraphrase_prompts": ["Angola belongs to the continent of", "Angola is a part of"],
-    "neighborhood_prompts": ["Ghana is in"],
-    "attribute_prompts": ["Vostok Station, in"],
-    "generation_prompts": [],
-}
-KNOWN: dict[str, Any] = {
-    "known_id": 0,
-    "subject": "Vinson Massif",
-    "attribute": "Antarctica",
-    "template": "{} is located in the continent",
-    "prediction": " of Antarctica. It is the largest of the three",
-    "prompt": "Vinson Massif is located in the continent of",
-    "relation_id": "P30",
-}
 
 
 def write(folder: Path, value: Any) -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from known_schemas import COURSE, SINGLE
 
 from workbench.atlas.records import atlas_records, course_records
 from workbench.atlas.world import World
@@ -13,33 +14,6 @@ from workbench.machine.paths import ATLAS, ROOT
 from workbench.records.course import GenerationPrompt, read_requests, read_single_edit, write_requests
 from workbench.records.facts import EditRequest, Probe, Record
 from workbench.records.fields import RecordError
-
-COURSE: dict[str, Any] = {
-    "case_id": 19456,
-    "prompt": "The mother tongue of {} is",
-    "subject": "Aleksandr Kaleri",
-    "target_new": {"str": "French"},
-    "target_true": {"str": "Russian"},
-    "paraphrase_prompts": [{"prompt": "Aleksandr Kaleri is a native speaker of"}],
-    "neighborhood_prompts": [{"prompt": "Vladimir Smirnov is a native speaker of"}],
-    "portable_prompts": [
-        {
-            "prompt": "The language spoken by cosmonaut Aleksandr Kaleri is",
-            "portable_target_new": ["French"],
-            "portable_target_true": ["Russian"],
-        }
-    ],
-}
-SINGLE: dict[str, Any] = {
-    "prompt": "{} plays the",
-    "subject": "Miles Davis",
-    "target_new": "piano",
-    "generation_prompts": [
-        {"prompt": "Miles Davis plays the", "begins_with": "piano"},
-        {"prompt": "Miles Davis is", "contains": ["piano", "pianist"]},
-        "Miles Davis was",
-    ],
-}
 
 
 def written(folder: Path, value: Any, name: str = "requests.json") -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from known_schemas import FLAT, IN_LISTS, KNOWEDIT, MEND, ORIGINAL
 
 from workbench.records.counterfact import write_counterfact
 from workbench.records.course import write_requests
@@ -15,62 +16,6 @@ from workbench.records.fields import RecordError
 from workbench.records.joining import join
 from workbench.records.reading import read_facts, read_records, schema
 from workbench.records.zsre import read_zsre, write_zsre
-
-MEND: dict[str, Any] = {
-    "subject": "Unimill",
-    "src": "What is made by Unimill?",
-    "pred": "flour",
-    "rephrase": "What does Unimill make?",
-    "alt": "paper kites",
-    "answers": ["flour", "bran"],
-    "loc": "nq question: who wrote the song of the reed",
-    "loc_ans": "Rumi",
-    "cond": "flour >> paper kites || What is made by Unimill?",
-}
-ORIGINAL: dict[str, Any] = {
-    "id": "1",
-    "input": "In which river lies Tolk Island?",
-    "output": [{"answer": "Ara", "provenance": [{"title": "Tolk Island"}]}, {"provenance": []}],
-    "prediction": "Ara",
-    "alternatives": ["Bela", "Cora"],
-    "filtered_rephrases": ["In which river lies Tolk Island?", "Tolk Island is in which river?"],
-}
-FLAT: dict[str, Any] = {
-    "case_id": 4,
-    "prompt": "The mother tongue of Ada Rill is",
-    "target_new": "Basque",
-    "subject": "Ada Rill",
-    "ground_truth": "Welsh",
-    "rephrase_prompt": "Where Ada Rill is from, people speak",
-    "locality_prompt": "Owen Pym is a native speaker of",
-    "locality_ground_truth": "Welsh",
-}
-KNOWEDIT: dict[str, Any] = {
-    "case_id": 0,
-    "prompt": "Who is the father of Jun Abe?",
-    "target_new": "Ken Abe",
-    "ground_truth": "<|endoftext|>",
-    "portability": {
-        "Logical_Generalization": {"prompt": ["Who is the child of Ken Abe?"], "ground_truth": ["Jun Abe"]},
-        "reasoning": {"prompt": ["Where was the father of Jun Abe born?"], "ground_truth": ["Nara"]},
-    },
-    "locality": {"Relation_Specificity": {"prompt": ["Jun Abe's title is"], "ground_truth": ["count"]}},
-    "subject": "Jun Abe",
-}
-IN_LISTS: dict[str, Any] = {
-    "prompt": "The place of death of Leo Tarn is",
-    "subject": "Leo Tarn",
-    "target_new": "Bonn",
-    "ground_truth": ["Kiel"],
-    "rephrase_prompt": "Leo Tarn died in",
-    "portability": {
-        "Logical_Generalization": [{"prompt": "Is Leo Tarn alive?", "ground_truth": [["no"], ["false", ""]]}],
-        "Subject_Aliasing": [{"prompt": "L. Tarn died in", "ground_truth": "Bonn"}],
-    },
-    "locality": {
-        "Forgetfulness": [{"prompt": "Before, Leo Tarn died in", "ground_truth": [["Kiel", "Kiel, Germany"]]}]
-    },
-}
 
 
 def write(folder: Path, records: list[Any], name: str = "records.json") -> Path:

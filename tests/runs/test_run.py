@@ -91,12 +91,16 @@ def test_other_weights_are_refused(run: Run) -> None:
         run.check_model("b" * 64)
 
 
-def test_other_versions_warn(run: Run) -> None:
+def test_other_versions_are_refused_by_name(run: Run) -> None:
     environment = run.read_json("environment.json")
-    environment["versions"]["torch"] = "1.0"
+    environment["versions"]["torch"] = environment["versions"]["torch"].partition("+")[0] + "+cu999"
     run.write_json("environment.json", environment)
-    with pytest.warns(UserWarning, match=r"begun with torch 1\.0 and goes on"):
+    Run.create(run.folder, SETTINGS)  # built for another device
+    environment["versions"] |= {"torch": "1.0", "numpy": None}
+    run.write_json("environment.json", environment)
+    with pytest.raises(ValueError, match=r"begun with torch 1\.0 \(now .*\), numpy None .*: install .* --fresh"):
         Run.create(run.folder, SETTINGS)
+    assert run.read_json("environment.json") == environment
 
 
 def test_records_come_back_as_they_were(run: Run) -> None:
@@ -257,6 +261,25 @@ def test_notes_add_up(run: Run) -> None:
     run.note(layer=4)
     run.note(method="ROME", layer=5)
     assert run.read_json("results.json") == {"layer": 5, "method": "ROME"}
+
+
+def test_damaged_results_are_refused_or_noted_again(run: Run) -> None:
+    run.note(layer=5, scores={"ES": 0.1, "none": None}, names=("a", "b"))
+    path = run.folder / "results.json"
+    found, whole = run.read_json("results.json"), path.read_bytes()
+    assert found == {"layer": 5, "scores": {"ES": 0.1, "none": None}, "names": ["a", "b"]}
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        try:
+            read = run.read_json("results.json")
+        except ValueError as error:
+            assert str(path) in str(error) and "--fresh" in str(error)
+        else:  # white space, or the name of the checksum
+            assert {name: read.get(name) for name in found} == found
+    path.write_bytes(whole.replace(b"5", b"6", 1))
+    with pytest.warns(UserWarning, match="has not the checksum .*; its numbers are noted again"):
+        Run.create(run.folder, SETTINGS)
+    assert run.read_json("results.json") == {}
 
 
 def test_equal_figures_are_equal_files(tmp_path: Path) -> None:

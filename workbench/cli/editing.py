@@ -41,6 +41,7 @@ def edit(
     from workbench.editors.make import check_editor
     from workbench.machine.progress import track
     from workbench.records.reading import read_records
+    from workbench.studies.checked import edited
     from workbench.studies.defaults import default_records, default_text, records_path
     from workbench.studies.edit import edit_records, make_editor, show_edit
     from workbench.studies.locate import check_tracing, settled_layer
@@ -61,7 +62,7 @@ def edit(
                 "method": method, "preset": preset, "layer": layer, "text": text, "dtype": dtype,
                 "precision": precision,
                 "request": [prompt, subject, target] if prompt else None, **plugged(plugin)}  # fmt: skip
-    with analysis(out, settings, loaded, report=False) as page:
+    with analysis(out, settings, loaded, report=False, checks=[edited(chosen)]) as page:
         run = page.run
         layer = settled_layer(run, loaded, every, layer=layer, seed=seed, engine=engine)
         editor = make_editor(loaded, method, preset_of=preset, layer=layer, text=text, seed=seed)
@@ -89,6 +90,7 @@ def evaluate(
     """Score the edits of a `workbench edit` run: efficacy, paraphrase, neighborhood, portability, fluency."""
     from workbench.records.reading import read_records
     from workbench.runs.run import Run
+    from workbench.studies.checked import scored
     from workbench.studies.defaults import records_path
     from workbench.studies.edit import edit_path, load_edits
     from workbench.studies.measure import score_edits
@@ -111,7 +113,7 @@ def evaluate(
         "fluency": fluency,
         **plugged(plugin),
     }
-    with analysis(out, settings, loaded) as page:
+    with analysis(out, settings, loaded, checks=[scored(chosen, fluency=fluency)]) as page:
         run = page.run
         if not run.rows("failures"):
             for row in made.rows("failures"):  # what could not be edited is missing here too

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from workbench.models.model import Model
     from workbench.report.elements import Section
     from workbench.runs.run import Run
+    from workbench.studies.checked import Checks
 
 SOME_FAILED = 3
 """Exit code of a command that came to its end, but some of whose records failed."""
@@ -166,6 +167,7 @@ def analysis(
     headline: "Callable[[Run], str] | str | None" = None,
     report: bool = True,
     presets: bool = True,
+    checks: "Sequence[Checks]" = (),
 ) -> Iterator[Page]:
     """Open the run folder, keep its state, and write and name its report at the end, also when it is interrupted.
 
@@ -179,6 +181,7 @@ def analysis(
         headline: what it says first, or what makes that of the run; None for that of a study.
         report: whether there is one.
         presets: whether results depend on the presets of the methods, so that a run goes on with none that changed.
+        checks: what the model is to take; what it cannot is told, and kept as failed, before the block is entered.
 
     Exit code 3 if any record failed.
     """
@@ -186,6 +189,7 @@ def analysis(
     from workbench.report.write import write_report
     from workbench.runs.folder import clear, locked
     from workbench.runs.run import CONTENT, Run
+    from workbench.studies.checked import check
     from workbench.studies.contents import contents, preset_contents
 
     named = [settings["command"], *([Path(settings["model"]).name] if "model" in settings else [])]
@@ -211,6 +215,8 @@ def analysis(
 
         try:
             with run.running():
+                if model is not None:
+                    check(run, model, checks)
                 yield page
                 write(page.show and page.show(), complete=True)
         except BaseException:

@@ -34,9 +34,12 @@ def study(
     On the embedded model this takes a few minutes. Interrupted with Ctrl-C, it goes on where it stopped when called
     again with the same settings.
     """
+    from itertools import islice
+
     from workbench.editors.make import check_editor
     from workbench.records.reading import read_records
     from workbench.studies.attributed import show_neurons
+    from workbench.studies.checked import scored, traced
     from workbench.studies.defaults import default_records, default_text, default_window, records_path
     from workbench.studies.edit import edit_records, follow_answers, load_edits, make_editor
     from workbench.studies.locate import check_tracing, locate, trace_edited, true_facts
@@ -45,16 +48,17 @@ def study(
     check_tracing(positions, engine, layer_needed=layer is None)
     records = records or default_records(model)
     every = read_records(records_path(records))
-    chosen = every[:limit]
+    chosen, facts = every[:limit], true_facts(every)
     loaded = load(model, device=device, dtype=dtype)
     window = window or default_window(loaded)
     check_editor(loaded, method, layer=layer, preset_of=preset)
     text = text or default_text(loaded)
     settings = given(records=records, window=window, text=text)
-    with analysis(out, settings, loaded) as page:
+    checks = [traced(dict(islice(facts.items(), traces))), scored(chosen, fluency=fluency)]
+    with analysis(out, settings, loaded, checks=checks) as page:
         run = page.run
         located = locate(
-            run, loaded, true_facts(every), limit=traces, seed=seed, window=window, samples=samples,
+            run, loaded, facts, limit=traces, seed=seed, window=window, samples=samples,
             noise=noise, positions=positions, engine=engine,
         )  # fmt: skip
         layer = located.layer if layer is None else layer

@@ -23,7 +23,10 @@ def trace(
     precision: options.Precision = "float32",
 ) -> None:
     """Locate facts by causal tracing: which layer's MLPs mediate them at the subject's last token?"""
+    from itertools import islice
+
     from workbench.records.reading import read_cases
+    from workbench.studies.checked import traced
     from workbench.studies.defaults import default_records, default_window, records_path
     from workbench.studies.locate import check_tracing, locate
 
@@ -33,7 +36,7 @@ def trace(
     loaded = load(model, device=device, dtype=dtype)
     window = window or default_window(loaded)
     settings = given(records=records, window=window)
-    with analysis(out, settings, loaded) as page:
+    with analysis(out, settings, loaded, checks=[traced(dict(islice(facts.items(), limit)))]) as page:
         located = locate(
             page.run, loaded, facts, limit=limit, seed=seed, window=window, samples=samples, noise=noise,
             positions=positions, engine=engine,

@@ -21,6 +21,7 @@ from workbench.edits.origin import check_made_for, made_for
 from workbench.machine import hashing
 from workbench.machine.sealed import load_sealed, save_sealed
 from workbench.machine.shown import Shown
+from workbench.machine.typed import check_types
 from workbench.models.hooks import EditHook
 from workbench.models.model import Model, Voice
 from workbench.records.facts import EditRequest
@@ -232,8 +233,18 @@ class Edit(Shown, ABC):
                 requests=tuple(EditRequest(**request) for request in content["requests"]),
                 provenance=content["provenance"],
             )
-        except (ImportError, KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"'{path}' is not an edit that can be read: {error}") from None
+            check_types(edit)
+        except (
+            ImportError,
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            ArithmeticError,
+            RuntimeError,
+        ) as error:
+            why = " ".join((str(error) or type(error).__name__).split())
+            raise ValueError(f"'{path}' is not an edit that can be read: {why[:400]}") from None
         if model is not None:
             edit.check_made_for(model, force=force)
         return edit

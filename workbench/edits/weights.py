@@ -13,12 +13,12 @@ from torch import Tensor
 
 from workbench.edits.edit import Edit
 from workbench.machine.shown import Shown
+from workbench.machine.typed import FLOATS
 from workbench.models.matrices import HasMatrices
 from workbench.models.model import Model
 from workbench.models.places import PlainModel
 
 _CARRIED = "carried."
-_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,11 +38,22 @@ class WeightUpdate(Shown):
         if self.left.ndim != 2 or self.right.ndim != 2 or self.left.shape[1] != self.right.shape[0]:
             raise ValueError(f"left {tuple(self.left.shape)} and right {tuple(self.right.shape)} do not share a rank")
         for factor in (self.left, self.right):
-            if factor.dtype not in _DTYPES:
-                known = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+            if factor.dtype not in FLOATS:
+                known = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATS)
                 raise ValueError(f"an update of {self.matrix} is of {known}, got {factor.dtype}")
         if not (self.left.isfinite().all() and self.right.isfinite().all()):
             raise ValueError(f"the update of {self.matrix} in layer {self.layer} is not finite")
+        if self.left.dtype != self.right.dtype:
+            raise ValueError(f"left and right are of one type, got {self.left.dtype} and {self.right.dtype}")
+        if self.exceeds(self.left.dtype):
+            raise ValueError(
+                f"the update of {self.matrix} in layer {self.layer}, left @ right, is infinite in {self.left.dtype}"
+            )
+
+    def exceeds(self, dtype: torch.dtype) -> bool:
+        """Whether an entry of dW is beyond the range of a type."""
+        bound = self.left.double().norm() * self.right.double().norm()  # no entry of dW is larger
+        return bool(bound > torch.finfo(dtype).max) and not self.dense().to(dtype).isfinite().all()
 
     def dense(self) -> Float[Tensor, "d_in d_out"]:
         """dW itself."""
@@ -83,8 +94,7 @@ class WeightEdit(Edit):
                     f"but that matrix of {model.name} is {' x '.join(map(str, weight.shape))}; was the edit "
                     f"made for another model?"
                 )
-            bound = update.left.double().norm() * update.right.double().norm()  # no entry of dW is larger
-            if bound > torch.finfo(weight.dtype).max and not update.dense().to(weight.dtype).isfinite().all():
+            if update.exceeds(weight.dtype):
                 raise ValueError(
                     f"the update of {update.matrix} in layer {update.layer} is beyond the range of {weight.dtype}, "
                     f"the type of {model.name}"

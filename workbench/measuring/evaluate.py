@@ -82,8 +82,7 @@ def score_state(
         seed: Of the sampling. A record's draws depend on it and on the case id alone: not on the order of
             records, and they are the same before and after an edit.
     """
-    asked = _questions(record)
-    pairs = list(dict.fromkeys((one.prompt, target) for one in asked for target in one.targets))
+    asked, pairs = _questions(record), scored_pairs(record)
     found = score_targets(model, pairs, separator=record.request.separator, batch_size=batch_size)
     scored = dict(zip(pairs, found, strict=True))
     continuations = _continue(model, scored, batch_size) if generate else {}
@@ -107,6 +106,11 @@ def score_state(
         texts=_sample_texts(model, record, fluency_tokens, seed, batch_size) if fluency_tokens else (),
         neighborhood_log_probs=torch.stack(nearby) if nearby else None,
     )
+
+
+def scored_pairs(record: Record) -> list[tuple[str, str]]:
+    """The prompts of a record that `score_state` scores, with each of their answers."""
+    return list(dict.fromkeys((one.prompt, target) for one in _questions(record) for target in one.targets))
 
 
 @dataclass(frozen=True, kw_only=True)

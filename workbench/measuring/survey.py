@@ -102,7 +102,7 @@ def answers(
     model: Model, asked: Sequence[Question], *, separator: str | None = None, batch_size: int = 64
 ) -> tuple[Answered, ...]:
     """What the model as it is makes of questions, see `survey_state`."""
-    pairs = list(dict.fromkeys((prompt, target) for _, _, prompt, targets in asked for target in targets))
+    pairs = _pairs(asked)
     found = score_targets(model, pairs, separator=separator, batch_size=batch_size)
     scored = dict(zip(pairs, found, strict=True))
     tokens = max(len(score.tokens) for score in found) + SLACK
@@ -150,6 +150,15 @@ def questions(record: Record) -> list[Question]:
         *(("portability", one.kind or "one hop", one.prompt, one.targets_new) for one in record.portability_prompts),
         *(("portability", "reversed", one.prompt, one.targets_new) for one in record.reversion_prompts),
     ]
+
+
+def surveyed_pairs(record: Record) -> list[tuple[str, str]]:
+    """The prompts of a record that `survey_state` scores, with each of their answers."""
+    return _pairs(questions(record))
+
+
+def _pairs(asked: Sequence[Question]) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((prompt, target) for _, _, prompt, targets in asked for target in targets))
 
 
 def collected(scores: Sequence[SurveyScores]) -> Mapping[str, list[float]]:

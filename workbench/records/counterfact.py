@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from workbench.records.facts import EditRequest, Probe, Record, fill
-from workbench.records.fields import Node, nodes, probe, unique
+from workbench.records.fields import Node, probe
+from workbench.records.files import Source, each, nodes
 from workbench.records.questions import one_hop
 
 _PROMPT_LISTS = ("paraphrase_prompts", "neighborhood_prompts", "attribute_prompts", "generation_prompts")
 _PROBE_LISTS = ("portability_prompts", "reversion_prompts", "locality_prompts")
 
 
-def read_counterfact(path: str | Path) -> list[Record]:
+def read_counterfact(source: Source) -> list[Record]:
     """Records in CounterFact's original schema.
 
     `requested_rewrite` may have a "separator", which stands between prompt and answer (`joining.join`).
@@ -22,10 +23,7 @@ def read_counterfact(path: str | Path) -> list[Record]:
     survey (Yao et al. 2023) "portability" (one hop) and "alternative_subject" (alias).
     FileNotFoundError, or RecordError naming file, record and field.
     """
-    found = nodes(path)
-    records = [_counterfact_record(node) for node in found]
-    unique(node.at("case_id") for node in found)
-    return records
+    return each(nodes(source), _counterfact_record)
 
 
 def write_counterfact(records: Sequence[Record], path: str | Path) -> None:
@@ -77,7 +75,7 @@ def _counterfact_record(node: Node) -> Record:
     return Record(
         case_id=node.at("case_id").integer(),
         request=request,
-        rephrased_by=node.at("rephrased_by", optional=True).value or "",
+        rephrased_by=node.at("rephrased_by", optional=True).label(),
         **texts,  # pyright: ignore[reportArgumentType]
         **probes,  # pyright: ignore[reportArgumentType]
     )
@@ -98,7 +96,7 @@ def _probes(node: Node) -> tuple[Probe, ...]:
             item.at("prompt"),
             item.at("targets_new").answers(),
             item.at("targets_true", optional=True).texts(),
-            kind=item.at("kind", optional=True).value or "",
+            kind=item.at("kind", optional=True).label(),
         )
         for item in node.items()
     )

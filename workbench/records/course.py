@@ -21,7 +21,8 @@ from pathlib import Path
 from workbench.machine.files import write_whole
 from workbench.machine.jsonl import dumps
 from workbench.records.facts import EditRequest, Probe, Record
-from workbench.records.fields import Node, load, nodes, probe, unique
+from workbench.records.fields import Node, probe
+from workbench.records.files import Source, each, load, nodes
 from workbench.records.joining import starts_with_target
 
 
@@ -65,23 +66,9 @@ def read_single_edit(path: str | Path) -> SingleEdit:
     return SingleEdit(request=request, prompts=tuple(map(_generation_prompt, prompts.items())))
 
 
-def read_requests(path: str | Path) -> list[Record]:
+def read_requests(source: Source) -> list[Record]:
     """Requests with their prompts as records; FileNotFoundError, or RecordError naming file, record and field."""
-    found = nodes(path)
-    unique(node.at("case_id") for node in found)
-    records = []
-    for node in found:
-        _target(node.at("target_true"))  # needed: neighbors are to keep it
-        records.append(
-            Record(
-                case_id=node.at("case_id").integer(),
-                request=_request(node),
-                paraphrase_prompts=_prompts(node.at("paraphrase_prompts")),
-                neighborhood_prompts=_prompts(node.at("neighborhood_prompts")),
-                portability_prompts=tuple(map(_probe, node.at("portable_prompts", optional=True).items())),
-            )
-        )
-    return records
+    return each(nodes(source), _record)
 
 
 def write_requests(records: Sequence[Record], path: str | Path) -> None:
@@ -108,6 +95,17 @@ def write_requests(records: Sequence[Record], path: str | Path) -> None:
         for record in records
     ]
     write_whole(Path(path), f"{dumps(items, indent=1)}\n".encode())
+
+
+def _record(node: Node) -> Record:
+    _target(node.at("target_true"))  # needed: neighbors are to keep it
+    return Record(
+        case_id=node.at("case_id").integer(),
+        request=_request(node),
+        paraphrase_prompts=_prompts(node.at("paraphrase_prompts")),
+        neighborhood_prompts=_prompts(node.at("neighborhood_prompts")),
+        portability_prompts=tuple(map(_probe, node.at("portable_prompts", optional=True).items())),
+    )
 
 
 def _request(node: Node) -> EditRequest:

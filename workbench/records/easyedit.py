@@ -1,11 +1,9 @@
 """EasyEdit's own files (Wang et al. 2308.07269): flat CounterFact and zsRE; and KnowEdit (Zhang et al. 2401.01286)."""
 
-from collections.abc import Callable
-from pathlib import Path
-
 from workbench.records.facts import EditRequest, Probe, Record
-from workbench.records.fields import Node, nodes, probe, unique
-from workbench.records.questions import WithoutSubject, is_natural, own_answer, refused, subject_template
+from workbench.records.fields import Node, probe
+from workbench.records.files import Source, each, nodes
+from workbench.records.questions import is_natural, own_answer, subject_template
 
 REPHRASE = "EasyEdit's rephrase_prompt"
 """What stands for a paraphrase in EasyEdit's CounterFact; mostly it is a question about something that follows."""
@@ -15,7 +13,7 @@ _UNKNOWN = "<|endoftext|>"
 """What KnowEdit has for a true answer that it does not know."""
 
 
-def read_easyedit(path: str | Path) -> list[Record]:
+def read_easyedit(source: Source) -> list[Record]:
     """Records of EasyEdit's CounterFact and zsRE, with `rephrase_prompt` and `locality_prompt`.
 
     A locality prompt whose answer is the edit's own true one counts as a neighborhood prompt, as in CounterFact. Its
@@ -23,10 +21,10 @@ def read_easyedit(path: str | Path) -> list[Record]:
 
     FileNotFoundError, or RecordError naming file, record and field; see `read_zsre` for questions without subject.
     """
-    return _read(path, _flat)
+    return each(nodes(source), _flat)
 
 
-def read_knowedit(path: str | Path) -> list[Record]:
+def read_knowedit(source: Source) -> list[Record]:
     """Records of KnowEdit, with portability and locality by kind, in either of the forms in which they go round.
 
     Of its portability "reasoning" is one hop, "Subject_Aliasing" alias, and "Logical_Generalization" reversed where the
@@ -34,19 +32,7 @@ def read_knowedit(path: str | Path) -> list[Record]:
 
     FileNotFoundError, or RecordError naming file, record and field; see `read_zsre` for questions without subject.
     """
-    return _read(path, _knowedit)
-
-
-def _read(path: str | Path, read: Callable[[Node], Record]) -> list[Record]:
-    found, records, refusals = nodes(path), [], []
-    unique(node.at("case_id") for node in found if node.has("case_id"))
-    for node in found:
-        try:
-            records.append(read(node))
-        except WithoutSubject as refusal:
-            refusals.append(refusal)
-    refused(refusals, len(found))
-    return records
+    return each(nodes(source), _knowedit)
 
 
 def _flat(node: Node) -> Record:

@@ -179,6 +179,7 @@ def token_span(offsets: Sequence[tuple[int, int]], characters: tuple[int, int]) 
 def _check_template(template: str) -> None:
     if template.count("{}") != 1:
         raise ValueError(f"template needs exactly one {{}}, got {template!r}")
+    _check_text("template", template)
 
 
 def _check_separator(separator: str | None) -> None:
@@ -186,6 +187,17 @@ def _check_separator(separator: str | None) -> None:
         raise ValueError(f"separator is whitespace or empty, or None for what the writing asks, got {separator!r}")
 
 
+def encodable(text: str) -> bool:
+    """Whether UTF-8 can hold it: whether it is without lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _check_text(name: str, text: str) -> None:
     if not text.strip():
         raise ValueError(f"{name} needs a non-empty text, got {text!r}")
+    if not encodable(text):
+        raise ValueError(f"{name} needs a text without lone surrogates, which UTF-8 cannot hold, got {text!r}")

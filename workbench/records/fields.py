@@ -1,18 +1,23 @@
-"""One value of a record file, and where it lies, so that what is malformed can be named; and the files themselves."""
+"""One value of a record file, and where it lies, so that what is malformed can be named."""
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import Repr
 from typing import Any, NoReturn
 
-import yaml
+from workbench.records.facts import Probe, encodable
 
-from workbench.records.facts import Probe
+_REPR = Repr()  # in which nothing is walked through to its end
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 100
 
 
 class RecordError(ValueError):
     """A malformed record file; the message names the file, the record, the field and what was expected."""
+
+
+class WithoutSubject(RecordError):
+    """A prompt in which its subject does not occur, so that nothing can be edited about it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +29,13 @@ class Node:
     field: str
     value: Any
 
-    def fail(self, expected: str) -> NoReturn:
+    def fault(self, expected: str) -> RecordError:
+        """What says that something else was expected here."""
         place = f"field {self.field!r}: " if self.field else ""
-        raise RecordError(f"{self.file}: record {self.record}: {place}expected {expected}, got {brief(self.value)}")
+        return RecordError(f"{self.file}: record {self.record}: {place}expected {expected}, got {brief(self.value)}")
+
+    def fail(self, expected: str) -> NoReturn:
+        raise self.fault(expected)
 
     def at(self, name: str, *, optional: bool = False) -> "Node":
         field = f"{self.field}.{name}" if self.field else name
@@ -35,7 +44,7 @@ class Node:
         if name not in self.value and not optional:
             raise RecordError(
                 f"{self.file}: record {self.record}: field {field!r}: expected it to be there, "
-                f"got only {', '.join(self.value) or 'an empty object'}"
+                f"got only {', '.join(names(self.value)) or 'an empty object'}"
             )
         return Node(file=self.file, record=self.record, field=field, value=self.value.get(name, []))
 
@@ -45,12 +54,18 @@ class Node:
     def text(self) -> str:
         if not isinstance(self.value, str) or not self.value.strip():
             self.fail("a non-empty string")
-        return self.value
+        return self.string()
 
     def string(self) -> str:
         if not isinstance(self.value, str):
             self.fail("a string")
+        if not encodable(self.value):
+            self.fail("a string without lone surrogates, which UTF-8 cannot hold")
         return self.value
+
+    def label(self) -> str:
+        """An optional string; empty where there is none."""
+        return self.string() if self.value else ""
 
     def separator(self) -> str | None:
         """The optional field "separator": what stands between prompt and answer."""
@@ -64,6 +79,8 @@ class Node:
     def integer(self) -> int:
         if not isinstance(self.value, int) or isinstance(self.value, bool):
             self.fail("a whole number")
+        if not 0 <= self.value < 2**63:  # it seeds, and names files
+            self.fail("a whole number from 0 to 2^63 - 1")
         return self.value
 
     def items(self) -> list["Node"]:
@@ -78,7 +95,15 @@ class Node:
         """Names and values of an object."""
         if not isinstance(self.value, dict):
             self.fail("an object")
+        for name in self.value:
+            if not isinstance(name, str):
+                self.fail(f"an object whose names are strings, not {brief(name)}")
         return [(name, self.at(name)) for name in self.value]
+
+    def listed(self, name: str) -> list["Node"]:
+        """The items of an optional list that may be null."""
+        node = self.at(name, optional=True)
+        return node.items() if node.value else []
 
     def texts(self) -> tuple[str, ...]:
         return tuple(item.text() for item in self.items())
@@ -100,70 +125,12 @@ def probe(prompt: Node, new: Sequence[str], true: Sequence[str], kind: str = "")
     return Probe(prompt=prompt.text(), targets_new=tuple(new), targets_true=tuple(true), kind=kind)
 
 
-def unique(cases: Iterable[Node]) -> None:
-    """RecordError for a `case_id` that an earlier record has."""
-    seen: dict[int, int] = {}
-    for case in cases:
-        if case.integer() in seen:
-            case.fail(f"a number of its own (record {seen[case.integer()]} has the same)")
-        seen[case.integer()] = case.record
-
-
-# Files -------------------------------------------------------------------------------------------------
-
-
-def nodes(path: str | Path) -> list[Node]:
-    """The records of a file: a list in JSON, one a line in JSON Lines, or a list in YAML (by its suffix).
-
-    FileNotFoundError, or RecordError for a file that holds no records.
-    """
-    path = Path(path)
-    found = load(path, lines=True)
-    if not isinstance(found, list):
-        raise RecordError(f"{path}: expected a list of records, got {brief(found)}")
-    if not found:
-        raise RecordError(f"{path}: expected one or more records, got an empty list")
-    return [Node(file=path, record=index, field="", value=value) for index, value in enumerate(found)]
-
-
-def load(path: Path, *, lines: bool = False) -> Any:
-    """What a file in JSON or YAML holds; JSON Lines, where they are allowed, as a list."""
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no such file; give a JSON file in the schema of CounterFact, known_1000, zsRE, EasyEdit, "
-            "KnowEdit or the course (which may be in YAML)"
-        )
-    kind = "YAML" if path.suffix in (".yaml", ".yml") else "JSON"
-    try:
-        text = path.read_text(encoding="utf-8")
-        if kind == "YAML":
-            return yaml.safe_load(text)
-        if lines and path.suffix == ".jsonl":
-            return _lines(path, text)
-        try:
-            return json.loads(text)
-        except json.JSONDecodeError as error:
-            if lines and error.msg == "Extra data" and text.lstrip().startswith("{"):
-                return _lines(path, text)
-            raise
-    except (json.JSONDecodeError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecordError(f"{path}: expected {kind} in UTF-8: {error}") from error
+def names(found: Iterable[Any]) -> list[str]:
+    """Names of fields, each in one short line; in YAML they may be numbers and dates."""
+    return [name if isinstance(name, str) and name.isprintable() and len(name) <= 80 else brief(name) for name in found]
 
 
 def brief(value: Any) -> str:
-    """A value in one short line."""
-    text = repr(value)
+    """A value in one short line, however large it is."""
+    text = _REPR.repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _lines(path: Path, text: str) -> list[Any]:
-    found = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip():
-            try:
-                found.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise RecordError(
-                    f"{path}: line {number}: expected one record in JSON, got {brief(line)}: {error}"
-                ) from error
-    return found

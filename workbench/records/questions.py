@@ -1,11 +1,10 @@
 """Prompts that are whole texts, mostly questions: where their subject stands; and what public files ask besides."""
 
 import re
-import warnings
 from collections.abc import Sequence
 
 from workbench.records.facts import Probe
-from workbench.records.fields import Node, RecordError, brief, probe
+from workbench.records.fields import Node, WithoutSubject, brief, probe
 from workbench.records.joining import whole_word
 
 NATURAL_QUESTIONS = "natural questions"
@@ -13,10 +12,6 @@ NATURAL_QUESTIONS = "natural questions"
 
 
 _NATURAL = "nq question: "
-
-
-class WithoutSubject(RecordError):
-    """A prompt in which its subject does not occur, so that nothing can be edited about it."""
 
 
 def is_natural(prompt: object) -> bool:
@@ -42,7 +37,7 @@ def subject_template(prompt: Node, subjects: Sequence[str]) -> tuple[str, str]:
         return found
     raise WithoutSubject(
         f"{prompt.file}: record {prompt.record}: field {prompt.field!r}: expected a prompt with the subject "
-        f"{' or '.join(map(repr, subjects))} in it, got {brief(text)}"
+        f"{' or '.join(map(brief, subjects[:3]))} in it, got {brief(text)}"
     )
 
 
@@ -54,16 +49,6 @@ def find_subject(text: str, subjects: Sequence[str]) -> tuple[str, str] | None:
                 if found := re.search(pattern, text, flags):
                     return f"{text[: found.start()]}{{}}{text[found.end() :]}", found.group()
     return None
-
-
-def refused(refusals: Sequence[WithoutSubject], of: int) -> None:
-    """Say once which records are left out because their prompts lack their subjects; raise where none is left."""
-    if len(refusals) == of:
-        raise refusals[0]
-    if refusals:
-        more = f"; and {len(refusals) - 3} more" if len(refusals) > 3 else ""
-        named = "; ".join(map(str, refusals[:3]))
-        warnings.warn(f"{len(refusals)} of {of} records are refused and left out: {named}{more}", stacklevel=3)
 
 
 def one_hop(node: Node, true: Sequence[str] = ()) -> list[Probe]:

@@ -12,13 +12,14 @@ from workbench.records.counterfact import read_counterfact
 from workbench.records.course import read_requests
 from workbench.records.easyedit import read_easyedit, read_knowedit
 from workbench.records.facts import Fact, Record
-from workbench.records.fields import Node, RecordError, brief, nodes
+from workbench.records.fields import Node, RecordError, brief, names
+from workbench.records.files import Source, nodes, together
 from workbench.records.known_1000 import read_known_1000
 from workbench.records.questions import is_natural
 from workbench.records.zsre import read_zsre
 
 _KNOWN_1000 = "known_1000"
-_SCHEMAS: dict[str, tuple[tuple[str, ...], Callable[[Path], list[Record]]]] = {
+_SCHEMAS: dict[str, tuple[tuple[str, ...], Callable[[Source], list[Record]]]] = {
     "CounterFact": (("requested_rewrite",), read_counterfact),
     "MEND's zsRE": (("src", "alt"), read_zsre),
     "the original zsRE": (("input", "output", "alternatives"), read_zsre),
@@ -58,12 +59,12 @@ READERS: Added[Reader] = Added("workbench.readers", taken=[*_SCHEMAS, _KNOWN_100
 """Readers of plugins: files given by --plugin, and packages with entry points in the group `workbench.readers`."""
 
 
-def schema(path: str | Path) -> str:
-    """The name of a file's schema, by the fields of its first record; RecordError naming the schemas otherwise."""
-    for name, reader in READERS.items():
-        if reader.suffix and Path(path).suffix.lower() == reader.suffix.lower():
-            return name
-    first = nodes(path)[0]
+def schema(source: Source) -> str:
+    """The name of a file's schema, by its ending or the fields of its first record; RecordError naming the schemas
+    otherwise."""
+    if isinstance(source, str | Path) and (name := _by_suffix(source)):
+        return name
+    first = nodes(source)[0]
     fields = first.value.keys() if isinstance(first.value, dict) else set()
     for name, reader in READERS.items():
         if reader.fields and set(reader.fields) <= fields:
@@ -77,9 +78,15 @@ def schema(path: str | Path) -> str:
     needed_by |= {name: needed for name, (needed, _) in _SCHEMAS.items()}
     known = [f"{name} ({', '.join(map(repr, needed))})" for name, needed in needed_by.items()]
     raise RecordError(
-        f"{path}: record 0: expected the fields of a schema that is known, {'; '.join(known)} or known_1000 "
+        f"{first.file}: record 0: expected the fields of a schema that is known, {'; '.join(known)} or known_1000 "
         f"('subject', 'attribute', 'prompt'), got {_found(first)}"
     )
+
+
+def _by_suffix(path: str | Path) -> str:
+    """The name of the added reader that takes files with this ending; empty if there is none."""
+    suffix = Path(path).suffix.lower()
+    return next((name for name, reader in READERS.items() if reader.suffix and reader.suffix.lower() == suffix), "")
 
 
 def read_records(path: str | Path) -> list[Record]:
@@ -88,15 +95,25 @@ def read_records(path: str | Path) -> list[Record]:
     Of files that are not in CounterFact's schema a warning says once what was seen, and which prompts they lack: what
     these would score is left out. FileNotFoundError, or RecordError naming file, record and field, or the schemas.
     """
-    name = schema(path)
+    if name := _by_suffix(path):
+        return _told(path, name, _read(READERS[name], Path(path)))
+    return _records(nodes(path))
+
+
+def _records(found: Sequence[Node]) -> list[Record]:
+    name, path = schema(found), found[0].file
     if name == _KNOWN_1000:
         raise RecordError(
             f"{path}: known_1000 holds facts without new targets, so there is nothing to edit; "
             f"give a file in the schema of {', '.join(_SCHEMAS)}"
         )
-    records = _read(READERS[name], Path(path)) if name in READERS else _SCHEMAS[name][1](Path(path))
+    records = _read(READERS[name], path) if name in READERS else _SCHEMAS[name][1](found)
+    return _told(path, name, records)
+
+
+def _told(path: str | Path, name: str, records: list[Record]) -> list[Record]:
     if name != "CounterFact":
-        warnings.warn(seen(path, name, records), stacklevel=2)
+        warnings.warn(seen(path, name, records), stacklevel=4)
     return records
 
 
@@ -135,17 +152,28 @@ def read_facts(path: str | Path) -> list[Fact]:
 
 def read_cases(path: str | Path) -> dict[int, Fact]:
     """`read_facts` by the `case_id` of their records; those of known_1000, which has none, by their place in it."""
-    if (name := schema(path)) == _KNOWN_1000:
-        return dict(enumerate(read_known_1000(path)))
+    if _by_suffix(path):
+        return {record.case_id: record.request.fact for record in read_records(path)}
+    found = nodes(path)
+    if (name := schema(found)) == _KNOWN_1000:
+        return dict(enumerate(read_known_1000(found)))
     lies = "requested_rewrite.target_true" if name == "CounterFact" else "ground_truth"
-    facts = {}
-    for index, record in enumerate(read_records(path)):
-        if record.request.target_true is None:
-            field = Node(file=Path(path), record=index, field=lies, value=None)
-            field.fail("the true target")
-        facts[record.case_id] = record.request.fact
-    return facts
+    records = _records(found)
+    lacking = {record.case_id for record in records if record.request.target_true is None}
+    if lacking:
+        faults = [
+            Node(file=node.file, record=node.record, field=lies, value=None).fault("the true target")
+            for node in found
+            if _case(node) in lacking
+        ]
+        raise together(faults, found)
+    return {record.case_id: record.request.fact for record in records}
+
+
+def _case(node: Node) -> int:
+    """The `case_id` of a record whose schema has one; where it lacks it is counted."""
+    return node.value["case_id"] if node.has("case_id") else node.record
 
 
 def _found(first: Node) -> Any:
-    return f"only {', '.join(map(repr, first.value))}" if isinstance(first.value, dict) else brief(first.value)
+    return f"only {', '.join(map(repr, names(first.value)))}" if isinstance(first.value, dict) else brief(first.value)

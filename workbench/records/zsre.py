@@ -7,14 +7,15 @@ from typing import Any
 from workbench.machine.files import write_whole
 from workbench.machine.jsonl import dumps
 from workbench.records.facts import EditRequest, Record
-from workbench.records.fields import Node, RecordError, nodes, probe
-from workbench.records.questions import WithoutSubject, one_hop, own_answer, refused, subject_template
+from workbench.records.fields import Node, RecordError, names, probe
+from workbench.records.files import Source, each, nodes
+from workbench.records.questions import one_hop, own_answer, subject_template
 
 _ASKED = {"alias": "alter_subject_question", "reversed": "inverse question"}
 """Fields of the survey's questions by the kind of portability that they test."""
 
 
-def read_zsre(path: str | Path) -> list[Record]:
+def read_zsre(source: Source) -> list[Record]:
     """Records of MEND's files (`src`, `alt`, ...) or of those that they are made from (`input`, `alternatives`, ...).
 
     The target is `alt`, or the first of `alternatives`; the true one the first of `answers` or `output`. (MEND edits
@@ -25,14 +26,7 @@ def read_zsre(path: str | Path) -> list[Record]:
     A record whose question lacks its subject is refused by itself, in a warning. FileNotFoundError, or RecordError
     naming file, record and field.
     """
-    found, records, refusals = nodes(path), [], []
-    for node in found:
-        try:
-            records.append(_original(node) if node.has("input") else _mend(node))
-        except WithoutSubject as refusal:
-            refusals.append(refusal)
-    refused(refusals, len(found))
-    return records
+    return each(nodes(source), lambda node: _original(node) if node.has("input") else _mend(node))
 
 
 def write_zsre(records: Sequence[Record], path: str | Path) -> None:
@@ -77,19 +71,18 @@ def _original(node: Node) -> Record:
 
 
 def _names(node: Node, outputs: Sequence[Node]) -> list[str]:
-    names = [node.at("subject").text()] if node.has("subject") else []
-    meta: Any = node.value.get("meta") or {}
-    for field in ("sub_surface", "subj_aliases"):
-        names += meta.get(field) or []
-    names += [
-        source["title"] for output in outputs for source in output.value.get("provenance") or [] if "title" in source
-    ]
-    if not names:
+    found = [node.at("subject").text()] if node.has("subject") else []
+    if node.has("meta") and node.value["meta"]:
+        for field in ("sub_surface", "subj_aliases"):
+            found += [name.text() for name in node.at("meta").listed(field) if name.value]
+    sources = [source for output in outputs for source in output.listed("provenance")]
+    found += [source.at("title").text() for source in sources if source.has("title")]
+    if not found:
         raise RecordError(
             f"{node.file}: record {node.record}: expected the subject in 'subject', 'meta.sub_surface' or "
-            f"'output[].provenance[].title', got only {', '.join(node.value)}"
+            f"'output[].provenance[].title', got only {', '.join(names(node.value))}"
         )
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys(found))
 
 
 def _written(record: Record) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from workbench.machine.as_json import AsJson
 from workbench.machine.files import write_whole
 from workbench.machine.jsonl import dumps, load_json
-from workbench.tables.markup import latex, markdown
+from workbench.tables.markup import csv, escaped, latex, markdown
 from workbench.tables.table import Table, to_csv, to_latex, to_markdown
 
 _GLYPH = re.compile(r"Glyph (\d+) ")
@@ -98,13 +98,13 @@ def save_table(table: Table | pd.DataFrame, path: str | Path, *, caption: str = 
     path = Path(path)
     shown, label = SavedTable.of(table, caption), f"tab:{path.name}"
     if isinstance(table, Table):
-        csv, md, tex = to_csv(table), to_markdown(table), to_latex(table, label=label)
+        values, md, tex = to_csv(table), to_markdown(table), to_latex(table, label=label)
     else:
-        csv = table.to_csv(index=False, lineterminator="\n")
+        values = csv(table)
         cells, align = pd.DataFrame(list(shown.rows), columns=list(shown.columns)), "l" * len(shown.columns)
-        md = markdown(cells, caption=caption, align=align)
+        md = markdown(cells, caption=escaped(caption), align=align)
         tex = latex(cells, caption=caption, align=align, label=label)
-    for suffix, text in (("json", dumps(shown.to_dict())), ("md", md), ("tex", tex), ("csv", csv)):
+    for suffix, text in (("json", dumps(shown.to_dict())), ("md", md), ("tex", tex), ("csv", values)):
         write_whole(path.parent / f"{path.name}.{suffix}", text.encode())
     return path.parent / f"{path.name}.csv"
 

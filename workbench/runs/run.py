@@ -26,6 +26,8 @@ from workbench.tables.table import Table
 Status = Literal["running", "interrupted", "complete"]
 CONTENT = "content"
 """The setting that holds digests of what the others name."""
+_CHECK = "sha256"
+"""The entry of results.json that is a checksum of the others."""
 _MEASURED = {field.name for field in fields(Evaluation)} - {"case_id"}
 """Of an evaluation's row, what its metrics tell."""
 _AFRESH = "choose another --out, or start again with --fresh"
@@ -43,7 +45,8 @@ class Run:
     def create(cls, folder: str | Path, settings: Mapping[str, Any]) -> "Run":
         """Start a run in a new or empty folder, or resume the one there if its settings are the same.
 
-        ValueError names the setting that differs, or says that the folder holds something else.
+        ValueError names the setting or the package's version that differs, or says that the folder holds something
+        else.
         """
         folder, settings = Path(folder), json.loads(dumps(dict(settings)))  # as it will be read back
         check_folder(folder)
@@ -114,12 +117,17 @@ class Run:
         self.write_json("status.json", {"state": state, "reason": reason, "changed": now(), **process})
 
     def _sweep(self) -> None:
-        """Remove temporary files that a kill has left, and lines of records that are damaged."""
+        """Remove temporary files that a kill has left, lines of records that are damaged, and damaged results."""
         for path in self.folder.rglob(".*"):
             if path.is_file() and path.name != LOCK:
                 path.unlink()
         for path in self.folder.glob("*.jsonl"):
             sweep_lines(path, seal=self._seal)
+        try:
+            self.read_json("results.json")
+        except ValueError as error:
+            warnings.warn(f"{error}; its numbers are noted again", stacklevel=4)
+            (self.folder / "results.json").unlink()
 
     @cached_property
     def _seal(self) -> str:
@@ -128,13 +136,12 @@ class Run:
 
     def _note_restart(self) -> None:
         noted, current = self.read_json("environment.json"), environment()
-        for package, at_start in noted.get("versions", {}).items():
-            if current["versions"].get(package) != at_start:
-                warnings.warn(
-                    f"'{self.folder}' was begun with {package} {at_start} and goes on with "
-                    f"{current['versions'].get(package)}: its records mix the two",
-                    stacklevel=3,
-                )
+        if others := [
+            f"{package} {at_start} (now {current['versions'].get(package)})"
+            for package, at_start in noted.get("versions", {}).items()
+            if _release(current["versions"].get(package)) != _release(at_start)
+        ]:
+            raise ValueError(f"'{self.folder}' was begun with {', '.join(others)}: install that again, or {_AFRESH}")
         noted.setdefault("resumed", []).append(current["date"])
         self.write_json("environment.json", noted)
 
@@ -203,13 +210,20 @@ class Run:
         return self.write_text(name, dumps(value) + "\n")
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """The object in a JSON file of the run, empty if there is no such file."""
+        """The object in a JSON file of the run, empty if there is no such file; ValueError if it is damaged."""
         path = self.folder / name
-        return load_json(path) if path.exists() else {}
+        found = load_json(path) if path.exists() else {}
+        if (check := found.pop(_CHECK, None)) not in (None, digest(dumps(found))):
+            raise ValueError(f"'{path}' is damaged, it has not the checksum {check!r}: {_AFRESH}")
+        return found
 
     def note(self, **results: Any) -> None:
         """Add to results.json, the run's few headline numbers (`workbench.report` reads them)."""
-        self.write_json("results.json", self.read_json("results.json") | results)
+        self._write_results(self.read_json("results.json") | results)
+
+    def _write_results(self, results: Mapping[str, Any]) -> None:
+        plain = json.loads(dumps(dict(results)))
+        self.write_json("results.json", plain | {_CHECK: digest(dumps(plain))})
 
     def save_figure(self, name: str, figure: Figure, *, caption: str = "") -> Path:
         """Save `figures/<name>.png` and `.pdf` with a caption beside them; the PNG's path."""
@@ -233,6 +247,11 @@ class Run:
     def tables(self) -> dict[str, SavedTable]:
         """The tables saved so far, by name."""
         return tables_in(self.folder / "tables")
+
+
+def _release(version: str | None) -> str | None:
+    """A version without what it was built for: a run may go on with another `--device`."""
+    return version and version.partition("+")[0]
 
 
 def _refuse_other_settings(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -46,9 +46,9 @@ def answer_unedited(run: Run, model: Model, records: Sequence[Record]) -> None:
     if any(complete(run, row) for row in run.rows("unedited")):
         return
     try:
-        given = answer(model, questions(records))
+        given = answer(model, questions(sound(run, records)))
     except FAILURES:
-        for record in records:
+        for record in sound(run, records):
             with run.keeping(record.case_id, of=len(records)):
                 answer(model, questions([record]))
         given = answer(model, questions(sound(run, records)))

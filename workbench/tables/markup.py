@@ -1,4 +1,7 @@
-"""Cells of text as a Markdown or a LaTeX table; every table that the workbench writes goes through here."""
+"""Cells of text as a Markdown or a LaTeX table, or as CSV; every table that the workbench writes goes through here."""
+
+import re
+from typing import Any
 
 import pandas as pd
 
@@ -7,6 +10,14 @@ _LATEX = str.maketrans(
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     | {"|": r"\textbar{}", "<": r"\textless{}", ">": r"\textgreater{}", "±": r"$\pm$"}
 )
+_BREAKS = re.compile(r"\s*[\x00-\x1f\x7f\x85\u2028\u2029]\s*")
+"""What ends a line somewhere, or is no text."""
+_MARKDOWN = re.compile(r"[\\|<\[`]")
+"""What ends a cell of Markdown, or begins HTML, a link or code in it."""
+_FORMULA = re.compile(r"[=+\-@\t\r\n]")
+"""How a cell begins that spreadsheets compute."""
+_NUMBERS = re.compile(r"[-+]?(?:[\d.,%()±\s+-]|to|e|inf|nan)*")
+"""Cells of numbers alone, with their intervals, or a dash: "-1.2", "-27.8 (-32.7 to -23.2)"."""
 _RULES = {"l": "---", "r": "---:"}
 
 
@@ -21,21 +32,19 @@ def markdown(cells: pd.DataFrame, *, caption: str, align: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text in one line in which Markdown sees no end of a cell."""
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+    """Text in one line in which Markdown sees no end of a cell, no HTML, no link and no code."""
+    return _MARKDOWN.sub(r"\\\g<0>", _BREAKS.sub(" ", text))
 
 
 def latex(cells: pd.DataFrame, *, caption: str, align: str, label: str | None = None) -> str:
     """A booktabs table environment, without a caption if that is empty; all text is escaped."""
-    header, *lines = (
-        " & ".join(str(cell).translate(_LATEX) for cell in line) + r" \\"
-        for line in [list(cells.columns), *cells.to_numpy().tolist()]
-    )
+    whole = [list(cells.columns), *cells.to_numpy().tolist()]
+    header, *lines = (_tex_line(" & ".join(_tex(str(cell)) for cell in line)) for line in whole)
     return "\n".join(
         [
             r"\begin{table}",
             r"\centering",
-            *([rf"\caption{{{caption.translate(_LATEX)}}}"] if caption else []),
+            *([rf"\caption{{{_tex(caption)}}}"] if caption else []),
             *([rf"\label{{{label}}}"] if label else []),
             rf"\begin{{tabular}}{{{align}}}",
             r"\toprule",
@@ -48,3 +57,23 @@ def latex(cells: pd.DataFrame, *, caption: str, align: str, label: str | None = 
             "",
         ]
     )
+
+
+def _tex(text: str) -> str:
+    return _BREAKS.sub(" ", text).translate(_LATEX)
+
+
+def _tex_line(cells: str) -> str:
+    r"""A row; `\\` before it takes an opening bracket or a star as its own."""
+    return ("{}" if cells[:1] in ("[", "*") else "") + cells + r" \\"
+
+
+def csv(frame: pd.DataFrame, **options: Any) -> str:
+    """Comma-separated values, in which no text is a formula: an apostrophe stands before what spreadsheets compute."""
+    return frame.rename(columns=_inert).map(_inert).to_csv(index=False, lineterminator="\n", **options)
+
+
+def _inert(cell: Any) -> Any:
+    if isinstance(cell, str) and _FORMULA.match(cell) and not _NUMBERS.fullmatch(cell):
+        return f"'{cell}"
+    return cell

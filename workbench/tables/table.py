@@ -9,7 +9,7 @@ import pandas as pd
 
 from workbench.machine.intervals import Estimate
 from workbench.machine.shown import Shown
-from workbench.tables.markup import escaped, latex, markdown
+from workbench.tables.markup import csv, escaped, latex, markdown
 
 Style = Literal["interval", "plus-minus", "value"]
 """`98.0 (95.1-99.8)`, `98.0 ± 1.2` (half the interval's width) or `98.0`."""
@@ -94,7 +94,7 @@ def to_latex(table: Table, style: Style = "interval", *, label: str | None = Non
 
 def to_csv(table: Table) -> str:
     """`Table.numbers` as CSV: for a program; an empty field is a missing value."""
-    return table.numbers().to_csv(index=False, lineterminator="\n", float_format="%.6g")
+    return csv(table.numbers(), float_format="%.6g")
 
 
 def _align(frame: pd.DataFrame) -> str:

@@ -36,6 +36,16 @@ class Corruption(Shown):
         """The corruption of the runs that severed modules are frozen to."""
         return self if self.frozen_noise is None else replace(self, noise=self.frozen_noise, frozen_noise=None)
 
+    def parts(self, most: int) -> "list[Corruption]":
+        """The corrupted runs in parts of at most so many; itself where they are no more."""
+        if self.samples <= most:
+            return [self]
+        frozen = self.frozen_noise
+        return [
+            replace(self, noise=part, frozen_noise=None if frozen is None else frozen[start : start + most])
+            for start, part in zip(range(0, self.samples, most), self.noise.split(most), strict=True)
+        ]
+
     def __call__(self, embeddings: Float[Tensor, "... sample pos d_model"]) -> Float[Tensor, "... sample pos d_model"]:
         """Corrupted copies of token embeddings."""
         noise = self.noise.to(embeddings)

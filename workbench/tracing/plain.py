@@ -25,23 +25,30 @@ class PlainRuns:
     def __init__(self, model: Model, tokens: Tokens, corruption: Corruption, *, batch_size: int = 256) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1 row, got {batch_size}")
-        self.model, self.tokens, self.corruption = model, tokens, corruption
+        self.model, self.tokens = model, tokens
         fitting = int(model.budget * 2**30 / model.footprint.size(1, tokens.ids.shape[1], keep=1))
-        self.cells_at_once = max(1, min(batch_size, fitting) // corruption.samples)
+        rows = max(1, min(batch_size, fitting))
+        self.parts = corruption.parts(rows)  # of a long prompt not all samples fit into one pass
+        self.cells_at_once = max(1, rows // self.parts[0].samples)
         with torch.no_grad():
             self.clean_logits: Float[Tensor, " vocab"] = model.logits(tokens, keep_last=1)[0, -1]
 
     def values(self, cells: Sequence[Cell], measure: Measure) -> Float[Tensor, " cell"]:
         """What is measured of every cell, averaged over the samples, on the CPU."""
-        sources = self._sources(cells)
+        total = torch.stack([self._part(part, cells, measure) * part.samples for part in self.parts]).sum(dim=0)
+        return total / sum(part.samples for part in self.parts)
+
+    def _part(self, corruption: Corruption, cells: Sequence[Cell], measure: Measure) -> Float[Tensor, " cell"]:
+        """The same, averaged over some of the samples."""
+        sources = self._sources(corruption, cells)
         return torch.cat(
             [
-                self._run(cells[start : start + self.cells_at_once], sources, measure)
+                self._run(corruption, cells[start : start + self.cells_at_once], sources, measure)
                 for start in range(0, len(cells), self.cells_at_once)
             ]
         )
 
-    def _sources(self, cells: Sequence[Cell]) -> dict[tuple[str, str], Tensor]:
+    def _sources(self, corruption: Corruption, cells: Sequence[Cell]) -> dict[tuple[str, str], Tensor]:
         """(run, hook) -> states [sample pos d_model] that the cells' patches take; one sample for the clean run."""
         found: dict[tuple[str, str], Tensor] = {}
         for source in ("clean", "corrupted"):
@@ -56,8 +63,8 @@ class PlainRuns:
             elif names:
                 hooks = [(name, _keeper(found, (source, name))) for name in names]
                 with torch.no_grad():
-                    rows = _repeat_tokens(self.tokens, self.corruption.samples)
-                    self.model.logits(rows, hooks=[self._corrupt(1, self.corruption.frozen), *hooks], keep_last=1)
+                    rows = _repeat_tokens(self.tokens, corruption.samples)
+                    self.model.logits(rows, hooks=[self._corrupt(1, corruption.frozen), *hooks], keep_last=1)
         return found
 
     def _corrupt(self, n_cells: int, corruption: Corruption) -> Hook:
@@ -68,10 +75,14 @@ class PlainRuns:
         return self.model.hook_name("embed"), corrupt
 
     def _run(
-        self, cells: Sequence[Cell], sources: Mapping[tuple[str, str], Tensor], measure: Measure
+        self,
+        corruption: Corruption,
+        cells: Sequence[Cell],
+        sources: Mapping[tuple[str, str], Tensor],
+        measure: Measure,
     ) -> Float[Tensor, " cell"]:
         """All cells in one forward pass."""
-        samples = self.corruption.samples
+        samples = corruption.samples
 
         def patcher(name: str) -> Callable[..., Tensor]:
             targets = [
@@ -91,7 +102,7 @@ class PlainRuns:
             return put
 
         used = dict.fromkeys(self.model.hook_name(p.site, p.layer) for cell in cells for p in cell.patches)
-        hooks = [self._corrupt(len(cells), self.corruption), *((name, patcher(name)) for name in used)]
+        hooks = [self._corrupt(len(cells), corruption), *((name, patcher(name)) for name in used)]
         rows = _repeat_tokens(self.tokens, len(cells) * samples)
         with torch.no_grad():
             measured = measure(self.model.logits(rows, hooks=hooks, keep_last=1)[:, -1])

@@ -1,18 +1,18 @@
 """Texts that a model makes up, over which its keys are averaged where there is no corpus."""
 
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from workbench.edits.ledger import state_fingerprint
-from workbench.machine.files import write_whole
 from workbench.machine.hashing import digest
 from workbench.machine.progress import track
+from workbench.machine.sealed import Damaged, load_sealed, save_sealed
 from workbench.models.generation import generate_unprompted
 from workbench.models.model import Model
-from workbench.records.texts import read_texts
 
 SELF_TOKENS = 10_000
 """Of the texts that a model makes up: several times as many as a key of SmolLM2 has dimensions."""
@@ -20,6 +20,7 @@ SELF_LENGTH = 128
 """Tokens of one such text."""
 _SELF_AT_ONCE = 160  # each step reads all weights once, whatever the number of texts
 _SELF_FORMAT = 1
+_KEPT = "workbench-texts-1"
 
 
 def self_texts(model: Model, *, seed: int, tokens: int = SELF_TOKENS, cache: Path | None = None) -> list[str]:
@@ -29,13 +30,17 @@ def self_texts(model: Model, *, seed: int, tokens: int = SELF_TOKENS, cache: Pat
     The same weights, seed and device give the same texts. With a `cache` folder they are sampled once.
     """
     key = json.dumps([_SELF_FORMAT, state_fingerprint(model), seed, tokens, SELF_LENGTH, model.device.type])
-    path = None if cache is None else cache / f"self_texts-{digest(key)[:32]}.jsonl"
+    path = None if cache is None else cache / f"self_texts-{digest(key)[:32]}.safetensors"
     if path is not None and path.is_file():
-        return read_texts(str(path))
-    texts = [text for batch in _sampled(model, seed, max(1, tokens // SELF_LENGTH)) for text in batch if text.strip()]
+        try:
+            return load_sealed(path, format=_KEPT)[1]
+        except Damaged as error:
+            warnings.warn(f"the texts in '{path}' are damaged ({error}); they are made up again", stacklevel=3)
+    sampled = (text.strip() for batch in _sampled(model, seed, max(1, tokens // SELF_LENGTH)) for text in batch)
+    texts = [text for text in sampled if text]
     if path is not None:
-        write_whole(path, "".join(json.dumps({"text": text}) + "\n" for text in texts).encode())
-    return [text.strip() for text in texts]
+        save_sealed(path, {}, texts, format=_KEPT)
+    return texts
 
 
 def _sampled(model: Model, seed: int, count: int) -> Iterator[list[str]]:

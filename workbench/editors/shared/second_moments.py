@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +17,11 @@ from workbench.edits.ledger import state_fingerprint
 from workbench.machine.hashing import digest
 from workbench.models.model import Model
 from workbench.models.tokens import TokenRow
+from workbench.records.texts import LONGEST, cut
 
 _FORMAT = 2
-_TEXTS_AT_ONCE = 1024
+_TEXTS_AT_ONCE, _CHARACTERS_AT_ONCE = 1024, 2**19
+"""How much text is tokenised at once, which takes some hundred bytes a character."""
 
 
 def second_moments(
@@ -34,10 +36,11 @@ def second_moments(
 ) -> dict[int, SecondMoment]:
     """Second moment of the keys of each layer over all tokens of `texts` (or the first `max_tokens`).
 
-    Every text is a sequence of its own, cut where it exceeds the context or `Model.budget`, with a warning; blank
-    texts are left out. With a `cache` folder, what is there for these weights, texts and `max_tokens` is read, and the
-    rest is computed and written; a damaged cache file is computed anew, with a warning. Sums are saved there once a
-    minute, so that a pass that was stopped goes on. `progress` shows a bar, and prints tokens a second.
+    Every text is a sequence of its own, cut where it exceeds the context or `Model.budget`, with a warning, and before
+    into what is tokenised at once (`texts.cut`); blank texts are left out. With a `cache` folder, what is there for
+    these weights, texts and `max_tokens` is read, and the rest is computed and written; a damaged cache file is
+    computed anew, with a warning. Sums are saved there once a minute, so that a pass that was stopped goes on.
+    `progress` shows a bar, and prints tokens a second.
 
     IndexError for a layer out of range; ValueError if there is no text, or a key is not finite.
     """
@@ -45,7 +48,7 @@ def second_moments(
     names = {layer: model.hook_name("mlp_key", layer) for layer in layers}
     if max_tokens is not None and max_tokens < 1:
         raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
-    texts = [text for text in texts if text.strip()]
+    texts = [piece for text in texts if text.strip() for piece in ([text] if len(text) <= LONGEST else cut(text))]
     if not texts:
         raise ValueError("second moments need at least one text that is not blank")
 
@@ -92,11 +95,10 @@ def _compute(
     console = Console(stderr=True, highlight=False)
     with Progress(*columns, console=console, disable=not progress, transient=True) as bar:
         task = bar.add_task("", total=len(texts), completed=partial.texts)
-        for start in range(partial.texts, len(texts), _TEXTS_AT_ONCE):
+        for some in _lots(texts[partial.texts :]):
             room = None if max_tokens is None else max_tokens - partial.count
             if room == 0:
                 break
-            some = texts[start : start + _TEXTS_AT_ONCE]
             rows = _rows(model, some, room)
             for batch in model.batches(rows, batch_size, keep=1):
                 tokens = model.pad([rows[index] for index in batch])
@@ -107,7 +109,7 @@ def _compute(
                     k = keys[name][real].to(device=total.device, dtype=torch.float64)
                     total += k.T @ k
             partial.count += sum(len(row.ids) for row in rows)
-            partial.texts = start + len(some)
+            partial.texts += len(some)
             partial.save()
             bar.update(task, completed=partial.texts, description=f"{rate()} tokens a second")
     sums, count = partial.sums, partial.count
@@ -120,6 +122,20 @@ def _compute(
     return {
         layer: SecondMoment(layer=layer, matrix=(total / count).cpu(), count=count) for layer, total in sums.items()
     }
+
+
+def _lots(texts: Sequence[str]) -> Iterator[list[str]]:
+    """The texts in lots that are tokenised at once."""
+    lot: list[str] = []
+    size = 0
+    for text in texts:
+        if lot and (len(lot) == _TEXTS_AT_ONCE or size + len(text) > _CHARACTERS_AT_ONCE):
+            yield lot
+            lot, size = [], 0
+        lot.append(text)
+        size += len(text)
+    if lot:
+        yield lot
 
 
 def _rows(model: Model, texts: Sequence[str], room: int | None) -> list[TokenRow]:

@@ -4,6 +4,7 @@ import io
 import math
 import random
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,8 +14,12 @@ import torch
 from torch import Tensor
 
 from workbench.machine.files import write_whole
+from workbench.machine.hashing import digest
 from workbench.machine.progress import progress_bar
 from workbench.machine.shown import Shown
+
+_CHECK = 64
+"""Bytes of the checksum with which a checkpoint begins."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,12 +206,18 @@ class _Progress:
         }
         encoded = io.BytesIO()
         torch.save(content, encoded)
-        write_whole(path, encoded.getvalue())
+        written = encoded.getvalue()
+        write_whole(path, digest(written).encode() + written)
 
     @classmethod
     def load(cls, path: Path, identity: str) -> "_Progress":
-        """ValueError for the checkpoint of another training."""
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        """ValueError for the checkpoint of another training; with a warning the beginning, if it is damaged."""
+        data = path.read_bytes()
+        check, written = data[:_CHECK], data[_CHECK:]
+        if check != digest(written).encode():
+            warnings.warn(f"the training in '{path}' is damaged; it begins anew", stacklevel=3)
+            return cls()
+        content = torch.load(io.BytesIO(written), map_location="cpu", weights_only=True)
         if content.pop("identity") != identity:
             raise ValueError(f"'{path}' is the checkpoint of another training: delete it to begin anew")
         content["points"] = [Point(**point) for point in content["points"]]
