@@ -30,6 +30,7 @@ from workbench.editors.rome import ROME
 from workbench.editors.shared.second_moments import second_moments
 from workbench.edits.ledger import check_restored, state_fingerprint
 from workbench.machine import paths
+from workbench.machine.hashing import digest
 from workbench.machine.intervals import bootstrap_mean
 from workbench.machine.progress import track
 from workbench.measuring.evaluate import evaluate
@@ -77,7 +78,8 @@ def main(
     check_editor(loaded, "rome", layer=layer, preset_of=preset)
     # A file is named without its folder, so that the report says the same wherever it was read.
     names = {Path(text).name: text for text in texts}
-    settings = given(records=records, texts=list(names))
+    held = {name: digest(Path(text).read_bytes()) for name, text in names.items() if Path(text).is_file()}
+    settings = given(records=records, texts=list(names), held=held)
     title, checks = "Which text for second moments?", [scored(every[:limit])]
     with analysis(out, settings, loaded, title=title, headline="", checks=checks) as page:
         page.show = lambda: show(page.run)
