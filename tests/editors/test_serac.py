@@ -14,9 +14,10 @@ from known_edits import random_edit, same
 from safetensors.torch import load_file
 from torch import Tensor
 
-from workbench.editors import serac
+from workbench.editors import scoped_memory
 from workbench.editors.registry import EDITORS
-from workbench.editors.serac import SERAC, MemoryEdit
+from workbench.editors.scoped_memory import MemoryEdit
+from workbench.editors.serac import SERAC
 from workbench.editors.setup.presets import PRESETS
 from workbench.editors.training.made_up import Questions
 from workbench.editors.training.network import TrainedNetwork, trained_network
@@ -79,10 +80,10 @@ def test_published_switch(tiny_gpt2: Model, monkeypatch: pytest.MonkeyPatch, sof
     embeddings = {test["prompt"]: ARRAYS[f"{place}.test_embedding"] for place, test in enumerate(tests)}
     prompts = [request.prompt for request in REQUESTS[:2]]
     memory = dict(zip(prompts, ARRAYS["cache_embeddings"], strict=True))
-    monkeypatch.setattr(serac, "first_token", lambda name, text, device: memory[text])
+    monkeypatch.setattr(scoped_memory, "first_token", lambda name, text, device: memory[text])
     folder = str(GOLDEN / "tiny-gpt2")
     edit = SERAC(encoder="golden", counterfactual=folder, scale=REFERENCE["scale"], soft=soft)(tiny_gpt2, REQUESTS[:2])
-    monkeypatch.setattr(serac, "first_token", lambda name, text, device: embeddings[text])
+    monkeypatch.setattr(scoped_memory, "first_token", lambda name, text, device: embeddings[text])
     assert [in_words(request, "") for request in REQUESTS[:2]] == REFERENCE["replacement_contexts"]
     with edit.applied(tiny_gpt2):
         for place, test in enumerate(tests):
@@ -220,7 +221,7 @@ def test_it_survives_the_disk(
             assert torch.equal(log_probs(tiny_gpt2, prompts), expected)
     assert (tmp_path / "held").stat().st_size > 10 * (tmp_path / "kept").stat().st_size
     assert len(held.tensors()) > len(kept.tensors()) == 1
-    serac._kept.cache_clear()
+    scoped_memory._kept.cache_clear()
     replace(network, settings={**network.settings, "more": 1}).save(path)
     with pytest.raises(ValueError, match=r"made with another network than that in .* trained anew"):
         Edit.load(tmp_path / "kept")
