@@ -35,7 +35,6 @@ from workbench.editors.registry import EDITORS
 from workbench.editors.setup.contexts import sample_contexts
 from workbench.editors.setup.presets import preset
 from workbench.editors.shared.moment import SecondMoment
-from workbench.editors.shared.second_moments import second_moments
 from workbench.machine.progress import track
 from workbench.models.model import Model
 from workbench.records.facts import Record
@@ -44,9 +43,10 @@ from workbench.report.elements import Paragraph, Section
 from workbench.runs.run import Run
 from workbench.studies.benchmarking import benchmark_model, device_name, seconds
 from workbench.studies.defaults import records_path
-from workbench.studies.edit import make_editor, statistics_texts
+from workbench.studies.edit import make_editor
 from workbench.studies.editing_benchmark import SEARCHES, searching, seconds_a_request
 from workbench.studies.going_on import complete, going_on, left_out, refusing
+from workbench.studies.moments_benchmark import measure_moments, moment_table
 from workbench.studies.stacked_edits import distinct
 
 PRESET_OF, PRESET_LAYERS = "gpt2-xl", 48
@@ -159,26 +159,6 @@ def compare(
             yield repeat
 
 
-def measure_moments(run: Run, model: Model, name: str) -> None:
-    """Time second moments of three layers, one pass for each and one pass for all, a row a repeat."""
-    done = {(row["model"], row["repeat"]) for row in run.rows("moments")}
-    texts, tokens = statistics_texts(model, "atlas", seed=0), run.settings["tokens"]
-    middle = model.n_layers // 2
-    layers = list(range(middle - 1, middle + 2))
-    for repeat in range(run.settings["repeats"]):
-        if (name, repeat) in done:
-            continue
-        counted: list[int] = []
-
-        def collect(some: Sequence[int], counted: list[int] = counted) -> None:
-            counted.append(next(iter(second_moments(model, some, texts, max_tokens=tokens).values())).count)
-
-        together = seconds(lambda: collect(layers), model.device)
-        apart = sum(seconds(lambda layer=layer: collect([layer]), model.device) for layer in layers)
-        row = {"model": name, "repeat": repeat, "layers": layers, "tokens": counted[0]}
-        run.append("moments", row | {"together": together, "apart": apart})
-
-
 # What came of it ---------------------------------------------------------------------------------------
 
 
@@ -247,27 +227,6 @@ def show(run: Run) -> list[Section]:
         Section(title="Values", elements=[*(Paragraph(text=f"{one}.") for one in said), saved["speed"]]),
         Section(title="Second moments", elements=[saved["moments"]]),
     ]
-
-
-def moment_table(run: Run) -> pd.DataFrame:
-    """A row a model: tokens a second."""
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for row in run.rows("moments"):
-        rows.setdefault(row["model"], []).append(row)
-    lines = []
-    for name, some in rows.items():
-        together, apart = (statistics.median(row[key] for row in some) for key in ("together", "apart"))
-        lines.append(
-            {
-                "Model": name,
-                "Layers": ", ".join(map(str, some[0]["layers"])),
-                "Tokens": f"{some[0]['tokens']:,}",
-                "One pass: tokens a second": f"{some[0]['tokens'] / together:,.0f}",
-                "A pass each": f"{some[0]['tokens'] / apart:,.0f}",
-                "Ratio": f"{apart / together:.1f}",
-            }
-        )
-    return pd.DataFrame(lines)
 
 
 def headline(run: Run) -> str:

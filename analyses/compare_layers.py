@@ -19,7 +19,6 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import numpy as np
-import pandas as pd
 import typer
 
 from workbench.cli import options
@@ -36,7 +35,6 @@ from workbench.machine.progress import track
 from workbench.measuring.evaluate import evaluate, score_state
 from workbench.measuring.layer_choice import comparable, compare_method, last_subject_effect
 from workbench.measuring.scores import Evaluation, RecordScores
-from workbench.measuring.summaries import summarise
 from workbench.models.model import Model
 from workbench.records.facts import Record
 from workbench.records.reading import read_records
@@ -47,10 +45,17 @@ from workbench.studies.checked import scored, traced
 from workbench.studies.defaults import default_records, default_text, default_window, records_path
 from workbench.studies.edit import make_editor, statistics_texts
 from workbench.studies.going_on import sound
-from workbench.studies.layer_report import SCORES, bought, choice_table, explained_table, layer_table, results, sentence
+from workbench.studies.layer_report import (
+    bought,
+    by_layer,
+    choice_table,
+    explained_table,
+    layer_table,
+    results,
+    sentence,
+)  # fmt: skip
 from workbench.studies.locate import check_tracing, locate, stating_facts, true_facts
 from workbench.studies.located import Located
-from workbench.tracing.averages import ROLES
 from workbench.tracing.trace import CausalTrace
 
 METHODS = {"rome": "ROME", "r_rome": "r-ROME", "ft": "FT", "ft_l": "FT-L"}
@@ -234,24 +239,6 @@ def caveats(n: int, traced: int) -> list[str]:
         "the gain by chance stands beside it. Scores near 0 or 1 at whole layers leave little that could be explained "
         "within a layer.",
     ]
-
-
-def by_layer(
-    located: Located, layers: Sequence[int], evaluations: Mapping[tuple[int, int], Evaluation], seed: int
-) -> pd.DataFrame:
-    """Tidy: layer, measure (`effect`, `S`, `ES`, `PS`, `NS`), value, low, high."""
-    mlp = next(average for average in located.averages if average.site == "mlp_out")
-    role = ROLES.index("last_subject")
-    found = []
-    for layer in layers:
-        mean, half = float(mlp.mean[role, layer]), float(mlp.half_width[role, layer])
-        found.append({"layer": layer, "measure": "effect", "value": mean, "low": mean - half, "high": mean + half})
-        post = summarise([scored for (at, _), scored in evaluations.items() if at == layer], seed=seed).post
-        found += [
-            {"layer": layer, "measure": s, "value": post[s].value, "low": post[s].low, "high": post[s].high}
-            for s in SCORES
-        ]
-    return pd.DataFrame(found)
 
 
 def headline(run: Run) -> str:

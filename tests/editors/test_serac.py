@@ -22,7 +22,8 @@ from workbench.editors.setup.presets import PRESETS
 from workbench.editors.training.made_up import Questions
 from workbench.editors.training.network import TrainedNetwork, trained_network
 from workbench.editors.training.scope import balanced_loss, similarities
-from workbench.editors.training.serac import Networks, SeracRecipe, in_words, marked
+from workbench.editors.training.scope_and_copy import in_words, marked
+from workbench.editors.training.serac import Networks, SeracRecipe
 from workbench.edits.edit import Edit
 from workbench.edits.ledger import check_restored, state_fingerprint
 from workbench.edits.sequence import sequence

@@ -188,7 +188,8 @@ def analysis(
     from workbench.machine.failures import lines
     from workbench.report.write import write_report
     from workbench.runs.folder import clear, locked
-    from workbench.runs.run import CONTENT, Run
+    from workbench.runs.identity import CONTENT
+    from workbench.runs.run import Run
     from workbench.studies.checked import check
     from workbench.studies.contents import contents, preset_contents
 

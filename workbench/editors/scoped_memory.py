@@ -12,7 +12,8 @@ from torch import Tensor
 
 from workbench.editors.training.network import ABOUT, TrainedNetwork, network_path
 from workbench.editors.training.scope import Distance, similarities
-from workbench.editors.training.serac import Networks, in_words, marked
+from workbench.editors.training.scope_and_copy import in_words, marked
+from workbench.editors.training.serac import Networks
 from workbench.edits.redirected import RedirectEdit
 from workbench.models.encoders import first_token
 from workbench.models.loading import load_model

@@ -12,6 +12,7 @@ from torch import Tensor
 from workbench.editors.editor import Editor, Setting
 from workbench.editors.shared.beside import Beside, beside_mlp
 from workbench.editors.shared.keys import check_hooks
+from workbench.editors.shared.losses import largest, smoothed_loss
 from workbench.editors.shared.memories import Memories, remembered
 from workbench.editors.shared.requests import check_requests
 from workbench.editors.shared.tuning import TuningBatch, tuning_batch
@@ -225,13 +226,13 @@ class TPatcher(Editor):
             with torch.enable_grad():
                 neurons = Neurons(keys=key, values=value * scale, biases=bias, activation=self.activation)
                 log_probs = patched.log_probs(neurons.adding(model, self.layer))
-                terms = {"edit": self._edit_loss(log_probs, batch.targets)}
+                terms = {"edit": smoothed_loss(log_probs, batch.targets, self.label_smoothing)}
                 inputs = neurons.inputs(own).diagonal()
-                terms["activation"] = _largest(-inputs, _TOP["activation"])
+                terms["activation"] = largest(-inputs, _TOP["activation"])
                 if memory is not None:
                     there = neurons.inputs(memory)
-                    terms["memory"] = _largest(there - inputs + self.margins[0], _TOP["memory"])
-                    terms["memory"] = terms["memory"] + _largest(there - self.margins[1], _TOP["memory"])
+                    terms["memory"] = largest(there - inputs + self.margins[0], _TOP["memory"])
+                    terms["memory"] = terms["memory"] + largest(there - self.margins[1], _TOP["memory"])
                 weights = {"edit": 1.0, "activation": self.activation_weight, "memory": self.memory_weight}
                 total = sum((weights[name] * term for name, term in terms.items()), torch.zeros_like(bias[0]))
             for name, term in terms.items():
@@ -252,19 +253,7 @@ class TPatcher(Editor):
             optimiser.step()
         return tuple(leaves)
 
-    def _edit_loss(self, log_probs: Float[Tensor, "target vocab"], targets: Int[Tensor, " target"]) -> Tensor:
-        """Mean over the target's tokens; smoothed as in fairseq, which spreads over the other tokens alone."""
-        said = log_probs.gather(1, targets[:, None])[:, 0]
-        others = log_probs.sum(dim=-1) - said
-        share = self.label_smoothing / (log_probs.shape[-1] - 1)
-        return -((1 - self.label_smoothing) * said + share * others).mean()
-
     def _done(self, right: Bool[Tensor, " target"], step: int, memory: Sequence[float]) -> bool:
         if step % _CHECK_EVERY or not right.all():
             return False
         return len(memory) <= _CHECK_EVERY or memory[-1 - _CHECK_EVERY] - memory[-1] < _SETTLED
-
-
-def _largest(values: Tensor, count: int) -> Tensor:
-    """S(v; k): the mean of the exponentials of the largest values."""
-    return values.flatten().topk(min(count, values.numel())).values.exp().mean()

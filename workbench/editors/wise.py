@@ -10,6 +10,7 @@ from torch import Tensor
 
 from workbench.editors.editor import Editor, Setting
 from workbench.editors.shared.keys import check_hooks
+from workbench.editors.shared.margins import Bounds, Margins
 from workbench.editors.shared.requests import check_requests
 from workbench.editors.shared.subject import check_contexts, in_contexts
 from workbench.editors.shared.tuning import TuningBatch, tuning_batch
@@ -180,7 +181,9 @@ class WISE(Editor):
         templates = in_contexts(request.template, self.contexts)
         rows = tuple(replace(request, template=template) for template in templates)
         batch = tuning_batch(model, rows, objective="target", kl_template=None)
-        margins = _Margins(self, model, batch, text)
+        published = self.form == "published"
+        bounds = Bounds(alpha=self.alpha, beta=self.beta, gamma=self.gamma, published=published)
+        margins = Margins(bounds, self.rules, model, batch, text)
         mask = self._mask(index, weight.shape).to(weight.device)
         change = before.to(weight.device, torch.promote_types(weight.dtype, torch.float32)).clone().requires_grad_(True)
         losses: dict[str, list[float]] = {"edit": [], "activation": []}
@@ -231,34 +234,3 @@ class WISE(Editor):
             tokens = batch.rows.bincount(minlength=len(batch.requests))
             losses = losses * tokens / (tokens + 1)
         return losses.mean()
-
-
-class _Margins:
-    """The hinges on distances of one request: what the matrix reads does not change, and is read once."""
-
-    def __init__(self, editor: WISE, model: Model, batch: TuningBatch, text: str) -> None:
-        self.editor, self.model, self.rules = editor, model, editor.rules
-        texts = [join(each.prompt, each.target_new, each.separator) for each in batch.requests]
-        prompts = [*(len(each.prompt) for each in batch.requests), len(text)]
-        tokens = model.tokenize([*texts, text], padding_side="left").with_prompts(prompts)
-        names = self.rules.sites(model)
-        found = model.activations(tokens, names)
-        self.states, self.output = (found[name] for name in names)
-        places = torch.arange(tokens.ids.shape[1], device=model.device)
-        self.counted = (tokens.mask > 0) & (places <= tokens.prompt_ends[:, None])
-        if editor.form == "published":
-            self.counted = torch.ones_like(self.counted)
-
-    def __call__(self, change: Float[Tensor, "d_in d_out"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """The mean distance of the request's prompts, and the sum of the hinges."""
-        more = self.states.to(change.dtype) @ change
-        distances = self.rules.distances(self.model, self.output, more)
-        means = (distances * self.counted).sum(dim=1) / self.counted.sum(dim=1)
-        near, far = means[:-1], means[-1:]
-        editor = self.editor
-        hinges = [self._hinge(far - near + editor.gamma), self._hinge(far - editor.alpha)]
-        return near.mean(), sum(hinges, self._hinge(editor.beta - near))
-
-    def _hinge(self, values: Float[Tensor, " some"]) -> Float[Tensor, ""]:
-        above = values.clamp(min=0)
-        return above.sum() / (values > 0).sum().clamp(min=1) if self.editor.form == "published" else above.mean()

@@ -21,16 +21,14 @@ from workbench.machine.jsonl import append_line, dumps, load_json, read_lines, s
 from workbench.measuring.scores import Evaluation
 from workbench.runs.artifacts import SavedFigure, SavedTable, figures_in, save_figure, save_table, tables_in
 from workbench.runs.folder import LOCK, check_folder
+from workbench.runs.identity import AFRESH, refuse_other_settings, release
 from workbench.tables.table import Table
 
 Status = Literal["running", "interrupted", "complete"]
-CONTENT = "content"
-"""The setting that holds digests of what the others name."""
 _CHECK = "sha256"
 """The entry of results.json that is a checksum of the others."""
 _MEASURED = {field.name for field in fields(Evaluation)} - {"case_id"}
 """Of an evaluation's row, what its metrics tell."""
-_AFRESH = "choose another --out, or start again with --fresh"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +50,7 @@ class Run:
         check_folder(folder)
         if (folder / "settings.json").exists():
             run = cls.open(folder)
-            _refuse_other_settings(folder, run.settings, settings)
+            refuse_other_settings(folder, run.settings, settings)
             run._note_restart()
             run._sweep()
             return run
@@ -100,7 +98,7 @@ class Run:
         before = noted.setdefault("model_fingerprint", fingerprint)
         if before != fingerprint:
             raise ValueError(
-                f"'{self.folder}' was begun with model weights {before[:12]}, these are {fingerprint[:12]}: {_AFRESH}"
+                f"'{self.folder}' was begun with model weights {before[:12]}, these are {fingerprint[:12]}: {AFRESH}"
             )
         self.write_json("environment.json", noted)
 
@@ -109,7 +107,7 @@ class Run:
         noted = self.read_json("environment.json")
         before = noted.setdefault("presets", {})
         if changed := [name for name, found in digests.items() if before.setdefault(name, found) != found]:
-            raise ValueError(f"'{self.folder}' was begun with another {', '.join(changed)}: {_AFRESH}")
+            raise ValueError(f"'{self.folder}' was begun with another {', '.join(changed)}: {AFRESH}")
         self.write_json("environment.json", noted)
 
     def _set_status(self, state: Status, reason: str = "") -> None:
@@ -139,9 +137,9 @@ class Run:
         if others := [
             f"{package} {at_start} (now {current['versions'].get(package)})"
             for package, at_start in noted.get("versions", {}).items()
-            if _release(current["versions"].get(package)) != _release(at_start)
+            if release(current["versions"].get(package)) != release(at_start)
         ]:
-            raise ValueError(f"'{self.folder}' was begun with {', '.join(others)}: install that again, or {_AFRESH}")
+            raise ValueError(f"'{self.folder}' was begun with {', '.join(others)}: install that again, or {AFRESH}")
         noted.setdefault("resumed", []).append(current["date"])
         self.write_json("environment.json", noted)
 
@@ -214,7 +212,7 @@ class Run:
         path = self.folder / name
         found = load_json(path) if path.exists() else {}
         if (check := found.pop(_CHECK, None)) not in (None, digest(dumps(found))):
-            raise ValueError(f"'{path}' is damaged, it has not the checksum {check!r}: {_AFRESH}")
+            raise ValueError(f"'{path}' is damaged, it has not the checksum {check!r}: {AFRESH}")
         return found
 
     def note(self, **results: Any) -> None:
@@ -247,22 +245,3 @@ class Run:
     def tables(self) -> dict[str, SavedTable]:
         """The tables saved so far, by name."""
         return tables_in(self.folder / "tables")
-
-
-def _release(version: str | None) -> str | None:
-    """A version without what it was built for: a run may go on with another `--device`."""
-    return version and version.partition("+")[0]
-
-
-def _refuse_other_settings(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    missing = "(not set)"
-    differing = [
-        f"{key} was {old.get(key, missing)!r} and is now {new.get(key, missing)!r}"
-        for key in sorted((old.keys() | new.keys()) - {CONTENT})
-        if old.get(key, missing) != new.get(key, missing)
-    ]
-    if differing:
-        raise ValueError(f"'{folder}' holds a run with other settings ({'; '.join(differing)}): {_AFRESH}")
-    before, now = old.get(CONTENT, {}), new.get(CONTENT, {})
-    if changed := [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]:
-        raise ValueError(f"'{folder}' was begun with another content of {', '.join(changed)}: {_AFRESH}")

@@ -1,6 +1,6 @@
 """Comparisons of editors at every layer in words: tables and sentences, from `LayerComparison`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +8,10 @@ import pandas as pd
 
 from workbench.machine.intervals import Estimate
 from workbench.measuring.layer_choice import CHOICES, NEAR, LayerComparison
+from workbench.measuring.scores import Evaluation
+from workbench.measuring.summaries import summarise
+from workbench.studies.located import Located
+from workbench.tracing.averages import ROLES
 
 SCORES = ("S", "ES", "PS", "NS")
 """Scores shown by layer and by choice."""
@@ -129,3 +133,21 @@ def near(one: Mapping[str, Any]) -> str:
 def value(estimate: Mapping[str, Any]) -> str:
     """A share as a percentage, without its interval."""
     return f"{100 * estimate['value']:.1f}"
+
+
+def by_layer(
+    located: Located, layers: Sequence[int], evaluations: Mapping[tuple[int, int], Evaluation], seed: int
+) -> pd.DataFrame:
+    """Tidy: layer, measure (`effect`, `S`, `ES`, `PS`, `NS`), value, low, high."""
+    mlp = next(average for average in located.averages if average.site == "mlp_out")
+    role = ROLES.index("last_subject")
+    found = []
+    for layer in layers:
+        mean, half = float(mlp.mean[role, layer]), float(mlp.half_width[role, layer])
+        found.append({"layer": layer, "measure": "effect", "value": mean, "low": mean - half, "high": mean + half})
+        post = summarise([scored for (at, _), scored in evaluations.items() if at == layer], seed=seed).post
+        found += [
+            {"layer": layer, "measure": s, "value": post[s].value, "low": post[s].low, "high": post[s].high}
+            for s in SCORES
+        ]
+    return pd.DataFrame(found)

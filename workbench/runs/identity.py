@@ -1,0 +1,30 @@
+"""What makes a run the one that it was begun as: its settings, the content of what they name, and versions."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+CONTENT = "content"
+"""The setting that holds digests of what the others name."""
+AFRESH = "choose another --out, or start again with --fresh"
+"""The way out where another is asked for."""
+
+
+def release(version: str | None) -> str | None:
+    """A version without what it was built for: a run may go on with another `--device`."""
+    return version and version.partition("+")[0]
+
+
+def refuse_other_settings(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """ValueError for other settings, or another content of what they name, than those a run was begun with."""
+    missing = "(not set)"
+    differing = [
+        f"{key} was {old.get(key, missing)!r} and is now {new.get(key, missing)!r}"
+        for key in sorted((old.keys() | new.keys()) - {CONTENT})
+        if old.get(key, missing) != new.get(key, missing)
+    ]
+    if differing:
+        raise ValueError(f"'{folder}' holds a run with other settings ({'; '.join(differing)}): {AFRESH}")
+    before, now = old.get(CONTENT, {}), new.get(CONTENT, {})
+    if changed := [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]:
+        raise ValueError(f"'{folder}' was begun with another content of {', '.join(changed)}: {AFRESH}")
