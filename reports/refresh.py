@@ -81,6 +81,8 @@ TABLES = {
     "families": "check_families/tables/families.md",
 }
 """Shown in README.md, between markers of these names."""
+SHORT = {"real-survey": r"\| (Reliability|Generalization|Locality) \| (teacher-forced|generated) "}
+"""Of long tables, the rows that are shown there."""
 
 
 def main(
@@ -117,12 +119,20 @@ def with_tables(text: str) -> str:
     Tables of `reports/`, and the map of the rooms.
     """
     shown = {name: (ROOT / "reports" / path).read_text(encoding="utf-8").strip() for name, path in TABLES.items()}
+    shown |= {name: short(shown[name], rows) for name, rows in SHORT.items()}
     for name, content in (shown | {"rooms": rooms()}).items():
         between = re.compile(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         if not between.search(text):
             raise ValueError(f"README.md has no <!-- {name} --> ... <!-- /{name} -->")
         text = between.sub(lambda found, content=content: f"{found[1]}{content}\n{found[2]}", text)
     return text
+
+
+def short(table: str, rows: str) -> str:
+    """A table in Markdown with its caption, of whose rows those remain that match."""
+    lines = table.split("\n")
+    first = next(index for index, line in enumerate(lines) if line.startswith("| ---")) + 1
+    return "\n".join([*lines[:first], *(line for line in lines[first:] if re.search(rows, line))])
 
 
 def rooms() -> str:
