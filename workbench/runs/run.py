@@ -259,7 +259,7 @@ def _refuse_other_settings(folder: Path, old: Mapping[str, Any], new: Mapping[st
     differing = [
         f"{key} was {old.get(key, missing)!r} and is now {new.get(key, missing)!r}"
         for key in sorted((old.keys() | new.keys()) - {CONTENT})
-        if old.get(key, missing) != new.get(key, missing)
+        if old.get(key) != new.get(key)  # an option that is not given is None
     ]
     if differing:
         raise ValueError(f"'{folder}' holds a run with other settings ({'; '.join(differing)}): {_AFRESH}")
