@@ -96,9 +96,8 @@ def main(
     with analysis(folder, settings, loaded, title="What one edit changes", headline=headline, checks=checks) as page:
         run = page.run
         page.show = lambda: show(run, single)
-        layer = wanted.layer
-        if wanted.located:
-            layer = settled_layer(run, loaded, every, layer=None, seed=seed, engine=engine)
+        if wanted.located or layer is not None:
+            layer = settled_layer(run, loaded, every, layer=layer, seed=seed, engine=engine)
         if not run.rows("written"):
             editor = make_editor(
                 loaded,

@@ -62,9 +62,9 @@ def edit(
     text = text or default_text(loaded)
     settings = given(records=records, limit=len(chosen), layer=layer, text=text, without=["located"])
     with analysis(out, settings, loaded, report=False, checks=[edited(chosen)]) as page:
-        run, layer = page.run, wanted.layer
-        if wanted.located:
-            layer = settled_layer(run, loaded, every, layer=None, seed=seed, engine=engine)
+        run = page.run
+        if wanted.located or layer is not None:
+            layer = settled_layer(run, loaded, every, layer=layer, seed=seed, engine=engine)
         editor = make_editor(
             loaded,
             method,
@@ -114,7 +114,7 @@ def evaluate(
         raise ValueError(f"'{edits}' holds no edits; run `workbench edit --out {edits}` to the end")
     loaded = load(made.settings["model"], device=device, dtype=made.settings["dtype"])
     made.check_model(loaded.fingerprint())
-    settings = dict(made.settings) | given(limit=len(chosen))
+    settings = dict(made.settings) | given(edits=str(edits), limit=len(chosen))
     with analysis(out, settings, loaded, checks=[scored(chosen, fluency=fluency)]) as page:
         run = page.run
         if not run.rows("failures"):
