@@ -73,6 +73,7 @@ def make_editor(
 
     Raises ValueError for an unknown method or no preset, IndexError for a layer out of range.
     """
+    alone = alone or "layers" in changes  # the preset's places are not looked at
     _check(model, method, layer=layer, preset_of=preset_of, alone=alone)
     chosen = _preset(model, method, preset_of)
     at = 0 if layer is None else layer  # which is then not looked at
