@@ -134,7 +134,7 @@ def edit_alone(
     left = [record for record in sound(run, records, method) if record.case_id not in finished]
     if not left:
         return
-    editor, weights = make_editor(model, method, **making), state_fingerprint(model)
+    editor, weights = make_editor(model, method, run=run, **making), state_fingerprint(model)
     sampled = {record.case_id for record in records[: run.settings["fluency"]]}
     with suppress(*FAILURES):  # the record is kept as failed below
         editor(model, [left[0].request])  # what an editor prepares once, for all its edits, is no part of an edit
@@ -167,7 +167,7 @@ def edit_stacked(run: Run, model: Model, method: str, records: Sequence[Record],
     failing = f"{method}, all at once"
     if any(row["method"] == method and complete(run, row, failing) for row in run.rows("stacked")):
         return
-    editor, folder = make_editor(model, method, **making), run.folder / "edits" / f"{method}-{len(records)}"
+    editor, folder = make_editor(model, method, run=run, **making), run.folder / "edits" / f"{method}-{len(records)}"
 
     def attempt(some: Sequence[Record]) -> Iterator[None]:
         requests = [record.request for record in some]

@@ -135,7 +135,7 @@ def edit_everywhere(
     for layer, record in track(cells, f"{method} at every layer", len(cells)):
         if layer != at:
             options = {"text": text, "seed": seed, "preset_of": run.settings["preset"]}
-            editor, at = make_editor(model, method, layer=layer, alone=True, **options), layer
+            editor, at = make_editor(model, method, layer=layer, alone=True, run=run, **options), layer
             here = [one for place, one in cells if place == layer]
             make = Ahead(model=model, editor=editor, records=here, together=together)
         if record.case_id in run.failed(method=method):

@@ -111,7 +111,7 @@ def main(
                 if (method, *place) not in finished and sound(run, group, failing(method, place[0]))
             ]
             if left:
-                editor = make_editor(loaded, method, layer=layer, preset_of=preset, text=text, seed=seed)
+                editor = make_editor(loaded, method, layer=layer, preset_of=preset, text=text, seed=seed, run=run)
                 edited = (each for place in left for each in edit_group(run, loaded, method, editor, place, places))
                 for _ in track(edited, f"Editing with {method}", sum(number for number, _ in left)):
                     pass

@@ -131,7 +131,7 @@ def main(
                 if (method, *place) not in finished and sound(run, stacked, failing(method, place[0]))
             ]
             if left:
-                editor = make_editor(loaded, method, layer=layer, preset_of=preset, text=text, seed=seed)
+                editor = make_editor(loaded, method, layer=layer, preset_of=preset, text=text, seed=seed, run=run)
                 made = (one for place in left for one in stack(run, loaded, method, editor, place, plan, prose))
                 for _ in track(made, f"Stacking {method}", sum(len(plan.stacks[place]) for place in left)):
                     pass

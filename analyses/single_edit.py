@@ -38,7 +38,7 @@ import typer
 
 from workbench.cli import options
 from workbench.cli.session import analysis, console, given, load, script
-from workbench.editors.make import check_editor
+from workbench.editors.make import ask
 from workbench.machine.jsonl import dumps
 from workbench.machine.paths import DATA
 from workbench.models.generation import generate
@@ -66,6 +66,8 @@ def main(
     method: options.Method = "rome",
     preset: options.Preset = None,
     layer: options.Layer = None,
+    layers: options.Layers = None,
+    changes: options.Changes = None,
     engine: options.Engine = "auto",
     text: options.Text = None,
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="How many are generated.")] = 12,
@@ -84,7 +86,7 @@ def main(
     every = read_records(records_path(records))
     single = read_single_edit(file) if case is None else of_record(find(every, case))
     loaded = load(model, device=device, dtype=dtype)
-    check_editor(loaded, method, layer=layer, preset_of=preset)
+    wanted = ask(loaded, method, preset_of=preset, settings=changes or (), layer=layer, layers=layers)
     text = text or default_text(loaded)
     settings = given(records=records, text=text, single=asdict(single), without=["file"])
     digest = hashlib.sha256(dumps(settings).encode()).hexdigest()[:8]
@@ -94,9 +96,20 @@ def main(
     with analysis(folder, settings, loaded, title="What one edit changes", headline=headline, checks=checks) as page:
         run = page.run
         page.show = lambda: show(run, single)
-        layer = settled_layer(run, loaded, every, layer=layer, seed=seed, engine=engine)
+        if wanted.located or layer is not None:
+            layer = settled_layer(run, loaded, every, layer=layer, seed=seed, engine=engine)
         if not run.rows("written"):
-            editor = make_editor(loaded, method, preset_of=preset, layer=layer, text=text, seed=seed)
+            editor = make_editor(
+                loaded,
+                method,
+                preset_of=preset,
+                layer=layer,
+                text=text,
+                seed=seed,
+                run=run,
+                alone=wanted.alone,
+                **wanted.fields,
+            )
             pre = continuations(loaded, single, tokens)
             edit = editor(loaded, [single.request])
             edit.save(run.folder / "edits" / "edit.safetensors")

@@ -11,6 +11,7 @@ from typing import get_type_hints
 
 import pytest
 from command import ANALYSES, TINY, Analyse, run
+from typer.testing import CliRunner
 
 import workbench.studies.measure
 from workbench.cli import app
@@ -184,3 +185,24 @@ def test_bad_input_is_one_clear_line(study: list[object], records: Path, tmp_pat
     assert "got '3;7'" in error("--positions", "3;7")
     assert "--engine is one of auto, fast, plain" in error("--engine", "quick")
     assert "one of float32, tf32" in error("--precision", "float64")
+
+
+def test_a_run_is_repeated_and_its_edit_shown_at_work(records: Path, text: Path, tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(f"model: {TINY}\nrecords: {records}\nmethod: ft\npreset: gpt2-xl\nlimit: 3\n"
+                      "layers: [2, 3]\nset: {steps: 2}\n")  # fmt: skip
+    made = run("edit", "--config", config, "--limit", 1, "--out", tmp_path / "one")
+    assert made.exit_code == 0 and "1 edits at layers 2, 3" in made.output, made.output
+    (fields,) = json.loads((tmp_path / "one" / "editors.json").read_text()).values()
+    assert fields["steps"] == 2 and fields["layers"] == [2, 3]
+    assert run("rerun", tmp_path / "one").exit_code == 0
+    (edit,), (again,) = ((tmp_path / name / "edits").iterdir() for name in ("one", "one-rerun"))
+    assert edit.read_bytes() == again.read_bytes()
+    for name in ("settings.json", "editors.json"):
+        assert (tmp_path / "one" / name).read_text() == (tmp_path / "one-rerun" / name).read_text()
+    shown = run("apply", edit, "--model", TINY, "--prompt", "Argentina is", "--prompt", "Peru is", "--tokens", 2)
+    assert shown.exit_code == 0 and "Peru is" in shown.output and "After" in shown.output
+    asked = CliRunner().invoke(app, ["chat", str(edit), "--model", str(TINY)], input="Argentina is\n\nPeru is\n")
+    assert asked.exit_code == 0 and "Argentina is" in asked.output and "Peru" not in asked.output
+    config.write_text("limt: 3\n")
+    assert "limt" in run("edit", "--config", config).output

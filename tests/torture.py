@@ -48,7 +48,7 @@ CASES = sorted(record.case_id for record in RECORDS)
 
 def commands(folder: Path) -> list[list[Any]]:
     """What makes the folders of a run and of its scores."""
-    edit = ["edit", "--model", TINY, "--records", folder / "records.json", "--method", "ft", "--layer", 2,
+    edit = ["edit", "--model", TINY, "--records", folder / "records.json", "--method", "ft", "--layers", 2,
             "--out", folder / "edits"]  # fmt: skip
     return [edit, ["evaluate", folder / "edits", "--fluency", 0, "--out", folder / "scores"]]
 

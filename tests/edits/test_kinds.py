@@ -427,7 +427,7 @@ def test_a_study_from_the_command_line(
     monkeypatch.setitem(registry._HOMES, method, ("known_kinds", type(editor).__name__))
     (tmp_path / f"{method}.json").write_text(json.dumps({"tiny-gpt2": {"source": "a test", "fields": {}}}))
     monkeypatch.setattr("workbench.editors.setup.presets.PRESETS", tmp_path)
-    common = ("--model", TINY, "--records", records, "--method", method, "--layer", 2, "--limit", 2)
+    common = ("--model", TINY, "--records", records, "--method", method, "--limit", 2)
     form = ("--traces", 1, "--samples", 2, "--window", 3, "--fluency", 0)
     whole = run("study", *common, *form, "--out", tmp_path / "study")
     assert whole.exit_code == 0, whole.output

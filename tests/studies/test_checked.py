@@ -37,7 +37,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_study_says_first_what_it_leaves_out(asked: list[str], text: Path, tmp_path: Path) -> None:
     write_counterfact(FLAWED, tmp_path / "records.json")
     result = run("study", "--model", TINY, "--records", tmp_path / "records.json", "--text", text, "--limit", 3,
-                 "--traces", 3, "--samples", 2, "--window", 3, "--layer", 2, "--method", "ft",
+                 "--traces", 3, "--samples", 2, "--window", 3, "--layers", 2, "--method", "ft",
                  "--out", tmp_path / "run")  # fmt: skip
     assert result.exit_code == 3, result.output
     assert asked == ["Portugal"], "what cannot be scored is not edited either"
@@ -54,7 +54,7 @@ def test_a_study_says_first_what_it_leaves_out(asked: list[str], text: Path, tmp
 
 def test_an_edit_is_asked_of_its_request_alone(asked: list[str], text: Path, tmp_path: Path) -> None:
     write_counterfact(FLAWED, tmp_path / "records.json")
-    result = run("edit", "--model", TINY, "--records", tmp_path / "records.json", "--text", text, "--layer", 2,
+    result = run("edit", "--model", TINY, "--records", tmp_path / "records.json", "--text", text, "--layers", 2,
                  "--method", "ft", "--out", tmp_path / "run")  # fmt: skip
     assert result.exit_code == 3 and asked == ["Portugal", "Japan"], result.output
     scores = run("evaluate", tmp_path / "run", "--fluency", 0, "--out", tmp_path / "scores")
@@ -72,7 +72,7 @@ def test_an_analysis_is_told_the_same(analyse: Analyse, asked: list[str], text: 
 
 def test_where_nothing_is_left_nothing_is_begun(asked: list[str], text: Path, tmp_path: Path) -> None:
     write_counterfact(FLAWED[2:], tmp_path / "records.json")
-    result = run("edit", "--model", TINY, "--records", tmp_path / "records.json", "--text", text, "--layer", 2,
+    result = run("edit", "--model", TINY, "--records", tmp_path / "records.json", "--text", text, "--layers", 2,
                  "--method", "ft", "--out", tmp_path / "run")  # fmt: skip
     assert result.exit_code == 1 and not asked
     assert "error: nothing is left that" in result.output and "record 3: ValueError: a text has" in result.output

@@ -8,8 +8,10 @@ from typing import Annotated
 import typer
 
 import workbench
+from workbench.cli.applying import apply, chat
 from workbench.cli.checkpoints import export, fetch
 from workbench.cli.editing import edit, evaluate
+from workbench.cli.repeating import rerun
 from workbench.cli.session import told
 from workbench.cli.study import study
 from workbench.cli.tracing import trace
@@ -40,7 +42,7 @@ def settings(
     """What stands before a command."""
 
 
-for command in (fetch, trace, edit, evaluate, export, train, study):
+for command in (fetch, trace, edit, evaluate, apply, chat, export, train, study, rerun):
     app.command()(told(command, command.__name__))
 
 

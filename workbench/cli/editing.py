@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from workbench.cli import options
-from workbench.cli.session import analysis, console, load, plugged
+from workbench.cli.session import analysis, console, given, load
 
 if TYPE_CHECKING:
     from workbench.records.facts import Record
@@ -21,6 +21,8 @@ def edit(
     method: options.Method = "rome",
     preset: options.Preset = None,
     layer: options.Layer = None,
+    layers: options.Layers = None,
+    changes: options.Changes = None,
     located: Annotated[
         Path | None, typer.Option("--trace", help="Folder of a `workbench trace` run, whose located layer is edited.")
     ] = None,
@@ -38,7 +40,7 @@ def edit(
     precision: options.Precision = "float32",
 ) -> None:
     """Rewrite facts: one edit a record, saved as edits/CASE.safetensors; or one request, tried and shown."""
-    from workbench.editors.make import check_editor
+    from workbench.editors.make import ask
     from workbench.machine.progress import track
     from workbench.records.reading import read_records
     from workbench.studies.checked import edited
@@ -46,26 +48,34 @@ def edit(
     from workbench.studies.edit import edit_records, make_editor, show_edit
     from workbench.studies.locate import check_tracing, settled_layer
 
-    given = {"--prompt": prompt, "--subject": subject, "--target": target}
-    if any(given.values()) and not all(given.values()):
-        missing = ", ".join(name for name, value in given.items() if not value)
+    one = {"--prompt": prompt, "--subject": subject, "--target": target}
+    if any(one.values()) and not all(one.values()):
+        missing = ", ".join(name for name, value in one.items() if not value)
         raise ValueError(f"one request needs --prompt, --subject and --target: {missing} is missing")
     check_tracing("last_subject", engine)
-    layer = _located_layer(located) if layer is None and located is not None else layer
+    layer = _settled(layer, layers, located)
     records = records or default_records(model)
-    every = [] if prompt and layer is not None else read_records(records_path(records))
+    every = [] if prompt and (layer is not None or layers) else read_records(records_path(records))
     chosen = [_request(prompt, subject, target)] if prompt else every[:limit]
     loaded = load(model, device=device, dtype=dtype)
-    check_editor(loaded, method, layer=layer, preset_of=preset)
+    wanted = ask(loaded, method, preset_of=preset, settings=changes or (), layer=layer, layers=layers)
     text = text or default_text(loaded)
-    settings = {"command": "edit", "model": model, "records": records, "seed": seed, "limit": len(chosen),
-                "method": method, "preset": preset, "layer": layer, "text": text, "dtype": dtype,
-                "precision": precision,
-                "request": [prompt, subject, target] if prompt else None, **plugged(plugin)}  # fmt: skip
+    settings = given(records=records, limit=len(chosen), layer=layer, text=text, without=["located"])
     with analysis(out, settings, loaded, report=False, checks=[edited(chosen)]) as page:
         run = page.run
-        layer = settled_layer(run, loaded, every, layer=layer, seed=seed, engine=engine)
-        editor = make_editor(loaded, method, preset_of=preset, layer=layer, text=text, seed=seed)
+        if wanted.located or layer is not None:
+            layer = settled_layer(run, loaded, every, layer=layer, seed=seed, engine=engine)
+        editor = make_editor(
+            loaded,
+            method,
+            preset_of=preset,
+            layer=layer,
+            text=text,
+            seed=seed,
+            run=run,
+            alone=wanted.alone,
+            **wanted.fields,
+        )
         edits, count = edit_records(run, loaded, editor, chosen, together=together), 0
         for record, made in track(edits, f"Editing with {method}", len(chosen)):
             count += 1
@@ -96,7 +106,7 @@ def evaluate(
     from workbench.studies.measure import score_edits
 
     made = Run.open(edits)
-    if made.settings.get("command") != "edit" or made.settings.get("request"):
+    if made.settings.get("command") != "edit" or made.settings.get("prompt"):
         raise ValueError(f"'{edits}' is not a run of `workbench edit` over records; make one with `workbench edit`")
     every = read_records(records_path(made.settings["records"]))
     chosen = [record for record in every if edit_path(made, record).exists()]
@@ -104,15 +114,7 @@ def evaluate(
         raise ValueError(f"'{edits}' holds no edits; run `workbench edit --out {edits}` to the end")
     loaded = load(made.settings["model"], device=device, dtype=made.settings["dtype"])
     made.check_model(loaded.fingerprint())
-    settings = dict(made.settings) | {
-        "command": "evaluate",
-        "edits": str(edits),
-        "seed": seed,
-        "limit": len(chosen),
-        "precision": precision,
-        "fluency": fluency,
-        **plugged(plugin),
-    }
+    settings = dict(made.settings) | given(edits=str(edits), limit=len(chosen))
     with analysis(out, settings, loaded, checks=[scored(chosen, fluency=fluency)]) as page:
         run = page.run
         if not run.rows("failures"):
@@ -125,6 +127,15 @@ def _request(prompt: str, subject: str, target: str) -> "Record":
     from workbench.records.facts import EditRequest, Record
 
     return Record(case_id=0, request=EditRequest(template=prompt, subject=subject, target_new=target))
+
+
+def _settled(layer: int | None, layers: list[int] | None, folder: Path | None) -> int | None:
+    """The layer given, or the one that a run has located, if one is named."""
+    if folder is None:
+        return layer
+    if layer is not None or layers:
+        raise ValueError(f"--trace {folder} says which layer is edited: leave --layer and --layers out")
+    return _located_layer(folder)
 
 
 def _located_layer(folder: Path) -> int:

@@ -6,7 +6,7 @@ Options of several values take them with commas between, or the option again: `-
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, no_type_check
 
 import typer
 
@@ -30,6 +30,16 @@ def several(name: str, kind: type, help: str) -> Any:
 
     metavar = "NAME,..." if kind is str else "NUMBER,..."
     return typer.Option(name, parser=parse, callback=flat, metavar=metavar, help=help)
+
+
+@no_type_check  # what is passed is the class that this one derives from
+def read_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Take the options in a file for defaults; ValueError for one that the command does not have."""
+    if path is not None:
+        from workbench.cli.config import options_in
+
+        context.default_map = options_in(path, context.command.params)
+    return path
 
 
 # What is studied -----------------------------------------------------------------------------------------------
@@ -96,7 +106,21 @@ _KNOWN = f"any of {', '.join(EDITORS)}"
 Method = Annotated[str, typer.Option("--method", help=f"The editor: {_KNOWN}.")]
 Methods = Annotated[list[str] | None, several("--methods", str, f"Editors: {_KNOWN}. [default: all that are ready]")]
 SomeMethods = Annotated[list[str], several("--methods", str, f"Editors: {_KNOWN}.")]
-Layer = Annotated[int | None, typer.Option("--layer", help="The layer to edit. [default: the located one]")]
+Layer = Annotated[
+    int | None, typer.Option("--layer", help="The layer to edit, or around which. [default: the located one]")
+]
+Layers = Annotated[
+    list[int] | None,
+    several("--layers", int, "All layers to edit, for methods of several. [default: what the preset says]"),
+]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="FIELD=VALUE",
+        help="A field of the editor that differs from its preset; once each. See --help-editor.",
+    ),
+]
 Text = Annotated[
     str | None,
     typer.Option(
@@ -146,4 +170,21 @@ Precision = Annotated[
     typer.Option(
         "--precision", help="Of products of float32 matrices: float32, or tf32 (faster on Nvidia's GPUs; 10 bits)."
     ),
+]
+
+
+# Of every command, see `session.told` ---------------------------------------------------------------------------
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        is_eager=True,
+        callback=read_config,
+        help="A YAML file of options by name, 'limit: 3'; what the command line gives wins.",
+    ),
+]
+HelpEditor = Annotated[
+    str | None,
+    typer.Option("--help-editor", metavar="METHOD", help="Show a method's fields with the preset's values, and exit."),
 ]

@@ -4,6 +4,7 @@ Heavy imports stand inside the functions, so that `--help` answers at once.
 """
 
 import functools
+import inspect
 import os
 import signal
 import sys
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
+
+from workbench.cli import options
 
 if TYPE_CHECKING:
     import torch
@@ -56,15 +59,18 @@ def told(command: Callable[..., None], name: str) -> Callable[..., None]:
     """
 
     @functools.wraps(command)
-    def wrapped(**options: Any) -> None:
+    def wrapped(*, config: Path | None = None, **values: Any) -> None:
+        del config  # its callback has read it
         try:
+            if method := values.pop("help_editor", None):
+                _help_editor(method, values)
             from workbench.machine.precision import float32_products
 
-            with _terminating(), warnings.catch_warnings(), float32_products(options.get("precision", "float32")):
+            with _terminating(), warnings.catch_warnings(), float32_products(values.get("precision", "float32")):
                 warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-                _running.set({"command": name, **options})
-                _load_plugins(options.get("plugin") or ())
-                command(**options)
+                _load_plugins(values.get("plugin") or ())
+                _running.set({"command": name, **values})
+                command(**values)
         except KeyboardInterrupt as stopped:
             print("Interrupted. What is finished is kept; the same command goes on from there.")
             raise typer.Exit(143 if isinstance(stopped, Terminated) else 130) from None
@@ -76,7 +82,30 @@ def told(command: Callable[..., None], name: str) -> Callable[..., None]:
             print(f"error: {_line(error)}", file=sys.stderr)
             raise typer.Exit(1) from None
 
+    _declare(wrapped, command)
     return wrapped
+
+
+def _declare(wrapped: Callable[..., None], command: Callable[..., None]) -> None:
+    """Give a command the options that all have, and --help-editor where fields of an editor can be set."""
+    signature = inspect.signature(command)
+    more = {"config": options.Config}
+    if "changes" in signature.parameters:
+        more["help_editor"] = options.HelpEditor
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+        for name, kind in more.items()
+    ]
+    vars(wrapped)["__signature__"] = signature.replace(parameters=[*signature.parameters.values(), *added])
+    wrapped.__annotations__ = {**command.__annotations__, **more}
+
+
+def _help_editor(method: str, values: Mapping[str, Any]) -> None:
+    from workbench.editors.asked import described
+
+    _load_plugins(values.get("plugin") or ())
+    console.print(described(method, values.get("preset") or values["model"]))
+    raise typer.Exit
 
 
 def _load_plugins(files: Iterable[Path]) -> None:

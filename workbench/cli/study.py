@@ -19,6 +19,8 @@ def study(
     method: options.Method = "rome",
     preset: options.Preset = None,
     layer: options.Layer = None,
+    layers: options.Layers = None,
+    changes: options.Changes = None,
     text: options.Text = None,
     together: options.Together = 16,
     fluency: options.AnyFluency = None,
@@ -36,7 +38,7 @@ def study(
     """
     from itertools import islice
 
-    from workbench.editors.make import check_editor
+    from workbench.editors.make import ask
     from workbench.records.reading import read_records
     from workbench.studies.attributed import show_neurons
     from workbench.studies.checked import scored, traced
@@ -45,13 +47,13 @@ def study(
     from workbench.studies.locate import check_tracing, locate, trace_edited, true_facts
     from workbench.studies.measure import score_edits
 
-    check_tracing(positions, engine, layer_needed=layer is None)
+    check_tracing(positions, engine, layer_needed=layer is None and not layers)
     records = records or default_records(model)
     every = read_records(records_path(records))
     chosen, facts = every[:limit], true_facts(every)
     loaded = load(model, device=device, dtype=dtype)
     window = window or default_window(loaded)
-    check_editor(loaded, method, layer=layer, preset_of=preset)
+    wanted = ask(loaded, method, preset_of=preset, settings=changes or (), layer=layer, layers=layers)
     text = text or default_text(loaded)
     settings = given(records=records, window=window, text=text)
     checks = [traced(dict(islice(facts.items(), traces))), scored(chosen, fluency=fluency)]
@@ -61,10 +63,20 @@ def study(
             run, loaded, facts, limit=traces, seed=seed, window=window, samples=samples,
             noise=noise, positions=positions, engine=engine,
         )  # fmt: skip
-        layer = located.layer if layer is None else layer
-        if layer is None:
+        layer = located.layer if wanted.located else wanted.layer
+        if layer is None and wanted.located:
             raise ValueError("every prompt traced ends with its subject, so no layer was located: give --layer")
-        editor = make_editor(loaded, method, preset_of=preset, layer=layer, text=text, seed=seed)
+        editor = make_editor(
+            loaded,
+            method,
+            preset_of=preset,
+            layer=layer,
+            text=text,
+            seed=seed,
+            run=run,
+            alone=wanted.alone,
+            **wanted.fields,
+        )
         edits = edit_records(run, loaded, editor, chosen, together=together)
         score_edits(run, loaded, edits, records=chosen, seed=seed, fluency=fluency)
         trace_edited(run, loaded, chosen, located)

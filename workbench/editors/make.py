@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from workbench.editors.asked import Asked, asked, preset_or_defaults
 from workbench.editors.editor import Editor, Setting, edited_layers
-from workbench.editors.registry import ADDED, EDITORS
-from workbench.editors.setup import presets
+from workbench.editors.registry import EDITORS
 from workbench.editors.setup.presets import Preset
 from workbench.models.model import Model
 from workbench.records.facts import Record
@@ -26,11 +26,29 @@ def check_editor(
     EDITORS[method].check_ready(model.name)
 
 
+def ask(
+    model: Model,
+    method: str,
+    *,
+    preset_of: str | None = None,
+    settings: Sequence[str] = (),
+    layer: int | None = None,
+    layers: Sequence[int] | None = None,
+) -> Asked:
+    """What a user asks of a method (see `asked.asked`), and all that `check_editor` checks."""
+    chosen = _preset(model, method, preset_of)
+    found = asked(method, chosen, of=preset_of or model.name, settings=settings, layer=layer, layers=layers)
+    for each in found.fields.get("layers", ()):
+        model.hook_name("mlp_key", each)
+    check_editor(model, method, layer=found.layer, preset_of=preset_of, alone=found.alone or "layers" in found.fields)
+    return found
+
+
 def make_editor(
     model: Model,
     method: str,
     *,
-    layer: int,
+    layer: int | None,
     texts: Callable[[], Sequence[str]],
     seed: int,
     cache: Path,
@@ -45,7 +63,7 @@ def make_editor(
     "around" (places relative to the located layer), those around `layer`.
 
     Args:
-        layer: the layer that tracing located.
+        layer: the layer that tracing located; None for an editor that does not depend on it (`Asked.located`).
         texts: gives what the second moments are taken over; they are kept in the folder `cache`.
         preset_of: the model whose preset is used, by default the model's own; a borrowed one reads the loss from
             the last layer.
@@ -55,10 +73,12 @@ def make_editor(
 
     Raises ValueError for an unknown method or no preset, IndexError for a layer out of range.
     """
+    alone = alone or "layers" in changes  # the preset's places are not looked at
     _check(model, method, layer=layer, preset_of=preset_of, alone=alone)
     chosen = _preset(model, method, preset_of)
+    at = 0 if layer is None else layer  # which is then not looked at
     setting = Setting(
-        model=model, layer=layer, preset=chosen, alone=alone, texts=texts, cache=cache, seed=seed, records=records
+        model=model, layer=at, preset=chosen, alone=alone, texts=texts, cache=cache, seed=seed, records=records
     )
     fields = {name: value for name, value in chosen.fields.items() if name != "layers"}  # the setting knows them
     return EDITORS[method].prepare(setting, {**fields, **changes})
@@ -73,11 +93,7 @@ def _check(model: Model, method: str, *, layer: int | None, preset_of: str | Non
 
 
 def _preset(model: Model, method: str, preset_of: str | None) -> Preset:
-    if method not in EDITORS:
-        raise ValueError(f"no editor {method!r}; there are {', '.join(EDITORS)}")
-    if method in ADDED and not presets.has_some(method):
-        return Preset(fields={})  # its defaults
-    chosen = presets.preset(method, preset_of or model.name)
+    chosen = preset_or_defaults(method, preset_of or model.name)
     if preset_of is None or "loss_layer" not in chosen.fields:
         return chosen
     return replace(chosen, fields={**chosen.fields, "loss_layer": None})

@@ -72,3 +72,10 @@ class _Editors(Mapping[str, "type[Editor]"]):
 
 EDITORS: Mapping[str, "type[Editor]"] = _Editors()
 """Class of each method, in the order in which tables list them."""
+
+
+def place_of(method: str) -> tuple[str, str]:
+    """The module and the class of a method, of which only a plugin's is imported; ValueError for an unknown one."""
+    if method not in _HOMES and method not in ADDED:
+        raise ValueError(f"no editor {method!r}; there are {', '.join(EDITORS)}")
+    return _HOMES.get(method) or (ADDED[method].__module__, ADDED[method].__name__)

@@ -4,19 +4,17 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from workbench.edits.edit import Edit
 from workbench.edits.ledger import change_, state_fingerprint, undone
 from workbench.machine.allocator import out_of_memory
 from workbench.machine.files import write_whole
-from workbench.machine.hashing import digest
 from workbench.machine.jsonl import dumps, load_json
+from workbench.machine.plain import plain
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest
 
@@ -186,7 +184,7 @@ def _open(folder: Path, model: Model, editor: MakesEdits, requests: Sequence[Edi
                 "format": _FORMAT,
                 "model": model.name,
                 "fingerprint": state_fingerprint(model),
-                "editor": _describe(editor),
+                "editor": plain(editor),
                 "chunk": chunk,
                 "requests": [asdict(request) for request in requests],
             }
@@ -227,19 +225,3 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-def _describe(value: Any) -> Any:
-    """Hyperparameters as JSON values, tensors by a hash of their bytes."""
-    if isinstance(value, Tensor):
-        return f"sha256 {digest(value)}"
-    if is_dataclass(value) and not isinstance(value, type):
-        return {
-            "editor": type(value).__name__,
-            **{known.name: _describe(getattr(value, known.name)) for known in fields(value)},
-        }
-    if isinstance(value, Mapping):
-        return {str(name): _describe(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_describe(part) for part in value]
-    return value

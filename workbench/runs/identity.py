@@ -21,7 +21,7 @@ def refuse_other_settings(folder: Path, old: Mapping[str, Any], new: Mapping[str
     differing = [
         f"{key} was {old.get(key, missing)!r} and is now {new.get(key, missing)!r}"
         for key in sorted((old.keys() | new.keys()) - {CONTENT})
-        if old.get(key, missing) != new.get(key, missing)
+        if old.get(key) != new.get(key)  # an option that is not given is None
     ]
     if differing:
         raise ValueError(f"'{folder}' holds a run with other settings ({'; '.join(differing)}): {AFRESH}")

@@ -15,6 +15,7 @@ from workbench.edits.edit import Edit
 from workbench.edits.ledger import check_restored, state_fingerprint
 from workbench.figures.lens import lens_figure
 from workbench.machine import paths
+from workbench.machine.plain import plain
 from workbench.models.generation import generate
 from workbench.models.model import Model
 from workbench.records.facts import Record
@@ -42,16 +43,20 @@ def make_editor(
     model: Model,
     method: str,
     *,
-    layer: int,
+    layer: int | None,
     text: str | None = None,
     seed: int = 0,
     preset_of: str | None = None,
     alone: bool = False,
+    run: Run | None = None,
     **changes: Any,
 ) -> Editor:
-    """`editors.make.make_editor` with second moments over what `text` stands for, kept in `.cache/`."""
+    """`editors.make.make_editor` with second moments over what `text` stands for, kept in the cache.
+
+    The editor's fields are noted in `run`, if one is given.
+    """
     chosen = text or default_text(model)
-    return make.make_editor(
+    editor = make.make_editor(
         model,
         method,
         layer=layer,
@@ -63,6 +68,16 @@ def make_editor(
         records=lambda: training_records(model),
         **changes,
     )
+    if run is not None:
+        note_editor(run, method, editor)
+    return editor
+
+
+def note_editor(run: Run, method: str, editor: Editor) -> None:
+    """Keep the fields of an editor as it was made in `editors.json`, tensors and long lists by their digests."""
+    where = ",".join(map(str, editor.layers))
+    name = f"{method} at {where}" if where else method
+    run.write_json("editors.json", run.read_json("editors.json") | {name: plain(editor, whole=False)})
 
 
 def edit_path(run: Run, record: Record) -> Path:

@@ -25,7 +25,7 @@ def made_editor(run: Run, model: Model, method: str, making: Mapping[str, Any]) 
         return None
     began = time.perf_counter()
     try:
-        editor = make_editor(model, method, **making)
+        editor = make_editor(model, method, run=run, **making)
     except (*FAILURES, FileNotFoundError) as error:
         run.fail(0, reason(error), of=1, what="editor", method=method)
         return None
