@@ -163,6 +163,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are made but not drawn, which takes most of a small study's time: a run keeps blank pictures."""
+    """Figures are made but not drawn, which takes most of a small study's time: a run keeps blank pictures, and of heat
+    maps one."""
+    monkeypatch.setattr("workbench.studies.located.HEAT_MAPS", 1)
     blank = b"\x89PNG\r\n\x1a\n"
     monkeypatch.setattr(Figure, "savefig", lambda _, buffer, **options: buffer.write(blank))
