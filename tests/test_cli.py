@@ -133,7 +133,7 @@ def test_trace_edit_and_evaluate_hand_on_their_folders(records: Path, text: Path
     traced = run("trace", *common, "--limit", 1, "--samples", 2, "--window", 3, "--out", tmp_path / "trace")
     assert traced.exit_code == 0, traced.output
     layer = json.loads((tmp_path / "trace" / "results.json").read_text())["layer"]
-    made = run("edit", *common, "--method", "ft", "--text", text, "--preset", "gpt2-xl", "--trace", tmp_path / "trace",
+    made = run("edit", *common, "--text", text, "--preset", "gpt2-xl", "--trace", tmp_path / "trace",
                "--limit", 2, "--out", tmp_path / "edit")  # fmt: skip
     assert made.exit_code == 0, made.output
     assert f"2 edits at layer {layer}" in made.output

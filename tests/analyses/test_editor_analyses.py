@@ -196,17 +196,17 @@ def test_prompts_whose_answer_other_edits_change_are_left_out() -> None:
 
 def test_every_number_of_edits_scores_the_same_records() -> None:
     records = [
-        capital(i, f"Land{i}", "Old", "Rome", neighborhood_prompts=(f"The capital of Isle{i} is",)) for i in range(30)
+        capital(i, f"Land{i}", "Old", "Rome", neighborhood_prompts=(f"The capital of Isle{i} is",)) for i in range(12)
     ]
-    plan = plan_stacks(records, [1, 4, 20, 99], sample=6, seed=0)
+    plan = plan_stacks(records, [1, 4, 10, 99], sample=6, seed=0)
     sample = {record.case_id for record in plan.sample}
     assert len(sample) == 6
-    assert list(plan.stacks) == [*((1, group) for group in range(6)), (4, 0), (4, 1), (20, 0), (30, 0)]
+    assert list(plan.stacks) == [*((1, group) for group in range(6)), (4, 0), (4, 1), (10, 0), (12, 0)]
     for (number, group), stacked in plan.stacks.items():
         cases = {record.case_id for record in stacked}
         assert len(cases) == len(stacked) == number
         assert {record.case_id for record in plan.scored(number, group)} <= cases
-    for number in (1, 4, 20, 30):
+    for number in (1, 4, 10, 12):
         scored = [record.case_id for place in plan.stacks if place[0] == number for record in plan.scored(*place)]
         assert sorted(scored) == sorted(sample)
     assert plan_stacks(records, [4], sample=6, seed=0).stacks == plan_stacks(records, [4], sample=6, seed=0).stacks

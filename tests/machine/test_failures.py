@@ -25,7 +25,7 @@ def study(records: Path, text: Path, tmp_path: Path) -> list[object]:
     long["case_id"] = 77
     long["requested_rewrite"]["prompt"] = "Paris " * 80 + "{} is"
     (tmp_path / "records.json").write_text(json.dumps([content[0], long, *content[1:]]))
-    return ["study", "--model", TINY, "--records", tmp_path / "records.json", "--text", text, "--preset", "gpt2-xl",
+    return ["study", "--model", TINY, "--records", tmp_path / "records.json", "--text", text,
             "--limit", 4, "--traces", 2, "--samples", 2, "--window", 3, "--layer", 2, "--method", "ft", "--fluency", 1,
             "--out", tmp_path / "run"]  # fmt: skip
 
@@ -53,7 +53,7 @@ def test_one_bad_record_does_not_end_a_study(study: list[object], tmp_path: Path
 def test_what_failed_is_tried_again_only_when_asked(
     records: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = ["edit", "--model", TINY, "--records", records, "--text", text, "--preset", "gpt2-xl", "--layer", 2,
+    command = ["edit", "--model", TINY, "--records", records, "--text", text, "--layer", 2,
                "--method", "ft", "--limit", 3, "--out", tmp_path / "run"]  # fmt: skip
     made, asked, broken = FT.__call__, [], {"Japan"}
 
