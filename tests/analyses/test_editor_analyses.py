@@ -338,7 +338,7 @@ def test_compare_editors_scores_and_resumes(analyse: Analyse, records: Path, tex
     assert run.status == "complete" and len(run.rows("evaluations")) == 4 and len(run.rows("memory")) == 4
     assert all(row["bytes"] > 0 for row in run.rows("memory")) and len(run.rows("stacked")) == 1
     assert [row[0] for row in run.tables()["scores"].rows] == ["Unedited", "ROME", "MEMIT"]
-    assert run.tables()["stacked"].rows[1][0] == "MEMIT, 2 edits"
+    assert run.tables()["stacked"].rows[1][0] == "MEMIT, 3 edits"
     assert {"scores.tex", "scores.md", "scores.csv"} <= {path.name for path in (out / "tables").iterdir()}
     assert "untouched model after every edit: ROME 2, MEMIT 2." in first
     assert "| ROME, GPT2-XL | 89.2 |" in first and "not measured here" in first
