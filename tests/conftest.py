@@ -27,10 +27,10 @@ GOLDEN = TINY.parent
 FAMILIES = ("gpt2", "gptj", "gpt_neox", "llama", "qwen2")
 costly_families = pytest.mark.parametrize(
     "family",
-    ["gpt2", "gptj", "llama", *(pytest.param(family, marks=pytest.mark.slow) for family in ("gpt_neox", "qwen2"))],
+    ["gpt2", "llama", *(pytest.param(family, marks=pytest.mark.slow) for family in ("gptj", "gpt_neox", "qwen2"))],
     indirect=True,
 )
-"""For tests that take long: of families that are alike in their MLPs, one alone is among the fast tests."""
+"""For tests that take long: one family with a plain MLP and one with a gated one are among the fast tests."""
 
 
 loaded_once = functools.lru_cache(maxsize=4)(load_model)
@@ -163,6 +163,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are made but not drawn, which takes most of a small study's time: a run keeps blank pictures."""
+    """Figures are made but not drawn, which takes most of a small study's time: a run keeps blank pictures, and of heat
+    maps one."""
+    monkeypatch.setattr("workbench.studies.located.HEAT_MAPS", 1)
     blank = b"\x89PNG\r\n\x1a\n"
     monkeypatch.setattr(Figure, "savefig", lambda _, buffer, **options: buffer.write(blank))

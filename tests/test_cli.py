@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("cache", "no_figures")
 @pytest.fixture
 def study(records: Path, text: Path) -> list[object]:
     return ["study", "--model", TINY, "--records", records, "--text", text, "--preset", "gpt2-xl", "--limit", 2,
-            "--traces", 2, "--samples", 2, "--window", 3, "--layer", 2, "--fluency", 1]  # fmt: skip
+            "--traces", 1, "--samples", 2, "--window", 3, "--layer", 2, "--fluency", 1]  # fmt: skip
 
 
 def options_of(command: Callable[..., None]) -> list[str]:
@@ -89,6 +89,7 @@ for name, *command in [*commands, *((script,) for script in sys.argv[1:])]:
 def test_study_ends_with_a_report_and_goes_on_after_ctrl_c(
     study: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(workbench.studies.measure, "FLUENCY_TOKENS", 16)
     whole = run(*study, "--out", tmp_path / "whole")
     assert whole.exit_code == 0, whole.output
     assert f"Report: {tmp_path / 'whole' / 'report.html'}" in whole.output
@@ -130,14 +131,14 @@ def test_study_ends_with_a_report_and_goes_on_after_ctrl_c(
 @pytest.mark.usefixtures("quick_presets")
 def test_trace_edit_and_evaluate_hand_on_their_folders(records: Path, text: Path, tmp_path: Path) -> None:
     common = ["--model", TINY, "--records", records]
-    traced = run("trace", *common, "--limit", 2, "--samples", 2, "--window", 3, "--out", tmp_path / "trace")
+    traced = run("trace", *common, "--limit", 1, "--samples", 2, "--window", 3, "--out", tmp_path / "trace")
     assert traced.exit_code == 0, traced.output
     layer = json.loads((tmp_path / "trace" / "results.json").read_text())["layer"]
-    made = run("edit", *common, "--text", text, "--preset", "gpt2-xl", "--trace", tmp_path / "trace", "--limit", 2,
-               "--out", tmp_path / "edit")  # fmt: skip
+    made = run("edit", *common, "--text", text, "--preset", "gpt2-xl", "--trace", tmp_path / "trace",
+               "--limit", 2, "--out", tmp_path / "edit")  # fmt: skip
     assert made.exit_code == 0, made.output
     assert f"2 edits at layer {layer}" in made.output
-    scored = run("evaluate", tmp_path / "edit", "--out", tmp_path / "scores")
+    scored = run("evaluate", tmp_path / "edit", "--out", tmp_path / "scores", "--fluency", 0)
     assert scored.exit_code == 0, scored.output
     assert len(Run.open(tmp_path / "scores").rows("evaluations")) == 2
     wrong = run("evaluate", tmp_path / "trace")

@@ -7,13 +7,20 @@ from pathlib import Path
 import pytest
 
 from workbench.machine.paths import ROOT
+from workbench.records.counterfact import read_counterfact, write_counterfact
+from workbench.studies import calls
+from workbench.studies.defaults import records_path
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("facts", [4, pytest.param(None, marks=pytest.mark.slow)])
 def test_the_example_does_what_it_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    facts: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """The layer is located over a few facts, or over as many as the user's."""
+    write_counterfact(read_counterfact(records_path("atlas"))[:facts], tmp_path / "records.json")
+    monkeypatch.setattr(calls, "records_path", lambda name: tmp_path / "records.json")
     (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     (tmp_path / "example.py").write_text(code, encoding="utf-8")
     monkeypatch.chdir(tmp_path)

@@ -19,7 +19,7 @@ def test_locate_facts_draws_them(analyse: Analyse, given: list[object], tmp_path
         "locate_facts.py",
         *given,
         "--limit",
-        2,
+        1,
         "--samples",
         2,
         "--window",
@@ -29,10 +29,10 @@ def test_locate_facts_draws_them(analyse: Analyse, given: list[object], tmp_path
     )
     layer = Run.open(out).read_json("results.json")["layer"]
     assert f"mediating layer: {layer}" in printed.printed and 0 <= layer < 6
-    assert {"average_effects", "trace_1", "trace_2"} <= Run.open(out).figures().keys()
+    assert {"average_effects", "trace_1"} <= Run.open(out).figures().keys()
     settings = Run.open(out).settings
     assert settings["command"] == "locate_facts" and (settings["limit"], settings["samples"], settings["window"]) == (
-        2,
+        1,
         2,
         3,
     )

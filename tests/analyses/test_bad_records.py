@@ -22,6 +22,9 @@ from workbench.studies.defaults import records_path
 from workbench.studies.stacked_edits import distinct
 
 pytestmark = pytest.mark.usefixtures("quick_presets", "no_figures")
+one_fast = pytest.mark.parametrize(
+    "method", ["ft", *(pytest.param(method, marks=pytest.mark.slow) for method in ("rome", "memit"))]
+)
 
 
 @pytest.fixture
@@ -44,19 +47,20 @@ def captions(folder: Path) -> dict[str, str]:
     return {path.stem: json.loads(path.read_text())["caption"] for path in (folder / "tables").glob("*.json")}
 
 
-def test_layers(analyse: Analyse, broken: set[str], text: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("methods", [["ft"], pytest.param(["rome", "ft"], marks=pytest.mark.slow)], ids=",".join)
+def test_layers(analyse: Analyse, broken: set[str], text: Path, tmp_path: Path, methods: list[str]) -> None:
     write_counterfact(RECORDS, tmp_path / "records.json")
-    command = ("compare_layers.py", "--model", TINY, "--records", tmp_path / "records.json", "--methods", "rome,ft",
-               "--layers", "1,2", "--limit", 3, "--window", 3, "--together", 1, "--text", text,
-               "--out", tmp_path / "run")  # fmt: skip
+    command = ("compare_layers.py", "--model", TINY, "--records", tmp_path / "records.json",
+               "--methods", ",".join(methods), "--layers", "1,2", "--limit", 3, "--window", 3, "--together", 1,
+               "--text", text, "--out", tmp_path / "run")  # fmt: skip
     said = analyse(*command, code=3)
     run = Run.open(tmp_path / "run")
     assert run.status == "complete" and "record 2: ValueError: no way to edit Japan" in said.errors
-    assert [(row["case_id"], row["method"]) for row in run.rows("failures")] == [(2, "rome"), (2, "ft")]
+    assert [(row["case_id"], row["method"]) for row in run.rows("failures")] == [(2, method) for method in methods]
     assert {row["case_id"] for row in run.rows("by_layer")} == {1, 3}
     told = captions(run.folder)
-    for name in ("locating", "explained", "layers_rome", "layers_ft"):
-        assert "1 of 3 records failed with rome" in told[name], name
+    for name in ("locating", "explained", *(f"layers_{method}" for method in methods)):
+        assert f"1 of 3 records failed with {methods[0]}" in told[name], name
     assert run.read_json("results.json")["facts_edited"] == 2
 
     # The numbers are those of a run without the record: each trace stands beside its own record's edits.
@@ -75,7 +79,7 @@ def test_layers(analyse: Analyse, broken: set[str], text: Path, tmp_path: Path) 
     assert run.read_json("results.json")["facts_edited"] == 3
 
 
-@pytest.mark.parametrize("method", ["rome", pytest.param("memit", marks=pytest.mark.slow)])
+@one_fast
 def test_scaled(analyse: Analyse, broken: set[str], text: Path, tmp_path: Path, method: str) -> None:
     write_counterfact(RECORDS, tmp_path / "records.json")
     command = ("scale_edits.py", "--model", TINY, "--records", tmp_path / "records.json", "--methods", method,
@@ -97,7 +101,7 @@ def test_scaled(analyse: Analyse, broken: set[str], text: Path, tmp_path: Path, 
     assert [row[-1] for row in run.tables()["scores"].rows] == ["3", "3", "3"]
 
 
-@pytest.mark.parametrize("method", ["rome", pytest.param("memit", marks=pytest.mark.slow)])
+@one_fast
 def test_grouped(analyse: Analyse, broken: set[str], text: Path, tmp_path: Path, method: str) -> None:
     write_requests(RECORDS, tmp_path / "requests.json")
     command = ("multiple_edits.py", "--model", TINY, "--requests", tmp_path / "requests.json", "--methods", method,

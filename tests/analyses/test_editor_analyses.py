@@ -196,17 +196,17 @@ def test_prompts_whose_answer_other_edits_change_are_left_out() -> None:
 
 def test_every_number_of_edits_scores_the_same_records() -> None:
     records = [
-        capital(i, f"Land{i}", "Old", "Rome", neighborhood_prompts=(f"The capital of Isle{i} is",)) for i in range(30)
+        capital(i, f"Land{i}", "Old", "Rome", neighborhood_prompts=(f"The capital of Isle{i} is",)) for i in range(12)
     ]
-    plan = plan_stacks(records, [1, 4, 20, 99], sample=6, seed=0)
+    plan = plan_stacks(records, [1, 4, 10, 99], sample=6, seed=0)
     sample = {record.case_id for record in plan.sample}
     assert len(sample) == 6
-    assert list(plan.stacks) == [*((1, group) for group in range(6)), (4, 0), (4, 1), (20, 0), (30, 0)]
+    assert list(plan.stacks) == [*((1, group) for group in range(6)), (4, 0), (4, 1), (10, 0), (12, 0)]
     for (number, group), stacked in plan.stacks.items():
         cases = {record.case_id for record in stacked}
         assert len(cases) == len(stacked) == number
         assert {record.case_id for record in plan.scored(number, group)} <= cases
-    for number in (1, 4, 20, 30):
+    for number in (1, 4, 10, 12):
         scored = [record.case_id for place in plan.stacks if place[0] == number for record in plan.scored(*place)]
         assert sorted(scored) == sorted(sample)
     assert plan_stacks(records, [4], sample=6, seed=0).stacks == plan_stacks(records, [4], sample=6, seed=0).stacks
@@ -332,19 +332,19 @@ pytestmark = pytest.mark.usefixtures("quick_presets", "no_figures")
 def test_compare_editors_scores_and_resumes(analyse: Analyse, records: Path, text: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     arguments = ["compare_editors.py", "--model", TINY, "--records", records, "--methods", "rome,memit",
-                 "--fluency", 1, "--layer", 2, "--text", text, "--out", out]  # fmt: skip
+                 "--limit", 2, "--fluency", 1, "--layer", 2, "--text", text, "--out", out]  # fmt: skip
     first = analyse(*arguments).printed
     run = Run.open(out)
-    assert run.status == "complete" and len(run.rows("evaluations")) == 6 and len(run.rows("memory")) == 6
+    assert run.status == "complete" and len(run.rows("evaluations")) == 4 and len(run.rows("memory")) == 4
     assert all(row["bytes"] > 0 for row in run.rows("memory")) and len(run.rows("stacked")) == 1
     assert [row[0] for row in run.tables()["scores"].rows] == ["Unedited", "ROME", "MEMIT"]
     assert run.tables()["stacked"].rows[1][0] == "MEMIT, 3 edits"
     assert {"scores.tex", "scores.md", "scores.csv"} <= {path.name for path in (out / "tables").iterdir()}
-    assert "untouched model after every edit: ROME 3, MEMIT 3." in first
+    assert "untouched model after every edit: ROME 2, MEMIT 2." in first
     assert "| ROME, GPT2-XL | 89.2 |" in first and "not measured here" in first
     assert "Fewer records have: Fluency 1" in run.tables()["scores"].caption
     again = analyse(*arguments).printed
-    assert again == first and len(run.rows("evaluations")) == 6
+    assert again == first and len(run.rows("evaluations")) == 4
     # Stopped before the last record: that one is done again, and no other.
     lines = (out / "evaluations.jsonl").read_text().splitlines(keepends=True)
     old = run.rows("evaluations")[-1]
@@ -383,6 +383,7 @@ def test_scale_edits_stacks_and_resumes(analyse: Analyse, records: Path, text: P
     assert {**ours[0], "seconds": 0} == {**ours[1], "seconds": 0}
 
 
+@pytest.mark.slow
 def test_benchmark_editing_compares_equal_searches(analyse: Analyse, tmp_path: Path) -> None:
     out = tmp_path / "run"
     arguments = ["benchmark_editing.py", "--models", TINY, "--requests", 2, "--plain", 1, "--repeats", 1,

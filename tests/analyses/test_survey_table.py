@@ -12,7 +12,7 @@ from workbench.records.zsre import write_zsre
 from workbench.runs.run import Run
 
 
-@pytest.mark.usefixtures("quick_presets", "cache")
+@pytest.mark.usefixtures("quick_presets", "cache", "no_figures")
 @pytest.mark.filterwarnings("ignore:.*the schema of MEND")
 def test_the_table_is_made_resumed_and_told(analyse: Analyse, records: Path, text: Path, tmp_path: Path) -> None:
     asked = tmp_path / "asked.json"

@@ -105,7 +105,7 @@ def test_records_ask_what_they_say(world: World) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*the schema of MEND's zsRE")
-@pytest.mark.parametrize("name", RECORDS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "atlas")) for name in RECORDS])
 def test_the_committed_questions_ask_for_the_same_edits(world: World, name: str) -> None:
     path = records_path(f"{name}_questions")
     records = read_counterfact(records_path(name))
@@ -164,8 +164,8 @@ def test_training_repeats_itself_and_the_control_follows_its_schedule(world: Wor
 
 
 def test_a_dead_run_says_so(world: World) -> None:
-    with pytest.raises(RuntimeError, match="not mastered in 20 steps"):
-        training.train(world, replace(TINY, mastered=2.0, patience=20))
+    with pytest.raises(RuntimeError, match="not mastered in 8 steps"):
+        training.train(world, replace(TINY, mastered=2.0, patience=8))
 
 
 def test_wilson_interval_of_a_known_share() -> None:
@@ -175,7 +175,7 @@ def test_wilson_interval_of_a_known_share() -> None:
 
 def test_the_model_is_small_and_knows_its_facts(world: World, atlas: Model) -> None:
     assert sum(path.stat().st_size for path in (ATLAS / "model").iterdir()) <= 24 * 2**20
-    subjects = sorted(world.evaluation_subjects)[::6]
+    subjects = sorted(world.evaluation_subjects)[::15]
     assert card.share(atlas, card.statements(world, subjects, held_out=False)).value >= 0.97
     assert card.share(atlas, card.statements(world, subjects, held_out=True)).value >= 0.90
 
@@ -213,7 +213,7 @@ def test_the_model_card_says_that_every_bar_is_met() -> None:
 
 
 def test_tracing_finds_the_planted_layers(world: World, atlas: Model) -> None:
-    facts = card.held_out_facts(world, 40)[::8]
-    results = trace_facts(atlas, facts, seed=0, samples=4, sites=("mlp_out",), window=3)
+    facts = card.held_out_facts(world, 40)[::16]
+    results = trace_facts(atlas, facts, seed=0, samples=2, sites=("mlp_out",), window=3)
     planted = planted_layers(atlas)
     assert planted is not None and mediating_layer(TraceSet.collect(results).traces) in planted

@@ -45,7 +45,16 @@ def test_the_same_as_alone_in_every_family(family_model: Model, site: str) -> No
     assert_same(family_model, site=site)
 
 
-@pytest.mark.parametrize("changed", [{"loss_layer": 3}, {"layer": 4}, {"layer": 0}, {"steps": 1}], ids=str)
+@pytest.mark.parametrize(
+    "changed",
+    [
+        pytest.param({"loss_layer": 3}, marks=pytest.mark.slow),
+        pytest.param({"layer": 4}, marks=pytest.mark.slow),
+        {"layer": 0},
+        {"steps": 1},
+    ],
+    ids=str,
+)
 def test_the_same_at_other_layers(tiny_gpt2: Model, changed: dict[str, Any]) -> None:
     assert_same(tiny_gpt2, **changed)
 

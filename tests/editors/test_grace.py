@@ -94,7 +94,9 @@ def test_golden_codebook(golden: dict[str, Tensor], form: str, entry: str) -> No
         torch.testing.assert_close(expected, golden["codebook.probe_out"], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("replacement", PUBLISHED)
+@pytest.mark.parametrize(
+    "replacement", [pytest.param(one, marks=[pytest.mark.slow] * (one != "replace_last")) for one in PUBLISHED]
+)
 def test_golden_edits_in_sequence(
     tiny_gpt2: Model, golden: dict[str, Tensor], replacement: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

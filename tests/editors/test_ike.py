@@ -284,7 +284,7 @@ def test_stacked_edits_show_nothing_about_each_others_subjects(roomy: Model) -> 
 # Room in the context -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variant", ["paper", "easyedit"])
+@pytest.mark.parametrize("variant", ["paper", pytest.param("easyedit", marks=pytest.mark.slow)])
 def test_the_farthest_are_left_out_where_there_is_no_room(
     tiny_gpt2: Model, monkeypatch: pytest.MonkeyPatch, variant: Any
 ) -> None:

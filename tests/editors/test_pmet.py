@@ -200,7 +200,16 @@ def test_many_find_what_each_finds_alone_in_every_family(family_model: Model):
     assert_same(together(family_model, **changes), one_by_one(family_model, **changes))
 
 
-@pytest.mark.parametrize("changes", [{"layer": 2, "loss_layer": 3}, {"layer": 4}, {"layer": 0}, {"steps": 1}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"layer": 2, "loss_layer": 3},
+        pytest.param({"layer": 4}, marks=pytest.mark.slow),
+        pytest.param({"layer": 0}, marks=pytest.mark.slow),
+        {"steps": 1},
+    ],
+    ids=str,
+)
 def test_many_at_other_layers(tiny_gpt2: Model, changes: dict[str, Any]):
     assert_same(together(tiny_gpt2, **changes), one_by_one(tiny_gpt2, **changes))
 

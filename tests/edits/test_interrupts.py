@@ -104,7 +104,9 @@ def interrupted_at(place: int, work: Callable[[], Any], *, event: str) -> bool:
         pytest.param("opcode", 5, marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("work", [nested, raising, kept_within, stepwise])
+@pytest.mark.parametrize(
+    "work", [nested, *(pytest.param(work, marks=pytest.mark.slow) for work in (raising, kept_within, stepwise))]
+)
 def test_an_interrupt_anywhere_leaves_right_weights(
     tiny_gpt2: Model, work: Callable[[Model, list[Edit]], None], event: str, step: int
 ):

@@ -396,10 +396,11 @@ def test_a_sequence_of_them(tiny_gpt2: Model, editor: Any, tmp_path: Path) -> No
     check_restored(tiny_gpt2, untouched, after="files")
 
 
+@pytest.mark.parametrize("editor", ["steering", pytest.param("prefix", marks=pytest.mark.slow)], indirect=True)
 @pytest.mark.usefixtures("no_figures")
 def test_the_steps_of_a_study(tiny_gpt2: Model, editor: Any, records: Path, tmp_path: Path) -> None:
     """Edits, scores, traces after an edit, the lens and the report of a run: scores as `evaluate` gives them."""
-    every = read_records(records)
+    every = read_records(records)[:2]
     out = Run.create(tmp_path / "run", {"model": "tiny"})
     located = locate(out, tiny_gpt2, true_facts(every), limit=1, seed=0, window=2, samples=2, workers=1)
     list(edit_records(out, tiny_gpt2, editor, every))
@@ -418,6 +419,7 @@ def test_the_steps_of_a_study(tiny_gpt2: Model, editor: Any, records: Path, tmp_
     assert (out.folder / "traces_after").exists() is not redirects
 
 
+@pytest.mark.parametrize("editor", ["prefix", pytest.param("steering", marks=pytest.mark.slow)], indirect=True)
 @pytest.mark.usefixtures("cache", "no_figures")
 def test_a_study_from_the_command_line(
     editor: Any, records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

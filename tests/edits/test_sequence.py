@@ -96,7 +96,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 7])
+@pytest.mark.parametrize("chunk", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(7, marks=pytest.mark.slow)])
 def test_a_sequence_is_the_editor_called_chunk_after_chunk(tiny_gpt2: Model, editor: Any, chunk: int):
     before = tiny_gpt2.snapshot()
     with sequence(tiny_gpt2, editor, REQUESTS, chunk=chunk) as steps:

@@ -14,7 +14,7 @@ from workbench.runs.run import Run
 from workbench.studies.edit import edit_records
 from workbench.studies.measure import score_edits
 
-pytestmark = pytest.mark.usefixtures("cache", "no_figures")
+pytestmark = pytest.mark.usefixtures("cache", "no_figures", "quick_presets")
 
 
 @pytest.fixture
@@ -25,8 +25,8 @@ def study(records: Path, text: Path, tmp_path: Path) -> list[object]:
     long["case_id"] = 77
     long["requested_rewrite"]["prompt"] = "Paris " * 80 + "{} is"
     (tmp_path / "records.json").write_text(json.dumps([content[0], long, *content[1:]]))
-    return ["study", "--model", TINY, "--records", tmp_path / "records.json", "--text", text, "--preset", "gpt2-xl",
-            "--limit", 4, "--traces", 4, "--samples", 2, "--window", 3, "--layers", 2, "--method", "ft",
+    return ["study", "--model", TINY, "--records", tmp_path / "records.json", "--text", text,
+            "--limit", 4, "--traces", 2, "--samples", 2, "--window", 3, "--layer", 2, "--method", "ft", "--fluency", 1,
             "--out", tmp_path / "run"]  # fmt: skip
 
 
@@ -37,14 +37,14 @@ def captions(folder: Path) -> dict[str, str]:
 def test_one_bad_record_does_not_end_a_study(study: list[object], tmp_path: Path) -> None:
     result = run(*study)
     assert result.exit_code == 3, result.output
-    assert "1 of 4 facts failed, 1 of 4 records failed and are left out. --retry tries again." in result.output
+    assert "1 of 2 facts failed, 1 of 4 records failed and are left out. --retry tries again." in result.output
     assert "record 77: ValueError: a text has" in result.output and "Traceback" not in result.output
     kept = Run.open(tmp_path / "run")
     assert kept.status == "complete"
     assert [row["case_id"] for row in kept.rows("failures")] == [77, 77]
     assert {row["case_id"] for row in kept.rows("evaluations")} == {0, 1, 2}
     told = captions(tmp_path / "run")
-    assert "1 of 4 facts failed" in told["average_effects"]
+    assert "1 of 2 facts failed" in told["average_effects"]
     for name in ("scores", "generation", "accuracy", "change"):
         assert "1 of 4 records failed" in told[name], name
     assert "1 of 4 records failed" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
@@ -53,7 +53,7 @@ def test_one_bad_record_does_not_end_a_study(study: list[object], tmp_path: Path
 def test_what_failed_is_tried_again_only_when_asked(
     records: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = ["edit", "--model", TINY, "--records", records, "--text", text, "--preset", "gpt2-xl", "--layers", 2,
+    command = ["edit", "--model", TINY, "--records", records, "--text", text, "--layer", 2,
                "--method", "ft", "--limit", 3, "--out", tmp_path / "run"]  # fmt: skip
     made, asked, broken = FT.__call__, [], {"Japan"}
 
@@ -68,7 +68,7 @@ def test_what_failed_is_tried_again_only_when_asked(
     assert first.exit_code == 3 and "2 edits at layer" in first.output
     assert "record 1: RuntimeError: [enforce fail] DefaultCPUAllocator: can't allocate memory\n" in first.output
     assert asked == ["Portugal", "Japan", "Egypt"]
-    scored = run("evaluate", tmp_path / "run", "--out", tmp_path / "scores")
+    scored = run("evaluate", tmp_path / "run", "--out", tmp_path / "scores", "--fluency", 0)
     assert scored.exit_code == 3 and "1 of 3 records failed" in captions(tmp_path / "scores")["scores"]
 
     broken.clear()
@@ -132,12 +132,12 @@ def test_failures_in_words() -> None:
     ],
 )
 def test_no_traceback_reaches_a_user(
-    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    error: Exception, said: str, records: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def broken(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr("workbench.models.loading.load_model", broken)
-    result = run("trace", "--out", tmp_path / "run")
+    result = run("trace", "--model", TINY, "--records", records, "--out", tmp_path / "run")
     assert result.exit_code == 1
     assert said in result.output and result.output.count("\n") == 1

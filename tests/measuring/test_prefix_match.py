@@ -59,11 +59,10 @@ def test_wilsons_interval() -> None:
 
 def test_all_prompts_together_are_continued_as_one_by_one(tiny_gpt2: Model) -> None:
     asked = questions(RECORDS)
-    for one in answer(tiny_gpt2, asked, batch_size=4):
-        longest = int(
-            tiny_gpt2.tokenize(["Lisbon", "Tokyo", "Cairo", "Moscow", "Rome", "Athens"]).mask.sum(dim=1).max()
-        )
+    longest = int(tiny_gpt2.tokenize(["Lisbon", "Tokyo", "Cairo", "Moscow", "Rome", "Athens"]).mask.sum(dim=1).max())
+    together = answer(tiny_gpt2, asked, batch_size=4)
+    for one in together[::2]:
         (alone,) = generate(tiny_gpt2, [one.question.prompt], max_new_tokens=longest + 2)
         assert one.generated == alone
-    known = share([one for one in answer(tiny_gpt2, asked) if one.question.score == "efficacy"], old=True)
+    known = share([one for one in together if one.question.score == "efficacy"], old=True)
     assert known.value == 1.0  # the golden model knows these capitals

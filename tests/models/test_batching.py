@@ -83,14 +83,14 @@ def test_a_context_is_where_texts_are_cut(tiny_gpt2: Model) -> None:
 
 
 def test_many_prompts_stay_within_the_budget_and_score_the_same(long_model: Model) -> None:
-    prompts = [f"{'In Rome, ' * (5 * (number % 9))}number {number} is the city of" for number in range(36)]
+    prompts = [f"{'In Rome, ' * (6 * (number % 8))}number {number} is the city of" for number in range(16)]
 
     def found() -> tuple:
         return (
-            scored(long_model, prompts, ["Paris"] * 36),
-            all_top(long_model, prompts, ["Paris"] * 36),
+            scored(long_model, prompts, ["Paris"] * 16),
+            all_top(long_model, prompts, ["Paris"] * 16),
             generate(long_model, prompts, max_new_tokens=2),
-            subject_states(long_model, long_model.hook_name("mlp_key", 1), ["{} is"] * 36, prompts),
+            subject_states(long_model, long_model.hook_name("mlp_key", 1), ["{} is"] * 16, prompts),
             known_answers(long_model, [Fact(template="{} in", subject=prompt, object="a") for prompt in prompts]),
         )
 

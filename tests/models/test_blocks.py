@@ -45,7 +45,7 @@ def test_blocks_give_the_models_logits(family_model: Model) -> None:
 @pytest.mark.parametrize(
     "family",
     [
-        pytest.param(family, marks=[] if family in ("llama", "mistral", "gemma2", "gemma3") else pytest.mark.slow)
+        pytest.param(family, marks=[] if family in ("llama", "gemma3") else pytest.mark.slow)
         for family in CONFIGS
         if family not in PLAIN
     ],

@@ -52,7 +52,9 @@ def test_every_family(family_model: Model, monkeypatch: pytest.MonkeyPatch, pass
     assert_same(family_model, monkeypatch, passes)
 
 
-@pytest.mark.parametrize("kind", ["mistral", "gemma2", "gemma3", "opt"])
+@pytest.mark.parametrize(
+    "kind", ["gemma3", "opt", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("mistral", "gemma2"))]
+)
 def test_windows_and_caps(kind: str, checkpoints: Any, monkeypatch: pytest.MonkeyPatch, passes: list[int]) -> None:
     assert_same(load_model(str(checkpoints[kind]), device="cpu"), monkeypatch, passes)
 

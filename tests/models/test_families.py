@@ -115,7 +115,7 @@ SPREAD: dict[str, tuple[Any, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("layers", [pytest.param((1,), marks=pytest.mark.slow), (0, 1)], ids=str)
 @pytest.mark.parametrize(
-    "method", ["MEMIT", "PMET", *(pytest.param(m, marks=pytest.mark.slow) for m in ("EMMET", "AlphaEdit"))]
+    "method", ["MEMIT", *(pytest.param(m, marks=pytest.mark.slow) for m in ("PMET", "EMMET", "AlphaEdit"))]
 )
 @pytest.mark.parametrize("family", ["gemma2", *(pytest.param(f, marks=pytest.mark.slow) for f in INDIRECT[1:])])
 def test_methods_that_spread_a_change_keep_their_promise(

@@ -188,6 +188,7 @@ def teach(folder: Path, texts: list[str]) -> None:
     hf.save_pretrained(folder)
 
 
+@pytest.mark.slow
 def test_chinese_records_are_traced_edited_and_measured(tmp_path: Path) -> None:
     written = [
         Record(

@@ -51,7 +51,9 @@ def test_these_are_all_that_search_together() -> None:
     assert {kind for kind in EDITORS.values() if kind.each is not Editor.each} == set(SEARCHING)
 
 
-@pytest.mark.parametrize("kind", SEARCHING)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind not in (ROME, MEMIT))) for kind in SEARCHING]
+)
 def test_each_is_as_if_alone(tiny_gpt2: Model, kind: type[Editor]) -> None:
     editor, requests, before = make(kind), [record.request for record in RECORDS], tiny_gpt2.snapshot()
     together = editor.each(tiny_gpt2, requests)

@@ -16,7 +16,7 @@ from workbench.records.reading import read_records
 from workbench.report.study import study_sections
 from workbench.runs.artifacts import SavedFigure
 from workbench.runs.run import Run
-from workbench.studies import attributed
+from workbench.studies import attributed, measure
 from workbench.studies import locate as locating
 from workbench.studies.attributed import show_neurons
 from workbench.studies.edit import edit_records
@@ -27,11 +27,18 @@ from workbench.tracing.trace import CausalTrace
 pytestmark = pytest.mark.usefixtures("no_figures")
 
 
+@pytest.fixture
+def no_location(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was located is not shown: its figures take most of the time."""
+    monkeypatch.setattr(locating, "show_location", lambda *_: None)
+
+
 def nothing(model: Model, requests: list) -> Edit:
     """An edit that changes nothing, so that a trace after it is the trace before it."""
     return WeightEdit(updates=(), method="none", requests=tuple(requests), provenance=provenance(model, {}))
 
 
+@pytest.mark.usefixtures("no_location")
 def test_a_trace_after_an_edit_has_the_noise_of_the_one_before(tiny_gpt2: Model, records: Path, tmp_path: Path) -> None:
     first, *others = read_records(records)
     unknown = replace(first, case_id=50, request=replace(first.request, subject="Peru", target_true=None))
@@ -52,6 +59,7 @@ def test_a_trace_after_an_edit_has_the_noise_of_the_one_before(tiny_gpt2: Model,
         assert math.isclose(one.total_effect, other.total_effect, rel_tol=1e-5)
 
 
+@pytest.mark.usefixtures("no_location")
 def test_traces_are_paired_with_records_by_case_id(tiny_gpt2: Model, records: Path, tmp_path: Path) -> None:
     """Also where the records come in another order, and fewer, than when they were traced."""
     run = Run.create(tmp_path / "run", {})
@@ -75,18 +83,19 @@ def test_traces_are_paired_with_records_by_case_id(tiny_gpt2: Model, records: Pa
 
 
 def test_texts_are_sampled_of_the_first_records_also_when_one_of_them_fails(
-    tiny_gpt2: Model, records: Path, tmp_path: Path
+    tiny_gpt2: Model, records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, chosen = Run.create(tmp_path / "run", {}), read_records(records)
     run.fail(chosen[0].case_id, "no way", of=3)
+    monkeypatch.setattr(measure, "FLUENCY_TOKENS", 14)
     score_edits(run, tiny_gpt2, edit_records(run, tiny_gpt2, nothing, chosen), records=chosen, seed=0, fluency=2)
     assert {row["case_id"]: bool(row["post"]["texts"]) for row in run.rows("evaluations")} == {1: True, 2: False}
 
 
+@pytest.mark.usefixtures("no_location")
 def test_the_neurons_that_edits_name_are_shown_beside_the_traced_layers(
     tiny_gpt2: Model, records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(locating, "show_location", lambda *_: None)  # its figures take most of the time
     every = read_records(records)
     run = Run.create(tmp_path / "run", {})
     located = locate(run, tiny_gpt2, true_facts(every), limit=2, seed=3, window=2, samples=2, workers=1)

@@ -48,7 +48,7 @@ def broken(tiny_gpt2):
 # Published numbers
 
 
-@pytest.mark.parametrize("engine", ["fast", "plain"])
+@pytest.mark.parametrize("engine", ["fast", pytest.param("plain", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", range(3))
 def test_equals_the_published_code(tiny_gpt2, case, engine):
     published, numbers = REFERENCE["traces"][case], load_file(GOLDEN / "rome.safetensors")
@@ -112,7 +112,7 @@ def test_batching_does_not_change_a_trace(tiny_gpt2):
     noise = noise_for(tiny_gpt2, PORTUGAL)
     one, many = (
         trace_fact(tiny_gpt2, PORTUGAL, noise=noise, sites=["mlp_out"], window=4, engine="plain", batch_size=size)
-        for size in (1, 1000)
+        for size in (7, 1000)
     )
     torch.testing.assert_close(one.restored["mlp_out"], many.restored["mlp_out"], atol=1e-6, rtol=0)
 

@@ -93,7 +93,7 @@ def test_positions_that_are_not_there_are_named(positions: Any, message: str) ->
 # The numbers ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("engine", ["fast", "plain"])
+@pytest.mark.parametrize("engine", ["fast", pytest.param("plain", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_some_positions_are_rows_of_the_whole_trace(llama: Model, engine: str, form: dict[str, Any]) -> None:
     options = {"noise": noise_for(llama, TOWER), "engine": engine, **form}

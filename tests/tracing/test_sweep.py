@@ -187,9 +187,9 @@ def test_partners_have_another_relation_template_or_answer_refused(tiny_gpt2):
 
 def test_partners_are_drawn_by_the_seed(tiny_gpt2):
     facts = [language(*pair) for pair in (("Germany", "German"), ("Romania", "Romanian"), ("China", "Chinese"))]
-    drawn = [pair_facts(tiny_gpt2, facts, seed=seed)[0].partner for seed in range(12)]
+    drawn = [pair_facts(tiny_gpt2, facts, seed=seed)[0].partner for seed in range(6)]
     assert {fact.subject for fact in drawn if fact is not None} == {"Romania", "China"}
-    assert drawn == [pair_facts(tiny_gpt2, facts, seed=seed)[0].partner for seed in range(12)]
+    assert drawn == [pair_facts(tiny_gpt2, facts, seed=seed)[0].partner for seed in range(6)]
 
 
 @pytest.mark.parametrize("metric", ["probability", "logit_difference", "kl"])
