@@ -61,6 +61,7 @@ def main(
     records: options.Records = None,
     methods: options.Methods = None,
     limit: options.Limit = 100,
+    plugin: options.Plugin = None,
     preset: options.Preset = None,
     layer: options.Layer = None,
     engine: options.Engine = "auto",

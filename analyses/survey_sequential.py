@@ -71,6 +71,7 @@ def main(
     methods: options.Methods = None,
     edits: options.Kept = [1, 10, 100],
     sample: Annotated[int, typer.Option("--sample", min=1, help="Records scored at every number.")] = 30,
+    plugin: options.Plugin = None,
     preset: options.Preset = None,
     layer: options.Layer = None,
     engine: options.Engine = "auto",

@@ -81,8 +81,8 @@ def edit(
             count += 1
             if prompt:
                 show_edit(console, loaded, record, made)
-        layers = ", ".join(map(str, editor.layers))
-        where = f" at layer{'s' * (len(editor.layers) > 1)} {layers}" if layers else ""
+        told = ", ".join(map(str, editor.layers))
+        where = f" at layer{'s' * (len(editor.layers) > 1)} {told}" if told else ""
         console.print(f"{count} edits{where}: {run.folder / 'edits'}")
 
 

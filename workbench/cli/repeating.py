@@ -21,7 +21,8 @@ def rerun(
     device: options.Device = "auto",
 ) -> None:
     """Repeat a run with the settings that its folder holds, into another folder."""
-    from workbench.runs.run import CONTENT, Run
+    from workbench.runs.identity import CONTENT
+    from workbench.runs.run import Run
     from workbench.studies.contents import contents
 
     settings = Run.open(folder).settings
