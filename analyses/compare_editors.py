@@ -20,8 +20,7 @@ from workbench.cli.early_help import help_first
 
 help_first(__name__, __file__)
 
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Annotated, Any
@@ -32,7 +31,6 @@ from workbench.cli import options
 from workbench.cli.session import analysis, given, load, script
 from workbench.editors.make import check_editor, ready
 from workbench.edits.ledger import check_restored, state_fingerprint
-from workbench.edits.sequence import sequence
 from workbench.figures.editors import editor_figure
 from workbench.machine.allocator import peak_memory
 from workbench.machine.failures import FAILURES
@@ -58,9 +56,10 @@ from workbench.studies.editor_report import (
     stacked_summaries,
     told,
 )
-from workbench.studies.going_on import complete, going_on, left_out, made, refusing, sound
+from workbench.studies.going_on import sound
 from workbench.studies.locate import check_tracing, settled_layer, stating_facts
-from workbench.studies.stacked_edits import change_by_layer, distinct, evaluations, score_stack, untouched
+from workbench.studies.one_batch import edit_stacked
+from workbench.studies.stacked_edits import distinct
 from workbench.tables.published import published_table
 from workbench.tables.scores import accuracy_table, change_table, main_table
 from workbench.tables.table import to_markdown
@@ -160,34 +159,6 @@ def edit_alone(
             row = {"method": method, "name": edit.method, "edit_seconds": seconds, "together": together}
             run.append("evaluations", scored.to_dict() | row | {"request": asdict(record.request)})
         check_restored(model, weights, after=f"the edit of record {record.case_id} with {method}")
-
-
-def edit_stacked(run: Run, model: Model, method: str, records: Sequence[Record], making: dict[str, Any]) -> None:
-    """Write the records' requests as one batch and score each with all of them kept."""
-    failing = f"{method}, all at once"
-    if any(row["method"] == method and complete(run, row, failing) for row in run.rows("stacked")):
-        return
-    editor, folder = make_editor(model, method, run=run, **making), run.folder / "edits" / f"{method}-{len(records)}"
-
-    def attempt(some: Sequence[Record]) -> Iterator[None]:
-        requests = [record.request for record in some]
-        asked = [untouched(record, requests) for record in some]
-        with refusing(some, lambda record: score_stack(model, [record])):
-            before = score_stack(model, asked)
-        began = time.perf_counter()
-        with sequence(model, editor, requests, chunk=len(requests), folder=folder) as steps:
-            edits = [edit for edit, _ in made(steps, some)]
-            seconds, norms = time.perf_counter() - began, change_by_layer(model)
-            after = score_stack(model, asked)
-        found = evaluations(asked, before, after, norms=norms, seconds=seconds)
-        row = {"method": method, "name": edits[0].method, "edits": len(some), "seconds": seconds}
-        row |= {"left_out": left_out(records, some)}
-        run.append("stacked", row | {"evaluations": [one.to_dict() for one in found]})
-        yield
-
-    weights = state_fingerprint(model)
-    list(going_on(run, model, records, attempt, method=failing, folder=folder))
-    check_restored(model, weights, after=f"a stack of {len(records)} edits with {method}")
 
 
 # What came of it ---------------------------------------------------------------------------------------

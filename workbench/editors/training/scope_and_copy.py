@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from workbench.editors.training.copier import decoder
 from workbench.editors.training.made_up import MadeUpEdit
 from workbench.editors.training.scope import ScopeEncoder, balanced_loss, similarities
+from workbench.machine.shown import Shown
 from workbench.models.model import Model
 from workbench.models.tokens import TextTokenizer, answer_start
 from workbench.records.facts import EditRequest
@@ -49,7 +50,7 @@ def parts_of(settings: Mapping[str, Any], seed: int = 0) -> Parts:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Learner:
+class Learner(Shown):
     """Both networks with the model whose texts they read."""
 
     parts: Parts
