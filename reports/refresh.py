@@ -64,7 +64,7 @@ REAL = {
         }.items()
     },
 }
-"""The same of the real model."""
+"""The same of the real model; compare_texts wants the validation text of wikitext-2 in the working folder."""
 KEPT = ("report.html", "settings.json", "environment.json", "results.json", "status.json", "figures", "tables")
 """Of a run folder; the per-record results are made again in minutes."""
 TABLES = {

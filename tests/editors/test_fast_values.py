@@ -1,13 +1,13 @@
 """Values of many requests at once are those of one request at a time over the whole network."""
 
-import itertools
 from typing import Any
 
 import pytest
 import torch
 from conftest import costly_families
 
-from workbench.editors.search.fast_values import optimise_values
+from workbench.editors.search.fast_values import Search, optimise_values
+from workbench.editors.search.rows import in_batches, rows_of
 from workbench.editors.search.values import optimise_value
 from workbench.editors.shared.subject import in_contexts
 from workbench.models.blocks import Blocks, BlocksError
@@ -72,11 +72,18 @@ def test_requests_stop_early_on_their_own(tiny_gpt2: Model) -> None:
 
 
 def test_captured_steps_find_the_same(tiny_gpt2: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = EditRequest(template="The capital of {} is", subject="Portugal", target_new="Lisbon")
-    requests, templates = [known, *REQUESTS], [TEMPLATES[0], *TEMPLATES]
-    options: dict[str, Any] = OPTIONS | {"weight_decay": 0.0}
+    """What has ended stays as it was, though it goes on being computed, and would not end where it is by then."""
+    requests = [*REQUESTS, EditRequest(template="The capital of {} is", subject="Egypt", target_new="Lisbon")]
+    templates = [*TEMPLATES, TEMPLATES[0]]
+    options: dict[str, Any] = OPTIONS | {"clamp": 50.0}  # which holds nothing back
+
+    def one_a_step(self: Search, *terms: torch.Tensor) -> torch.Tensor:
+        vars(self)["looks"] = vars(self).get("looks", -1) + 1
+        return terms[-1] == vars(self)["looks"]  # each at the step of its number, and at no other
+
+    monkeypatch.setattr(Search, "_reached", one_a_step)
     expected = optimise_values(tiny_gpt2, requests, templates, **options)
-    assert len({len(found.losses) for found in expected}) > 1  # some end before the others
+    assert [len(found.losses) for found in expected] == [1, 2, 3, 4, 5]
     shapes: list[int] = []
 
     def captured(function: Any, sample: torch.Tensor) -> Any:
@@ -88,12 +95,15 @@ def test_captured_steps_find_the_same(tiny_gpt2: Model, monkeypatch: pytest.Monk
     for found, one in zip(optimise_values(tiny_gpt2, requests, templates, **options), expected, strict=True):
         assert len(found.losses) == len(one.losses)
         torch.testing.assert_close(found.delta, one.delta, atol=1e-5, rtol=1e-4)
-    assert shapes[0] == len(requests) and all(b <= a / 2 for a, b in itertools.pairwise(shapes))
+    assert shapes == [5, 2, 1]  # only once half of them have ended are the others captured anew
 
 
 def test_a_batch_too_large_for_the_memory_splits(tiny_gpt2: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     together = optimise_values(tiny_gpt2, REQUESTS, TEMPLATES, **OPTIONS)
+    rows = [rows_of(tiny_gpt2, request, (*each, "{} is a")) for request, each in zip(REQUESTS, TEMPLATES, strict=True)]
+    assert in_batches(tiny_gpt2, rows, 1) == [[0, 1, 2, 3]]
     monkeypatch.setattr(tiny_gpt2, "budget", 1e-9)
+    assert in_batches(tiny_gpt2, rows, 1) == [[0], [1], [2], [3]]
     for found, split in zip(together, optimise_values(tiny_gpt2, REQUESTS, TEMPLATES, **OPTIONS), strict=True):
         torch.testing.assert_close(found.delta, split.delta, atol=1e-5, rtol=1e-4)
 

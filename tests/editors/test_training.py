@@ -68,6 +68,15 @@ def test_what_is_stopped_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     assert fitted(60, checkpoint=path).curve == through.curve  # it was at its end
 
 
+def test_a_checkpoint_of_a_gpu_goes_on_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "training.pt"
+    with monkeypatch.context() as there, pytest.raises(KeyboardInterrupt):
+        there.setattr("torch.serialization.location_tag", lambda storage: "cuda:0")  # where its tensors say they were
+        fitted(60, checkpoint=path, stop=75)
+    assert b"cuda:0" in path.read_bytes()
+    assert fitted(60, checkpoint=path).curve == fitted(60).curve
+
+
 def test_a_damaged_checkpoint_is_made_again(tmp_path: Path) -> None:
     path = tmp_path / "training.pt"
     whole = fitted(20, checkpoint=path)

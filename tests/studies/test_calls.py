@@ -100,3 +100,11 @@ def test_what_is_missing_is_told(tiny_gpt2: Model) -> None:
         workbench.edit(tiny_gpt2, EditRequest(template="{} is", subject="It", target_new="so"), "It")
     with pytest.raises(ValueError, match="no editor 'rom'; there are"):
         workbench.edit(tiny_gpt2, "{} is", "It", "so", method="rom")
+
+
+def test_a_layer_that_would_not_be_followed_is_refused(tiny_gpt2: Model) -> None:
+    request = EditRequest(template="The capital of {} is", subject="Portugal", target_new="Moscow")
+    with pytest.raises(ValueError, match="memit with the preset of gpt2-xl edits layers 13,17, so --layer 2 would not"):
+        workbench.edit(tiny_gpt2, request, method="memit", layer=2, preset_of="gpt2-xl")
+    edit = workbench.edit(tiny_gpt2, request, method="ft", layers=[1, 2], preset_of="gpt2-xl", steps=1)
+    assert set(edit.norms(tiny_gpt2)) == {1, 2}

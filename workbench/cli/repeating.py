@@ -21,7 +21,7 @@ def rerun(
     device: options.Device = "auto",
 ) -> None:
     """Repeat a run with the settings that its folder holds, into another folder."""
-    from workbench.runs.identity import CONTENT
+    from workbench.runs.identity import CONTENT, changed_contents
     from workbench.runs.run import Run
     from workbench.studies.contents import contents
 
@@ -29,8 +29,7 @@ def rerun(
     name = settings.get("command")
     if name not in _COMMANDS:
         raise ValueError(f"'{folder}' is a run of {name}; rerun repeats those of {', '.join(_COMMANDS)}")
-    before, now = settings.get(CONTENT, {}), contents(settings)
-    if changed := [each for each in sorted(before.keys() | now.keys()) if before.get(each) != now.get(each)]:
+    if changed := changed_contents(settings.get(CONTENT, {}), contents(settings)):
         raise ValueError(f"{', '.join(changed)} are not what they were in '{folder}': put them back as they were")
     known = inspect.signature(_COMMANDS[name]).parameters
     values = {each: settings.get(each, option.default) for each, option in known.items()}

@@ -6,9 +6,7 @@ Heavy imports stand inside the functions, so that `--help` answers at once.
 import functools
 import inspect
 import os
-import signal
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +19,7 @@ import typer
 from rich.console import Console
 
 from workbench.cli import options
+from workbench.cli.ending import Terminated, terminating, told_in_a_line
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +65,7 @@ def told(command: Callable[..., None], name: str) -> Callable[..., None]:
                 _help_editor(method, values)
             from workbench.machine.precision import float32_products
 
-            with _terminating(), warnings.catch_warnings(), float32_products(values.get("precision", "float32")):
+            with terminating(), warnings.catch_warnings(), float32_products(values.get("precision", "float32")):
                 warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
                 _load_plugins(values.get("plugin") or ())
                 _running.set({"command": name, **values})
@@ -79,7 +78,7 @@ def told(command: Callable[..., None], name: str) -> Callable[..., None]:
         except Exception as error:  # SafetensorError, torch's own, ...: whatever it is, a user wants one line
             if os.environ.get("WORKBENCH_TRACEBACK"):
                 raise
-            print(f"error: {_line(error)}", file=sys.stderr)
+            print(f"error: {told_in_a_line(error)}", file=sys.stderr)
             raise typer.Exit(1) from None
 
     _declare(wrapped, command)
@@ -113,42 +112,6 @@ def _load_plugins(files: Iterable[Path]) -> None:
         from workbench.editors.plugins import load_plugin
 
         load_plugin(file)
-
-
-class Terminated(KeyboardInterrupt):
-    """What SIGTERM raises: batch systems and containers send it where a person presses Ctrl-C."""
-
-    def __str__(self) -> str:
-        return "SIGTERM"
-
-
-@contextmanager
-def _terminating() -> Iterator[None]:
-    """Take SIGTERM as Ctrl-C within the block."""
-
-    def stop(*_: object) -> None:
-        raise Terminated
-
-    if threading.current_thread() is not threading.main_thread():  # which alone is told of signals
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _line(error: Exception) -> str:
-    """What went wrong, and the way out, on one line."""
-    from workbench.machine.allocator import out_of_memory
-    from workbench.machine.failures import reason
-
-    if out_of_memory(error):
-        return f"not enough memory ({reason(error)}): try --dtype bfloat16, fewer --samples, or a smaller model"
-    if isinstance(error, ValueError | OSError | IndexError) and str(error).strip():
-        return " ".join(str(error).split())
-    return f"{reason(error)} (unexpected: set WORKBENCH_TRACEBACK=1 to see where)"
 
 
 def _as_written(text: str) -> str:

@@ -15,6 +15,11 @@ def release(version: str | None) -> str | None:
     return version and version.partition("+")[0]
 
 
+def changed_contents(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """What is named by both or by one of them, and does not hold what it held."""
+    return [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+
+
 def refuse_other_settings(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """ValueError for other settings, or another content of what they name, than those a run was begun with."""
     missing = "(not set)"
@@ -25,6 +30,5 @@ def refuse_other_settings(folder: Path, old: Mapping[str, Any], new: Mapping[str
     ]
     if differing:
         raise ValueError(f"'{folder}' holds a run with other settings ({'; '.join(differing)}): {AFRESH}")
-    before, now = old.get(CONTENT, {}), new.get(CONTENT, {})
-    if changed := [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]:
+    if changed := changed_contents(old.get(CONTENT, {}), new.get(CONTENT, {})):
         raise ValueError(f"'{folder}' was begun with another content of {', '.join(changed)}: {AFRESH}")

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from workbench.editors.editor import Editor
 from workbench.edits.edit import Edit
@@ -29,8 +30,7 @@ class Ahead:
     def __call__(self, record: Record) -> tuple[Edit, float]:
         """A record's edit, and the seconds that it took: of several made at once an even share. The editor's errors;
         where one of several fails, each is made alone, and those of the others do not tell of it."""
-        places = {each.case_id: index for index, each in enumerate(self.records)}
-        at = places.get(record.case_id)
+        at = self._places.get(record.case_id)
         if at is not None and record.case_id not in self._made and record.case_id not in self._alone:
             self._make(self.records[at : at + self.together])
         if record.case_id in self._made:
@@ -38,6 +38,10 @@ class Ahead:
         began = time.perf_counter()
         edit = self.editor(self.model, [record.request])
         return edit, time.perf_counter() - began
+
+    @cached_property
+    def _places(self) -> dict[int, int]:
+        return {record.case_id: index for index, record in enumerate(self.records)}
 
     def _make(self, some: Sequence[Record]) -> None:
         began, cases = time.perf_counter(), [record.case_id for record in some]

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from workbench.editors.make import check_editor
+from workbench.editors.make import ask
 from workbench.edits.edit import Edit
 from workbench.measuring.evaluate import evaluate as evaluate_record
 from workbench.measuring.scores import Evaluation
@@ -75,16 +75,18 @@ def edit(
         method: one of `EDITORS`.
         layer: the layer edited, or around which layers are; located unless given, over the model's default records,
             once a model, or over the facts of the requests where it knows none of those.
-        options: further arguments of `make_editor` (text, seed, preset_of, alone) and fields of the editor.
+        options: further arguments of `make_editor` (text, seed, preset_of, alone) and fields of the editor, `layers`
+            among them.
 
-    ValueError for an unknown method, a prompt without its subject, and where no layer can be located.
+    ValueError for an unknown method, a prompt without its subject, a layer that the method would not edit, and where
+    no layer can be located.
     """
-    requests = _requests(request, subject, to)
-    settled = {name: options[name] for name in ("preset_of", "alone") if name in options}
-    check_editor(model, method, layer=layer, **settled)
-    if layer is None:
+    requests, layers = _requests(request, subject, to), options.pop("layers", None)
+    wanted = ask(model, method, preset_of=options.get("preset_of"), layer=layer, layers=layers)
+    if wanted.located:
         layer = _located(model, requests)
-    return make_editor(model, method, layer=layer, **options)(model, requests)
+    settled = {"alone": wanted.alone, **wanted.fields, **options}
+    return make_editor(model, method, layer=layer if wanted.layer is None else wanted.layer, **settled)(model, requests)
 
 
 def evaluate(
