@@ -224,12 +224,11 @@ def verdict(summary: GroupScores) -> str:
         differ += fate != taught
         as_taught = "as taught" if fate == taught else f"taught: {taught}"
         said.append(f"{name} at {which(numbers)} edits {shown(overall)} ({fate}; {as_taught})")
-    claims = "ROME good at few edits and failing when many are stacked, MEMIT holding"
-    found = (
-        f"do not show all that the course teaches ({claims})" if differ else f"show what the course teaches: {claims}"
-    )
+    claim = "ROME good at few edits and failing when many are stacked, MEMIT holding"
+    fit = "do not show all of" if differ else "show"
     return (
-        f"These numbers {found}. Overall score: {', '.join(said)}; good is from {GOOD:.0%}, failing below {FAILED:.0%}."
+        f"These numbers {fit} what the course teaches, {claim}. Overall score: {', '.join(said)}; good is from "
+        f"{GOOD:.0%}, failing below {FAILED:.0%}."
     )
 
 

@@ -11,7 +11,7 @@ from typing import get_type_hints
 
 import pytest
 from command import ANALYSES, TINY, Analyse, run
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 import workbench.studies.measure
 from workbench.cli import app
@@ -207,3 +207,44 @@ def test_a_run_is_repeated_and_its_edit_shown_at_work(records: Path, text: Path,
     assert asked.exit_code == 0 and "Argentina is" in asked.output and "Peru" not in asked.output
     config.write_text("limt: 3\n")
     assert "limt" in run("edit", "--config", config).output
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_presets", "no_figures")
+def test_editors_are_compared_and_an_analysis_is_repeated(
+    records: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compared(*options: object) -> Result:
+        return run("compare", "--model", TINY, "--records", records, "--text", text, "--limit", 2, "--fluency", 0,
+                   "--stacked", "none", "--layer", 2, "--out", tmp_path / "one", *options)  # fmt: skip
+
+    for method in ("ft", "rome"):  # the second goes on in the run of the first
+        made = compared("--methods", method)
+        assert made.exit_code == 0 and f"Report: {tmp_path / 'one' / 'report.html'}" in made.output, made.output
+    assert run("rerun", tmp_path / "one").exit_code == 0
+    one, again = (Run.open(tmp_path / name) for name in ("one", "one-rerun"))
+    scores = [[(row["method"], row["case_id"], row["post"]["prompts"]) for row in each.rows("evaluations")]
+              for each in (one, again)]  # fmt: skip
+    assert scores[0] == scores[1] and [method for method, *_ in scores[0]] == ["ft", "ft", "rome", "rome"]
+    assert one.settings == again.settings
+
+    one.write_json("settings.json", {**one.settings, "command": "locate_facts"})
+    monkeypatch.chdir(tmp_path)
+    lost = run("rerun", tmp_path / "one")
+    assert lost.exit_code == 1 and "in the folder of a checkout" in lost.output
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_presets", "no_figures")
+def test_a_script_of_the_analyses_is_repeated(
+    analyse: Analyse, records: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ANALYSES.parent)
+    analyse("single_edit.py", "--model", TINY, "--records", records, "--case", 1, "--text", text, "--layer", 2,
+            "--method", "ft", "--out", tmp_path / "one")  # fmt: skip
+    assert run("rerun", tmp_path / "one").exit_code == 0
+    tables = [
+        {path.name: path.read_bytes() for path in (tmp_path / name / "tables").glob("*.json")}
+        for name in ("one", "one-rerun")
+    ]
+    assert tables[0] and tables[0] == tables[1]

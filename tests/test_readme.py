@@ -14,6 +14,7 @@ from workbench.studies.defaults import records_path
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("facts", [4, pytest.param(None, marks=pytest.mark.slow)])
 def test_the_example_does_what_it_says(
     facts: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

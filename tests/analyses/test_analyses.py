@@ -40,6 +40,7 @@ def test_locate_facts_draws_them(analyse: Analyse, given: list[object], tmp_path
     assert str(out) not in (out / "report.html").read_text(encoding="utf-8"), "a report can be handed on"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_figures")
 def test_a_single_fact_of_ones_own_can_be_located(analyse: Analyse, given: list[object], tmp_path: Path) -> None:
     own = ("--prompt", "{}'s capital city is", "--subject", "Norway", "--object", "Oslo")
@@ -58,6 +59,7 @@ def test_a_single_fact_of_ones_own_can_be_located(analyse: Analyse, given: list[
     assert Run.open(tmp_path / "run").rows("traces")[0]["prompt"] == "Norway's capital city is"
 
 
+@pytest.mark.slow
 def test_single_edit_shows_a_file_of_prompts(analyse: Analyse, given: list[object], text: Path, tmp_path: Path) -> None:
     file = tmp_path / "edit.yaml"
     file.write_text(
@@ -102,6 +104,7 @@ def test_single_edit_shows_a_file_of_prompts(analyse: Analyse, given: list[objec
     assert [row[0] for row in run.tables()["prompts"].rows][3] == "People in Portugal speak"
 
 
+@pytest.mark.slow
 def test_single_edit_takes_a_record_too(
     analyse: Analyse, given: list[object], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,6 +129,7 @@ def test_single_edit_takes_a_record_too(
     assert refused.errors == "error: no record has case_id 77; the file has 3, such as [0, 1, 2]\n"
 
 
+@pytest.mark.slow
 def test_families_are_checked_and_what_is_done_is_not_done_again(analyse: Analyse, tmp_path: Path) -> None:
     for _ in range(2):
         analyse("check_families.py", "--families", "gpt2", "--out", tmp_path / "run")

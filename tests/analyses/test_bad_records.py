@@ -47,6 +47,7 @@ def captions(folder: Path) -> dict[str, str]:
     return {path.stem: json.loads(path.read_text())["caption"] for path in (folder / "tables").glob("*.json")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("methods", [["ft"], pytest.param(["rome", "ft"], marks=pytest.mark.slow)], ids=",".join)
 def test_layers(analyse: Analyse, broken: set[str], text: Path, tmp_path: Path, methods: list[str]) -> None:
     write_counterfact(RECORDS, tmp_path / "records.json")
@@ -79,6 +80,7 @@ def test_layers(analyse: Analyse, broken: set[str], text: Path, tmp_path: Path, 
     assert run.read_json("results.json")["facts_edited"] == 3
 
 
+@pytest.mark.slow
 @one_fast
 def test_scaled(analyse: Analyse, broken: set[str], text: Path, tmp_path: Path, method: str) -> None:
     write_counterfact(RECORDS, tmp_path / "records.json")
@@ -101,6 +103,7 @@ def test_scaled(analyse: Analyse, broken: set[str], text: Path, tmp_path: Path, 
     assert [row[-1] for row in run.tables()["scores"].rows] == ["3", "3", "3"]
 
 
+@pytest.mark.slow
 @one_fast
 def test_grouped(analyse: Analyse, broken: set[str], text: Path, tmp_path: Path, method: str) -> None:
     write_requests(RECORDS, tmp_path / "requests.json")

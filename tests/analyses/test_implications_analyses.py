@@ -16,6 +16,7 @@ from workbench.runs.run import Run
 pytestmark = pytest.mark.usefixtures("quick_presets", "cache")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_figures")
 def test_implications_are_asked_resumed_and_told(analyse: Analyse, records: Path, text: Path, tmp_path: Path) -> None:
     arguments = ["implications.py", "--model", TINY, "--records", records, "--layer", "2", "--limit", "2"]
@@ -36,6 +37,7 @@ def test_implications_are_asked_resumed_and_told(analyse: Analyse, records: Path
     assert set(scope["metric"].str.split("/").str[0]) == {"same prompt", "paraphrase", "neighbors"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_figures")
 def test_sequences_are_kept_resumed_and_told(analyse: Analyse, records: Path, text: Path, tmp_path: Path) -> None:
     arguments = ["survey_sequential.py", "--model", TINY, "--records", records, "--layer", "2", "--edits", "1,2"]

@@ -48,6 +48,7 @@ def rows(folder: Path, model: Model, editor: Any) -> list[dict[str, Any]]:
     return run.rows("groups")
 
 
+@pytest.mark.slow
 def test_edits_of_a_group_are_stacked_and_then_taken_back(tiny_gpt2: Model, rome: ROME, tmp_path: Path) -> None:
     before = tiny_gpt2.fingerprint()
     (row,) = rows(tmp_path / "run", tiny_gpt2, rome)
@@ -74,6 +75,7 @@ def test_edits_of_a_group_are_stacked_and_then_taken_back(tiny_gpt2: Model, rome
             edit.revert_(tiny_gpt2)
 
 
+@pytest.mark.slow
 def test_a_stopped_group_goes_on_and_ends_the_same(tiny_gpt2: Model, rome: ROME, tmp_path: Path) -> None:
     run = Run.create(tmp_path / "stopped", {})
     begun = edit_group(run, tiny_gpt2, "it", rome, (3, 0), {(3, 0): RECORDS})
@@ -153,6 +155,7 @@ def test_what_is_said_follows_from_the_numbers(script: dict[str, Any]) -> None:
     assert "MEMIT, 80 edits: 100.0 % work, all written at once." in kept
 
 
+@pytest.mark.slow
 def test_the_analysis_compares_resumes_and_reports(
     quick_presets: None, no_figures: None, analyse: Analyse, text: Path, tmp_path: Path
 ) -> None:

@@ -125,12 +125,14 @@ def test_the_committed_questions_ask_for_the_same_edits(world: World, name: str)
         assert bool(answers) == bool(asked.portability_prompts)
 
 
+@pytest.mark.slow
 def test_the_embedded_model_knows_no_questions(world: World, atlas: Model) -> None:
     records = read_counterfact(ATLAS / "records_evaluation.json")[:4]
     assert answered(atlas, records) == 1, "it knows the facts"
     assert answered(atlas, question_records(world, records)) == 0
 
 
+@pytest.mark.slow
 def test_interchanging_a_prompt_with_itself_changes_nothing(world: World) -> None:
     tokenizer = train_tokenizer(world, seed=TINY.seed, vocabulary=TINY.vocabulary, context=TINY.context)
     torch.manual_seed(0)
@@ -163,6 +165,7 @@ def test_training_repeats_itself_and_the_control_follows_its_schedule(world: Wor
     assert tokenizer.decode(tokenizer.encode(" Buenos Aires")) == " Buenos Aires"
 
 
+@pytest.mark.slow
 def test_a_dead_run_says_so(world: World) -> None:
     with pytest.raises(RuntimeError, match="not mastered in 8 steps"):
         training.train(world, replace(TINY, mastered=2.0, patience=8))
@@ -173,6 +176,7 @@ def test_wilson_interval_of_a_known_share() -> None:
     assert (round(low, 4), round(high, 4)) == (0.8256, 0.9448)
 
 
+@pytest.mark.slow
 def test_the_model_is_small_and_knows_its_facts(world: World, atlas: Model) -> None:
     assert sum(path.stat().st_size for path in (ATLAS / "model").iterdir()) <= 24 * 2**20
     subjects = sorted(world.evaluation_subjects)[::15]
@@ -180,6 +184,7 @@ def test_the_model_is_small_and_knows_its_facts(world: World, atlas: Model) -> N
     assert card.share(atlas, card.statements(world, subjects, held_out=True)).value >= 0.90
 
 
+@pytest.mark.slow
 def test_the_records_at_hand_are_those_that_its_command_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remake, "ATLAS", tmp_path)
     assert CliRunner().invoke(remake.app, ["records"]).exit_code == 0

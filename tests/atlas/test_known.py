@@ -65,6 +65,7 @@ def test_known_records_ask_in_the_words_that_the_model_answers(world: World) -> 
         assert record.request.prompt not in record.paraphrase_prompts and len(record.paraphrase_prompts) == 2
 
 
+@pytest.mark.slow
 def test_the_committed_records_are_enough_and_split_by_subject() -> None:
     train, evaluation = (read_counterfact(SMOLLM2 / f"records_{part}.json") for part in ("train", "evaluation"))
     assert len(train) + len(evaluation) >= 150 and len(evaluation) >= 60

@@ -108,6 +108,7 @@ def test_an_edit_remembers_its_keys_as_they_are_once_it_is_applied(tiny_gpt2: Mo
     assert relative(edit.carried["keys.2"], before) > 1e-4
 
 
+@pytest.mark.slow
 def test_a_sequence_accumulates_keys(tiny_gpt2: Model, editor: AlphaEdit, tmp_path: Path):
     """The more a later edit is kept from an earlier one's keys, the less it moves their values."""
     single = replace(editor, layers=(1,), ridge=1e-4, null_threshold=1e9)

@@ -134,6 +134,7 @@ def test_batches_in_sequence(tiny_gpt2: Model, tmp_path: Path) -> None:
     check_restored(tiny_gpt2, untouched, after="a test")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
 def test_families_in_half_precision(checkpoints: dict[str, Path], family: str) -> None:
     model = load_model(str(checkpoints[family]), device="cpu", dtype=torch.bfloat16)

@@ -45,6 +45,7 @@ def test_the_same_as_alone_in_every_family(family_model: Model, site: str) -> No
     assert_same(family_model, site=site)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changed",
     [
@@ -59,6 +60,7 @@ def test_the_same_at_other_layers(tiny_gpt2: Model, changed: dict[str, Any]) -> 
     assert_same(tiny_gpt2, **changed)
 
 
+@pytest.mark.slow
 def test_requests_stop_early_on_their_own(tiny_gpt2: Model) -> None:
     known = EditRequest(template="The capital of {} is", subject="Portugal", target_new="Lisbon")
     requests, templates = [REQUESTS[0], known, REQUESTS[2]], [TEMPLATES[0], TEMPLATES[0], TEMPLATES[2]]
@@ -98,6 +100,7 @@ def test_captured_steps_find_the_same(tiny_gpt2: Model, monkeypatch: pytest.Monk
     assert shapes == [5, 2, 1]  # only once half of them have ended are the others captured anew
 
 
+@pytest.mark.slow
 def test_a_batch_too_large_for_the_memory_splits(tiny_gpt2: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     together = optimise_values(tiny_gpt2, REQUESTS, TEMPLATES, **OPTIONS)
     rows = [rows_of(tiny_gpt2, request, (*each, "{} is a")) for request, each in zip(REQUESTS, TEMPLATES, strict=True)]

@@ -192,6 +192,7 @@ def test_distances_are_not_those_of_products() -> None:
 # What the edit does
 
 
+@pytest.mark.slow
 @mostly("prompt")
 def test_the_edited_model_says_the_targets_and_nothing_else_changes(tiny_gpt2: Model, plain: GRACE) -> None:
     editor = replace(plain, steps=40, learning_rate=0.5)
@@ -329,6 +330,7 @@ def test_other_rules_are_another_codebook(tiny_gpt2: Model, plain: GRACE) -> Non
             assert first.hooks(tiny_gpt2) and second.hooks(tiny_gpt2)
 
 
+@pytest.mark.slow
 def test_it_stands_on_other_edits(tiny_gpt2: Model, plain: GRACE) -> None:
     """Keys are those of the model as edited, and weights come back."""
     before = tiny_gpt2.snapshot()
@@ -383,6 +385,7 @@ def by_hand(model: Model, edit: CodebookEdit, ids: Tensor, prompt: int) -> Tenso
         model.edits[:] = others
 
 
+@pytest.mark.slow
 @mostly("last")
 def test_generation_with_the_cache_equals_generation_without(tiny_gpt2: Model, plain: GRACE) -> None:
     """Prompts of several lengths side by side, one of which no key is near."""

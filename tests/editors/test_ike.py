@@ -215,6 +215,7 @@ def test_sentences_before_a_paraphrase_are_left_out() -> None:
     )
 
 
+@pytest.mark.slow
 def test_training_records_from_the_command_line(tiny_gpt2: Model) -> None:
     """Those of the facts that the study edits unless told; their subjects are others."""
     editor: Any = make_editor(tiny_gpt2, "ike", layer=2, preset_of="atlas", seed=3)
@@ -466,6 +467,7 @@ def test_demonstrations_that_tell_of_what_is_asked_are_left_out_before_it(roomy:
     assert shown("the city we mean is") == [0, 1, 2], "the prompt itself, without a name"
 
 
+@pytest.mark.slow
 def test_no_evaluated_neighbor_is_told_of(roomy: Model) -> None:
     """Of the records that come with the workbench, many neighbors are in training and evaluation records."""
     training, evaluated = (

@@ -166,7 +166,7 @@ def test_what_packages_offer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_takes_methods_or_records_takes_plugins() -> None:
     mains = [each.callback.__wrapped__ for each in app.registered_commands]  # pyright: ignore
-    mains += [outlined(path)["main"] for path in sorted(ANALYSES.glob("*.py"))]
+    mains += [outlined(path)["main"] for path in sorted(ANALYSES.glob("*.py")) if "def main(" in path.read_text()]
     named = [set(inspect.signature(main).parameters) for main in mains]
     asking = [names for names in named if names & {"method", "methods", "records"}]
     assert len(asking) > 10 and all("plugin" in names for names in asking)

@@ -118,6 +118,7 @@ def test_the_change_is_clamped(tiny_gpt2: Model):
     assert (value.delta.norm() / value.initial.norm()).item() == pytest.approx(0.3, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_it_ends_once_the_target_is_the_answer_and_little_else_has_changed(tiny_gpt2: Model):
     settings = {"steps": 60, "clamp": 10.0, "weight_decay": 2.0}
     ended = optimise(tiny_gpt2, REQUESTS[1], **settings, kl_weight=0.0)
@@ -194,6 +195,7 @@ def assert_same(found: Sequence[OptimisedValue], alone: Sequence[OptimisedValue]
             assert [getattr(loss, term) for loss in ours.losses] == pytest.approx(terms, abs=1e-4)
 
 
+@pytest.mark.slow
 @costly_families
 def test_many_find_what_each_finds_alone_in_every_family(family_model: Model):
     changes = {"steps": 12, "clamp": 2.0}
@@ -223,6 +225,7 @@ def test_many_in_the_last_layer(tiny_gpt2: Model):
     assert_same(found, alone)
 
 
+@pytest.mark.slow
 def test_many_end_each_in_its_own_way(tiny_gpt2: Model):
     requests = [
         EditRequest(template="In {}, most people speak", subject="Argentina", target_new="German"),

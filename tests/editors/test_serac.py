@@ -321,6 +321,7 @@ def test_made_up_edits(tiny_gpt2: Model) -> None:
     assert any(edit.request.subject not in questions.subjects for edit in drawn)
 
 
+@pytest.mark.slow
 def test_training_is_the_same_twice_and_lowers_its_loss(tiny_gpt2: Model) -> None:
     recipe = replace(TINY_RECIPE, width=16, steps=25, validate_every=25, patience=30)
     state = torch.random.get_rng_state()

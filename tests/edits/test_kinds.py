@@ -202,6 +202,7 @@ def test_generation_with_the_cache_equals_generation_without(tiny_gpt2: Model, p
         assert expected.startswith(text) and text
 
 
+@pytest.mark.slow
 def test_a_redirect_to_another_model(tiny_gpt2: Model, checkpoints: dict[str, Path]) -> None:
     other = load_model(TINY.as_posix(), device="cpu")
     random_edit(other, 3, (1, "W_out")).apply_(other)
@@ -280,6 +281,7 @@ def test_room_in_the_context_counts_the_prompt_as_it_is_put(tiny_gpt2: Model, re
 # Who would pass them by ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_tracing_sees_hooks_and_refuses_redirects(tiny_gpt2: Model) -> None:
     fact = REQUEST.fact
     steering, prefix = Steers()(tiny_gpt2, [REQUEST]), Prefixes()(tiny_gpt2, [REQUEST])
@@ -419,6 +421,7 @@ def test_the_steps_of_a_study(tiny_gpt2: Model, editor: Any, records: Path, tmp_
     assert (out.folder / "traces_after").exists() is not redirects
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("editor", ["prefix", pytest.param("steering", marks=pytest.mark.slow)], indirect=True)
 @pytest.mark.usefixtures("cache", "no_figures")
 def test_a_study_from_the_command_line(
@@ -443,6 +446,7 @@ def test_a_study_from_the_command_line(
     assert editor.method in page and "relative_norm" not in page
 
 
+@pytest.mark.slow
 def test_the_command_line_refuses_to_export_them(tiny_gpt2: Model, editor: Any, tmp_path: Path) -> None:
     editor(tiny_gpt2, [REQUEST]).save(tmp_path / "edit.safetensors")
     for to in ("checkpoint", "lora"):

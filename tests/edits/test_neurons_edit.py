@@ -118,6 +118,7 @@ def test_saved_and_loaded(tiny_gpt2: Model, tmp_path: Path, options: dict[str, A
     assert len({each.digest for each in (edit, *others)}) == 3
 
 
+@pytest.mark.slow
 def test_generation_with_the_cache_equals_generation_without(checkpoints: dict[str, Path], tiny_gpt2: Model) -> None:
     """Prompts of several lengths side by side."""
     for model in (tiny_gpt2, loaded(checkpoints["llama"])):

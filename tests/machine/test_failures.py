@@ -50,6 +50,7 @@ def test_one_bad_record_does_not_end_a_study(study: list[object], tmp_path: Path
     assert "1 of 4 records failed" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_what_failed_is_tried_again_only_when_asked(
     records: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

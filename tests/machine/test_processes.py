@@ -66,6 +66,7 @@ def runs(process: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_process_that_is_killed():
     script = """
 import os, time

@@ -166,6 +166,7 @@ def test_no_edit_is_the_model_as_it_is(tiny_gpt2: Model) -> None:
     assert evaluation.relative_norms == {}
 
 
+@pytest.mark.slow
 def test_scores_before_can_be_used_for_several_edits(
     tiny_gpt2: Model, published_edit: Edit, evaluation: Evaluation
 ) -> None:
@@ -177,6 +178,7 @@ def test_scores_before_can_be_used_for_several_edits(
         evaluate(tiny_gpt2, published_edit, RECORD, pre=stored, fluency_tokens=24)
 
 
+@pytest.mark.slow
 def test_sampling_depends_on_seed_and_record_alone(tiny_gpt2: Model) -> None:
     def texts(seed: int, case_id: int) -> tuple[str, ...]:
         record = Record(case_id=case_id, request=RECORD.request, generation_prompts=RECORD.generation_prompts)

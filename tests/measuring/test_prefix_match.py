@@ -57,6 +57,7 @@ def test_wilsons_interval() -> None:
     assert wilson([]).n == 0
 
 
+@pytest.mark.slow
 def test_all_prompts_together_are_continued_as_one_by_one(tiny_gpt2: Model) -> None:
     asked = questions(RECORDS)
     longest = int(tiny_gpt2.tokenize(["Lisbon", "Tokyo", "Cairo", "Moscow", "Rome", "Athens"]).mask.sum(dim=1).max())

@@ -61,6 +61,7 @@ def test_batches_end_where_they_would_not_fit() -> None:
         consecutive([1], [1], at_most=0, fits=fits)
 
 
+@pytest.mark.slow
 def test_one_enormous_line_stays_within_the_budget_and_is_said_once(long_model: Model) -> None:
     line = "the capital of France is Paris, " * 800
     with warnings.catch_warnings(record=True) as said:
@@ -82,6 +83,7 @@ def test_a_context_is_where_texts_are_cut(tiny_gpt2: Model) -> None:
     assert [token for row in rows[:-1] for token in row.ids] == ids
 
 
+@pytest.mark.slow
 def test_many_prompts_stay_within_the_budget_and_score_the_same(long_model: Model) -> None:
     prompts = [f"{'In Rome, ' * (6 * (number % 8))}number {number} is the city of" for number in range(16)]
 

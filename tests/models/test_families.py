@@ -202,6 +202,7 @@ def test_a_norm_that_is_not_known_of_is_found_and_refused(
         MEMIT(layers=(1,), second_moments=moments(model, (1,)))(model, [REQUEST])
 
 
+@pytest.mark.slow
 def test_an_edit_behind_the_norm_misses_what_it_promises(
     checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -121,6 +121,7 @@ def test_the_committed_example_has_five_prompts_to_judge() -> None:
     assert len(single.prompts) == 5 and all(asked.rule for asked in single.prompts)
 
 
+@pytest.mark.slow
 def test_the_committed_requests_are_those_of_the_tables_and_do_not_disturb_each_other() -> None:
     world = World.load()
     records = read_requests(ATLAS / "course_80.json")

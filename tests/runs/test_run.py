@@ -282,6 +282,7 @@ def test_damaged_results_are_refused_or_noted_again(run: Run) -> None:
     assert run.read_json("results.json") == {}
 
 
+@pytest.mark.slow
 def test_equal_figures_are_equal_files(tmp_path: Path) -> None:
     first, second = (save_figure(make_figure(), tmp_path / name / "figure") for name in ("a", "b"))
     assert first.read_bytes() == second.read_bytes()

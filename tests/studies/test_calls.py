@@ -32,6 +32,7 @@ def at_hand(records: Path, tiny_gpt2: Model, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(tiny_gpt2, "_found", {})
 
 
+@pytest.mark.slow
 def test_a_trace_is_that_of_the_long_form(tiny_gpt2: Model, records: Path) -> None:
     found = workbench.trace(tiny_gpt2, f"The capital of {SUBJECT} is", SUBJECT, samples=2, window=2, seed=5)
     fact, facts = Fact(subject=SUBJECT, template=TEMPLATE, object=TRUE), [*true_facts(read_records(records)).values()]

@@ -52,6 +52,7 @@ def test_a_study_says_first_what_it_leaves_out(asked: list[str], text: Path, tmp
     ]
 
 
+@pytest.mark.slow
 def test_an_edit_is_asked_of_its_request_alone(asked: list[str], text: Path, tmp_path: Path) -> None:
     write_counterfact(FLAWED, tmp_path / "records.json")
     result = run("edit", "--model", TINY, "--records", tmp_path / "records.json", "--text", text, "--layers", 2,

@@ -38,6 +38,7 @@ def nothing(model: Model, requests: list) -> Edit:
     return WeightEdit(updates=(), method="none", requests=tuple(requests), provenance=provenance(model, {}))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_location")
 def test_a_trace_after_an_edit_has_the_noise_of_the_one_before(tiny_gpt2: Model, records: Path, tmp_path: Path) -> None:
     first, *others = read_records(records)
@@ -59,6 +60,7 @@ def test_a_trace_after_an_edit_has_the_noise_of_the_one_before(tiny_gpt2: Model,
         assert math.isclose(one.total_effect, other.total_effect, rel_tol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_location")
 def test_traces_are_paired_with_records_by_case_id(tiny_gpt2: Model, records: Path, tmp_path: Path) -> None:
     """Also where the records come in another order, and fewer, than when they were traced."""
@@ -82,6 +84,7 @@ def test_traces_are_paired_with_records_by_case_id(tiny_gpt2: Model, records: Pa
         assert math.isclose(after.corrupted, again.traces[record.case_id].corrupted, rel_tol=1e-5)
 
 
+@pytest.mark.slow
 def test_texts_are_sampled_of_the_first_records_also_when_one_of_them_fails(
     tiny_gpt2: Model, records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -108,6 +108,7 @@ def test_restoring_before_the_subject_changes_nothing(tiny_gpt2):
         torch.testing.assert_close(short.restored[site], trace.restored[site], atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 def test_batching_does_not_change_a_trace(tiny_gpt2):
     noise = noise_for(tiny_gpt2, PORTUGAL)
     one, many = (

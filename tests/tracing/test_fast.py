@@ -84,6 +84,7 @@ def test_severing_takes_the_effect_of_early_states_away(tiny_gpt2: Model) -> Non
     assert not torch.allclose(severed.restored["resid_post"], whole.restored["resid_post"], atol=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", [1e-6, 3e-4])
 def test_a_small_memory_splits_the_cells_and_changes_nothing(tiny_gpt2: Model, memory: float) -> None:
     noise = noise_for(tiny_gpt2, PORTUGAL)

@@ -128,6 +128,7 @@ def test_only_the_cells_asked_for_are_computed(tiny_gpt2: Model, monkeypatch: py
         assert sum(computed) == 1 + tiny_gpt2.n_layers  # the corrupted run and a cell a layer
 
 
+@pytest.mark.slow
 def test_estimates_and_pairs_take_positions_too(tiny_gpt2: Model) -> None:
     noise = noise_for(tiny_gpt2, PORTUGAL)
     whole, some = (

@@ -66,6 +66,7 @@ def test_workers_trace_what_one_process_does(tiny_gpt2):
         torch.testing.assert_close(one.restored["mlp_out"], other.restored["mlp_out"], atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 def test_workers_see_an_edited_model(tiny_gpt2):
     # Nothing is loaded again: a fork sees the weights as they are.
     def clean(**options):

@@ -10,6 +10,7 @@ import typer
 import workbench
 from workbench.cli.applying import apply, chat
 from workbench.cli.checkpoints import export, fetch
+from workbench.cli.comparing import compare
 from workbench.cli.editing import edit, evaluate
 from workbench.cli.repeating import rerun
 from workbench.cli.session import told
@@ -44,6 +45,7 @@ def settings(
 
 for command in (fetch, trace, edit, evaluate, apply, chat, export, train, study, rerun):
     app.command()(told(command, command.__name__))
+app.command()(told(compare, "compare_editors"))  # its runs are those of the script
 
 
 def main() -> None:

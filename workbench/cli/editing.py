@@ -1,5 +1,6 @@
 """`workbench edit` and `workbench evaluate`: rewrite facts, and score what that did."""
 
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,6 +32,14 @@ def edit(
     target: Annotated[str, typer.Option("--target", help="Its new answer: 'Rome'.")] = "",
     text: options.Text = None,
     together: options.Together = 16,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            "--batch",
+            min=2,
+            help="Requests that are written as one edit, by methods that can (MEMIT of 100). [default: one a record]",
+        ),
+    ] = None,
     engine: options.Engine = "auto",
     plugin: options.Plugin = None,
     retry: options.Retry = False,
@@ -39,10 +48,14 @@ def edit(
     dtype: options.Dtype = "float32",
     precision: options.Precision = "float32",
 ) -> None:
-    """Rewrite facts: one edit a record, saved as edits/CASE.safetensors; or one request, tried and shown."""
+    """Rewrite facts: one edit a record, saved as edits/CASE.safetensors; or one request, tried and shown.
+
+    With --batch one edit for so many records, saved as edits/batch-FIRST_CASE.safetensors.
+    """
     from workbench.editors.make import ask
     from workbench.machine.progress import track
     from workbench.records.reading import read_records
+    from workbench.studies.batches import check_batches, edit_batches
     from workbench.studies.checked import edited
     from workbench.studies.defaults import default_records, default_text, records_path
     from workbench.studies.edit import edit_records, make_editor, show_edit
@@ -52,6 +65,10 @@ def edit(
     if any(one.values()) and not all(one.values()):
         missing = ", ".join(name for name, value in one.items() if not value)
         raise ValueError(f"one request needs --prompt, --subject and --target: {missing} is missing")
+    if batch is not None:
+        if prompt:
+            raise ValueError(f"--batch {batch} is of the records of a file: one request is written as one edit")
+        check_batches(method)
     check_tracing("last_subject", engine)
     layer = _settled(layer, layers, located)
     records = records or default_records(model)
@@ -76,11 +93,16 @@ def edit(
             alone=wanted.alone,
             **wanted.fields,
         )
-        edits, count = edit_records(run, loaded, editor, chosen, together=together), 0
-        for record, made in track(edits, f"Editing with {method}", len(chosen)):
-            count += 1
-            if prompt:
-                show_edit(console, loaded, record, made)
+        count, doing = 0, f"Editing with {method}"
+        if batch is None:
+            edits = edit_records(run, loaded, editor, chosen, together=together)
+            for record, made in track(edits, doing, len(chosen)):
+                count += 1
+                if prompt:
+                    show_edit(console, loaded, record, made)
+        else:
+            batches = edit_batches(run, loaded, editor, chosen, size=batch)
+            count = sum(1 for _ in track(batches, doing, ceil(len(chosen) / batch)))
         told = ", ".join(map(str, editor.layers))
         where = f" at layer{'s' * (len(editor.layers) > 1)} {told}" if told else ""
         console.print(f"{count} edits{where}: {run.folder / 'edits'}")
@@ -100,6 +122,7 @@ def evaluate(
     """Score the edits of a `workbench edit` run: efficacy, paraphrase, neighborhood, portability, fluency."""
     from workbench.records.reading import read_records
     from workbench.runs.run import Run
+    from workbench.studies.batches import load_batches, saved_batches
     from workbench.studies.checked import scored
     from workbench.studies.defaults import records_path
     from workbench.studies.edit import edit_path, load_edits
@@ -109,7 +132,11 @@ def evaluate(
     if made.settings.get("command") != "edit" or made.settings.get("prompt"):
         raise ValueError(f"'{edits}' is not a run of `workbench edit` over records; make one with `workbench edit`")
     every = read_records(records_path(made.settings["records"]))
-    chosen = [record for record in every if edit_path(made, record).exists()]
+    size = made.settings.get("batch")
+    if size is None:
+        chosen = [record for record in every if edit_path(made, record).exists()]
+    else:
+        chosen = saved_batches(made, every[: made.settings["limit"]], size=size)
     if not chosen:
         raise ValueError(f"'{edits}' holds no edits; run `workbench edit --out {edits}` to the end")
     loaded = load(made.settings["model"], device=device, dtype=made.settings["dtype"])
@@ -120,7 +147,8 @@ def evaluate(
         if not run.rows("failures"):
             for row in made.rows("failures"):  # what could not be edited is missing here too
                 run.append("failures", row)
-        score_edits(run, loaded, load_edits(made, chosen), records=chosen, seed=seed, fluency=fluency)
+        pairs = load_edits(made, chosen) if size is None else load_batches(made, chosen, size=size)
+        score_edits(run, loaded, pairs, records=chosen, seed=seed, fluency=fluency)
 
 
 def _request(prompt: str, subject: str, target: str) -> "Record":

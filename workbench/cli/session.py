@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 SOME_FAILED = 3
 """Exit code of a command that came to its end, but some of whose records failed."""
 _running: ContextVar[dict[str, Any]] = ContextVar("the name and the options of the command that runs now")
-_NO_SETTINGS = {"out", "retry", "fresh", "device", "together"}
+_OF_THIS_TIME = {"out", "retry", "fresh", "device"}
+_NO_SETTINGS = {*_OF_THIS_TIME, "together"}
 """Options that a run may go on with though they differ."""
 console = Console(soft_wrap=True, markup=False, highlight=False, emoji=False)
 """Where results are printed: plain text, its lines as long as they are."""
@@ -41,11 +42,12 @@ console = Console(soft_wrap=True, markup=False, highlight=False, emoji=False)
 # A command -----------------------------------------------------------------------------------------------------
 
 
-def script(main: Callable[..., None]) -> None:
-    """Run an analysis from the command line; the docstring of its module is its help."""
+def script(main: Callable[..., None], file: str | None = None, doc: str | None = None) -> None:
+    """Run an analysis from the command line, named by its file; its docstring is its help. Both are those of the module
+    of `main` unless given."""
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    path = Path(main.__globals__["__file__"])
-    app.command(help=_as_written(main.__globals__["__doc__"]))(told(main, path.stem))
+    path = Path(file or main.__globals__["__file__"])
+    app.command(help=_as_written(doc or main.__globals__["__doc__"]))(told(main, path.stem))
     app(prog_name=path.name)
 
 
@@ -180,7 +182,7 @@ def analysis(
     from workbench.machine.failures import lines
     from workbench.report.write import write_report
     from workbench.runs.folder import clear, locked
-    from workbench.runs.identity import CONTENT
+    from workbench.runs.identity import CONTENT, GOING_ON, together
     from workbench.runs.run import Run
     from workbench.studies.checked import check
     from workbench.studies.contents import contents, preset_contents
@@ -198,6 +200,8 @@ def analysis(
             run.check_presets(preset_contents(asked.get("preset") or model.name, [name for name in methods if name]))
         if asked.get("retry"):
             run.retry()
+        beside = {name: value for name, value in asked.items() if name not in {*settings, *_OF_THIS_TIME}}
+        run.write_json(GOING_ON, together(run.read_json(GOING_ON), beside))
         page = Page(run=run)
 
         def write(sections: "Sequence[Section] | None", *, complete: bool) -> None:

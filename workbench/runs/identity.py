@@ -6,6 +6,8 @@ from typing import Any
 
 CONTENT = "content"
 """The setting that holds digests of what the others name."""
+GOING_ON = "going_on.json"
+"""The file of the options that are no settings: a run goes on with others."""
 AFRESH = "choose another --out, or start again with --fresh"
 """The way out where another is asked for."""
 
@@ -13,6 +15,15 @@ AFRESH = "choose another --out, or start again with --fresh"
 def release(version: str | None) -> str | None:
     """A version without what it was built for: a run may go on with another `--device`."""
     return version and version.partition("+")[0]
+
+
+def together(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with which a run was begun and with which it goes on; of several methods those of both."""
+    found = {**before, **now}
+    for name, value in before.items():
+        if isinstance(value, list) and isinstance(found[name], list):
+            found[name] = list(dict.fromkeys([*value, *found[name]]))
+    return found
 
 
 def changed_contents(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

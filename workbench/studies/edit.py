@@ -18,7 +18,7 @@ from workbench.machine import paths
 from workbench.machine.plain import plain
 from workbench.models.generation import generate
 from workbench.models.model import Model
-from workbench.records.facts import Record
+from workbench.records.facts import EditRequest, Record
 from workbench.records.texts import read_texts
 from workbench.runs.run import Run
 from workbench.studies.ahead import Ahead
@@ -99,7 +99,7 @@ def edit_records(
     make = Ahead(model=model, editor=editor, records=left, together=together)
     for record in some:
         path = edit_path(run, record)
-        edit = _kept(path, record)
+        edit = kept_edit(path, [record])
         if edit is None:
             with run.keeping(record.case_id, of=len(records)):
                 edit, _ = make(record)
@@ -110,25 +110,26 @@ def edit_records(
         yield record, edit
 
 
-def _kept(path: Path, record: Record) -> Edit | None:
-    """The edit that an earlier run has saved for a record; None if there is none or, with a warning, a damaged one."""
+def kept_edit(path: Path, records: Sequence[Record]) -> Edit | None:
+    """The edit that an earlier run has saved for records; None if there is none or, with a warning, a damaged one."""
     try:
-        return _load(path, record) if path.exists() else None
+        return load_edit(path, records) if path.exists() else None
     except ValueError as error:
         warnings.warn(f"{error}; it is made again", stacklevel=3)
         return None
 
 
-def _load(path: Path, record: Record) -> Edit:
-    """The edit of a record; ValueError for a file that is damaged or of another request."""
-    edit = Edit.load(path)
-    if edit.requests != (record.request,):
-        asked = ", ".join(f"{request.prompt!r} -> {request.target_new!r}" for request in edit.requests)
-        raise ValueError(
-            f"'{path}' is an edit for {asked}, not for record {record.case_id}: {record.request.prompt!r} -> "
-            f"{record.request.target_new!r}"
-        )
+def load_edit(path: Path, records: Sequence[Record]) -> Edit:
+    """The edit of records; ValueError for a file that is damaged or of other requests."""
+    edit, wanted = Edit.load(path), tuple(record.request for record in records)
+    if edit.requests != wanted:
+        cases = ", ".join(str(record.case_id) for record in records)
+        raise ValueError(f"'{path}' is an edit for {_asked(edit.requests)}, not for record {cases}: {_asked(wanted)}")
     return edit
+
+
+def _asked(requests: Sequence[EditRequest]) -> str:
+    return ", ".join(f"{request.prompt!r} -> {request.target_new!r}" for request in requests)
 
 
 def load_edits(run: Run, records: Sequence[Record]) -> Iterator[tuple[Record, Edit]]:
@@ -136,7 +137,7 @@ def load_edits(run: Run, records: Sequence[Record]) -> Iterator[tuple[Record, Ed
     failed = run.failed()
     for record in records:
         if record.case_id not in failed:
-            yield record, _load(edit_path(run, record), record)
+            yield record, load_edit(edit_path(run, record), [record])
 
 
 def show_edit(console: Console, model: Model, record: Record, edit: Edit) -> None:

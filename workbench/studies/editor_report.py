@@ -1,18 +1,25 @@
-"""Editors side by side, one edit at a time and stacked: the tables, and whether the bars are reached."""
+"""Editors side by side, one edit at a time and stacked: tables, figure, report, and whether the bars are reached."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from workbench.figures.editors import editor_figure
 from workbench.machine.intervals import Estimate, bootstrap_mean
 from workbench.measuring.scores import Evaluation
 from workbench.measuring.summaries import Summary, summarise
+from workbench.models.model import Model
+from workbench.report.elements import Paragraph, Section
 from workbench.runs.run import Run
 from workbench.studies.ahead import shared
-from workbench.studies.best_in_bold import Better
-from workbench.tables.scores import main_table
-from workbench.tables.table import Column, Table
+from workbench.studies.best_in_bold import Better, save_table_with_best
+from workbench.tables.published import published_table
+from workbench.tables.scores import accuracy_table, change_table, main_table
+from workbench.tables.table import Column, Table, to_markdown
+
+PUBLISHED = ("rome_table_4", "memit_table_2")
+"""Tables printed beside what was measured."""
 
 BETTER: Better = {
     **dict.fromkeys(("S", "ES", "EM", "PS", "PM", "NS", "NM", "fluency"), "higher"),
@@ -119,3 +126,77 @@ def told(reached: Sequence[Bar]) -> list[str]:
         "is met where the mean over the records is no less, whatever the interval."
     )
     return [meaning, *(f"Bar: {bar}." for bar in reached)] if reached else []
+
+
+# The report ---------------------------------------------------------------------------------------------------
+
+
+def show(run: Run, model: Model) -> list[Section]:
+    """Print and save the tables, the figure and the bars; the sections of the report."""
+    if not run.rows("evaluations"):
+        return []
+    seed = run.settings["seed"]
+    single, stacked = single_summaries(run, seed=seed), stacked_summaries(run, seed=seed)
+    together = max(row.get("together", 1) for row in run.rows("evaluations"))
+    table = comparison_table(single, device=model.device.type, together=together)
+    print(save_table_with_best(run, "scores", table, BETTER, among=list(single)))
+    run.save_table("accuracy", accuracy_table(single))
+    run.save_table("change", change_table(single))
+    asked = {editor: least for editor, number, score, least in BARS if number == 1} if model.name == "atlas" else {}
+    run.save_figure(
+        "scores",
+        editor_figure(single, bars=asked),
+        caption="Scores by editor, one edit at a time, with bootstrap 95 % intervals over records.",
+    )
+    for name in PUBLISHED:
+        run.save_table(name, published_table(name))
+        print(to_markdown(published_table(name)))
+    reached = bars(single, stacked) if model.name == "atlas" else []
+    checked = ", ".join(f"{name} {summary.n}" for name, summary in single.items())
+    identical = f"The weights were bit for bit those of the untouched model after every edit: {checked}."
+    run.note(
+        bars=[str(bar) for bar in reached],
+        identical=identical,
+        scores={name: {score: one.post[score].to_dict() for score in BETTER} for name, one in single.items()},
+        stacked={
+            f"{name}, {edits}": {score: one.post[score].to_dict() for score in ("S", "ES", "PS", "NS")}
+            for (name, edits), one in stacked.items()
+        },
+    )
+    sections = [
+        Section(
+            title="One edit at a time",
+            elements=[
+                Paragraph(text=identical),
+                *(Paragraph(text=line) for line in told(reached)),
+                run.tables()["scores"],
+                run.figures()["scores"],
+                run.tables()["accuracy"],
+                run.tables()["change"],
+            ],
+        )
+    ]
+    if stacked:
+        table = main_table({f"{name}, {edits} edits": one for (name, edits), one in stacked.items()})
+        said = (
+            "Edits written as one batch and all of them kept, scored on the same records. Prompts whose right answer "
+            f"another of these edits changes are left out. {table.caption}"
+        )
+        table = replace(table, caption=said, columns=table.columns[:-1])  # fluency is not sampled here
+        run.save_table("stacked", table)
+        print(to_markdown(table))
+        sections.append(Section(title="Many edits at once", elements=[run.tables()["stacked"]]))
+    sections.append(Section(title="As published", elements=[run.tables()[name] for name in PUBLISHED]))
+    for line in told(reached):
+        print(line)
+    print(identical)
+    return sections
+
+
+def headline(run: Run) -> str:
+    """The editors' S, the best first."""
+    scores = run.read_json("results.json").get("scores", {})
+    if not scores:
+        return "Nothing is finished yet."
+    ranked = sorted(scores, key=lambda name: -(scores[name]["S"]["value"] or 0))
+    return "S, one edit at a time: " + ", ".join(f"{name} {100 * scores[name]['S']['value']:.1f}" for name in ranked)

@@ -79,12 +79,13 @@ def going_on(
     attempt: Callable[[Sequence[Record]], Iterator[Any]],
     *,
     method: str,
+    of: int | None = None,
     folder: Path | None = None,
 ) -> Iterator[Any]:
     """What `attempt` yields of the records that can be edited together; nothing if none is left.
 
-    Where it raises `Refused`, those at fault are kept as failed with `method` (`Run.fail`) and it is tried without
-    them. `folder`, if there is one, holds the edits of its sequence, which is another one from then on.
+    Where it raises `Refused`, those at fault are kept as failed with `method` (`Run.fail`), as of so many, and it is
+    tried without them. `folder`, if there is one, holds the edits of its sequence, which is another one from then on.
     """
     untouched = state_fingerprint(model)
     while left := sound(run, records, method):
@@ -94,8 +95,8 @@ def going_on(
         except Refused as refused:
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
-            _keep(run, refused, method=method, of=len(records))
-            check_restored(model, untouched, after=f"edits with {method}, one of which failed")
+            _keep(run, refused, method=method, of=of or len(records))
+            check_restored(model, untouched, after=f"edits{f' with {method}' if method else ''}, one of which failed")
 
 
 def _keep(run: Run, refused: Refused, *, method: str, of: int) -> None:

@@ -1,7 +1,7 @@
 """Measure: score the edits of a run, into its evaluations, tables and figures."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from workbench.edits.edit import Edit
 from workbench.edits.ledger import check_restored, state_fingerprint
@@ -60,13 +60,20 @@ def score_edits(
 
 
 def _show_scores(run: Run, summaries: dict[str, Summary]) -> None:
+    batch = run.settings.get("batch")
+    together = (
+        f" Each {batch} records were written as one edit and are scored with all of it; prompts whose right answer "
+        "another of its requests changes are left out."
+        if batch
+        else ""
+    )
     for label, table in {
         "scores": tables.main_table(summaries),
         "generation": tables.generation_table(summaries),
         "accuracy": tables.accuracy_table(summaries),
         "change": tables.change_table(summaries),
     }.items():
-        run.save_table(label, table)
+        run.save_table(label, replace(table, caption=table.caption + together))
     run.save_figure("scores", score_figure(summaries), caption="Scores before and after the edits.")
     for method, summary in summaries.items():
         run.note(
