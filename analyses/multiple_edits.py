@@ -214,9 +214,7 @@ def verdict(summary: GroupScores) -> str:
     """Whether the numbers are what the course teaches, claim by claim."""
     numbers = sorted({number for _, number in summary})
     if len(numbers) < 2 or not {name for name, *_ in TAUGHT} <= {name for name, _ in summary}:
-        return (
-            "The course's claims are about ROME and MEMIT with few and with many edits: this run has not all of these."
-        )
+        return "The course's claims are of ROME and MEMIT with few and with many edits: this run has not all of these."
     said, differ = [], 0
     for name, which, taught in TAUGHT:
         overall = summary[name, which(numbers)]["overall"]
