@@ -126,7 +126,8 @@ Text = Annotated[
     typer.Option(
         "--text",
         help="Text for the second moment of keys: a .txt or .jsonl file, 'wikitext' (hub), 'self' (sampled from the "
-        "model), or 'atlas'. [default: wikitext; atlas and self for the models at hand]",
+        "model), or 'atlas'; or a folder that `workbench moments` has written. [default: wikitext; atlas and self for "
+        "the models at hand]",
     ),
 ]
 Preset = Annotated[
