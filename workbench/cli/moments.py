@@ -24,12 +24,13 @@ def import_(
     out: Folder,
     model: options.Model = "atlas",
     device: options.Device = "auto",
+    device_map: options.DeviceMap = None,
     dtype: options.Dtype = "float32",
 ) -> None:
     """Take over the statistics that ROME's and MEMIT's authors publish; files of another model are refused."""
     from workbench.editors.shared.kept_moments import import_published, keep_moments
 
-    loaded = load(model, device=device, dtype=dtype)
+    loaded = load(model, device=device, dtype=dtype, device_map=device_map)
     for file in files:
         moment, source = import_published(loaded, file)
         keep_moments(loaded, {moment.layer: moment}, out, source=source)
@@ -47,6 +48,7 @@ def export(
     cluster: options.Cluster = None,
     gpus_per_worker: options.GpusPerWorker = None,
     device: options.Device = "auto",
+    device_map: options.DeviceMap = None,
     dtype: options.Dtype = "float32",
 ) -> None:
     """Compute second moments, or take them from the cache, and write them with where they come from."""
@@ -58,7 +60,7 @@ def export(
     from workbench.studies.edit import statistics_texts
     from workbench.studies.replicas import chosen_workers
 
-    loaded = load(model, device=device, dtype=dtype)
+    loaded = load(model, device=device, dtype=dtype, device_map=device_map)
     chosen = text or default_text(loaded)
     crew = chosen_workers(loaded, workers=workers, cluster=cluster, gpus=gpus_per_worker, plugins=plugin)
     with crew as those:

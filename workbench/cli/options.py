@@ -166,6 +166,14 @@ Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float1
 OwnDtype = Annotated[
     str | None, typer.Option("--dtype", help="float32, bfloat16 or float16. [default: the checkpoint's own]")
 ]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        "--device-map",
+        help="auto: spread a model that is larger than a GPU over all GPUs and, what does not fit, the CPU; each "
+        "matrix is multiplied where it lies.",
+    ),
+]
 NumberOfWorkers = Annotated[
     int | None,
     typer.Option(

@@ -135,7 +135,8 @@ class FT(Editor):
                     continue
                 for place, gradient in zip(changes, gradients, strict=True):
                     change = changes[place]
-                    change.grad = gradient + self.weight_decay * (weights[place] + change.detach())
+                    weight = weights[place].to(change.device)
+                    change.grad = gradient + self.weight_decay * (weight + change.detach())
                 optimiser.step()
                 if self.norm_constraint is not None:
                     for leaf in leaves:

@@ -3,7 +3,7 @@
 Accelerate says which block goes where. Its own hooks are not used: weights that it offloads are empty ("meta") but
 while their module runs, so that there would be nothing to read, write or fingerprint; and TransformerLens refuses GPUs
 with offloaded parts. Here every weight stays where it is, on a GPU or on the CPU, and the states come to it and go
-back. So all states, hooks and caches are on the model's main device, and code that asks modules need not know of others.
+back. So all states, hooks and caches are on the model's main device, and code that asks modules need not know of them.
 """
 
 from collections.abc import Callable, Mapping

@@ -119,7 +119,7 @@ def _compute(
         if workers is None:  # into the same sums
             done = (_add_(partial.sums, names, batch_size, model, rows) for rows in lots())
         else:
-            done = workers.map(functools.partial(_sums, names, batch_size), lots())
+            done = workers.map(functools.partial(_sums, names, batch_size), lots(), ahead=1)  # sums are large
         for sums in done:
             if workers is not None:
                 for layer, total in partial.sums.items():
