@@ -84,8 +84,8 @@ def side_by_side(
 ) -> Generator[_Result, None, None]:
     """What the function gives for each item, in their order; one worker is this process, with all its threads.
 
-    `ahead` as `Workers.map` says. What it raises is raised here. RuntimeError where a worker is killed, as by the system
-    when memory runs out.
+    `ahead` as `Workers.map` says. What it raises is raised here. RuntimeError where a worker is killed, as by the
+    system when memory runs out.
     """
     left = iter(items)
     first = list(islice(left, workers)) if workers > 1 else []

@@ -39,7 +39,7 @@ def automatic(hf: Any) -> Placement:
     if "disk" in found.values():
         room = ", ".join(f"{size / 2**30:.0f} GiB of {where}" for where, size in memory.items())
         raise ValueError(f"there is no room for all of it in {room}: give --dtype bfloat16, or more GPUs")
-    return {name: torch.device(where) for name, where in found.items()}
+    return {name: torch.device(*(["cuda", at] if isinstance(at, int) else [at])) for name, at in found.items()}
 
 
 def main_device(placement: Placement) -> torch.device:
