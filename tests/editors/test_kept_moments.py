@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command import TINY, run
 
 from workbench.editors.shared.kept_moments import (
     holds_moments,
@@ -124,3 +125,14 @@ def test_kept_moments_of_another_model_layer_or_damaged(tiny_gpt2: Model, tmp_pa
             read_kept(tiny_gpt2, [2], tmp_path)
     finally:
         tiny_gpt2.restore_(before)
+
+
+@pytest.mark.usefixtures("cache")
+def test_from_the_command_line(tiny_gpt2: Model, published: Path, text: Path, tmp_path: Path):
+    whole = run("moments", "export", "--model", TINY, "--layers", 2, "--text", text, "--out", tmp_path / "own")
+    assert whole.exit_code == 0 and "layer 2, " in whole.output
+    assert read_kept(tiny_gpt2, [2], tmp_path / "own")[2].count > 1000
+    assert run("moments", "import", published, "--model", TINY, "--out", tmp_path / "theirs").exit_code == 0
+    assert read_kept(tiny_gpt2, [2], tmp_path / "theirs")
+    other = run("moments", "import", published.rename(published.with_name("other.npz")), "--model", TINY, "--out", "x")
+    assert other.exit_code == 1 and "is not named as a published file" in other.output
