@@ -247,9 +247,8 @@ def load(model: str, *, device: str, dtype: str | None, device_map: str | None =
     """`load_model` with the options of a command."""
     from workbench.models import loading
 
-    found = None if dtype is None else torch_dtype(dtype)
-    one_of("--device-map", device_map, (None, "auto"))
-    return loading.load_model(model, device=device, dtype=found, **({"device_map": device_map} if device_map else {}))
+    chosen = {"device_map": device_map} if device_map else {}
+    return loading.load_model(model, device=device, dtype=None if dtype is None else torch_dtype(dtype), **chosen)
 
 
 def torch_dtype(name: str) -> "torch.dtype":

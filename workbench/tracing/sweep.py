@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -223,27 +222,22 @@ def sweep(
     keep_failures: bool = False,
 ) -> Iterator[TracedFact]:
     """What `trace` makes of each fact that is not done, by index: a trace, or the reason why there is none."""
+
+    def attempt(model: Model, index: int) -> CausalTrace | str:
+        try:
+            return trace(model, index)
+        except FAILURES as error:
+            if not keep_failures:
+                raise
+            return failure(error)
+
     todo = [index for index in range(len(facts)) if index not in done]
-    attempt = partial(_attempt, trace, keep_failures)
     found = zip(todo, workers.map(attempt, todo), strict=True)
     for count, (index, each) in enumerate(found, start=len(facts) - len(todo) + 1):
         if progress is not None:
             progress(count, len(facts))
-        if isinstance(each, str):
-            yield TracedFact(index=index, fact=facts[index], trace=None, reason=each)
-        else:
-            yield TracedFact(index=index, fact=facts[index], trace=each)
-
-
-def _attempt(
-    trace: Callable[[Model, int], CausalTrace | str], keep_failures: bool, model: Model, index: int
-) -> CausalTrace | str:
-    try:
-        return trace(model, index)
-    except FAILURES as error:
-        if not keep_failures:
-            raise
-        return failure(error)
+        traced, why = (None, each) if isinstance(each, str) else (each, "")
+        yield TracedFact(index=index, fact=facts[index], trace=traced, reason=why)
 
 
 def failure(error: BaseException) -> str:
