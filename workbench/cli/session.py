@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 SOME_FAILED = 3
 """Exit code of a command that came to its end, but some of whose records failed."""
 _running: ContextVar[dict[str, Any]] = ContextVar("the name and the options of the command that runs now")
-_OF_THIS_TIME = {"out", "retry", "fresh", "device"}
+_OF_THIS_TIME = {"out", "retry", "fresh", "device", "workers", "cluster", "gpus_per_worker"}
 _NO_SETTINGS = {*_OF_THIS_TIME, "together"}
 """Options that a run may go on with though they differ."""
 console = Console(soft_wrap=True, markup=False, highlight=False, emoji=False)
@@ -128,7 +128,7 @@ def given(*, without: Sequence[str] = (), **settled: Any) -> dict[str, Any]:
     """The settings of a run: the options of the command that runs now, with what it has settled in their place.
 
     Left out are the options that a run may go on with though they differ: --out, --retry, --fresh, --device,
-    --together and those of `without`.
+    --together, those that say who works, and those of `without`.
     """
     left_out = {*_NO_SETTINGS, "plugin", *without}
     asked = _running.get()

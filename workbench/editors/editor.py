@@ -13,6 +13,7 @@ from workbench.editors.setup.presets import Preset
 from workbench.editors.shared.moment import SecondMoment
 from workbench.editors.shared.second_moments import second_moments
 from workbench.edits.edit import Edit
+from workbench.machine.processes import Workers
 from workbench.machine.shown import Shown, field_values, html_table, short
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest, Record
@@ -37,6 +38,8 @@ class Setting:
     """Of the contexts."""
     records: Callable[[], Sequence[Record]] = tuple
     """Training records, for methods that learn from others' edits or show them."""
+    workers: Workers[Model] | None = None
+    """Who counts second moments, of the same model; None for this process."""
 
     def layers(self) -> tuple[int, ...]:
         """The layers that the preset names, or those around the located one; IndexError for one that is not there."""
@@ -49,7 +52,9 @@ class Setting:
 
     def moments(self, layers: Sequence[int]) -> Mapping[int, SecondMoment]:
         """Second moments of the layers' keys, over the texts or from the cache."""
-        return second_moments(self.model, list(layers), self.texts(), cache=self.cache, progress=True)
+        return second_moments(
+            self.model, list(layers), self.texts(), cache=self.cache, progress=True, workers=self.workers
+        )
 
 
 class Editor(Shown, ABC):

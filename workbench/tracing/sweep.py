@@ -1,14 +1,15 @@
 """Which facts a model knows, and tracing many of them, so that it can be stopped and resumed."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from workbench.machine.failures import FAILURES, reason
-from workbench.machine.processes import can_fork, check_workers, side_by_side
+from workbench.machine.processes import Processes, Workers, can_fork, check_workers
 from workbench.machine.shown import Shown, html_table
 from workbench.models.model import Model
 from workbench.records.facts import Fact
@@ -134,7 +135,7 @@ def trace_facts(
     done: Collection[int] = (),
     progress: Callable[[int, int], None] | None = None,
     method: Callable[..., CausalTrace] = trace_fact,
-    workers: int = 1,
+    workers: int | Workers[Model] = 1,
     keep_failures: bool = False,
     **options: Any,
 ) -> Iterator[TracedFact]:
@@ -154,61 +155,77 @@ def trace_facts(
         progress: called with (facts finished, all facts) after every fact, `done` counted as finished.
         method: what traces one fact: `trace_fact`, or `attribute_fact` for its first-order estimate.
         workers: facts traced at once, each in a process of one thread (Linux, models on the CPU); of small models
-            n workers trace more than n threads do (`default_workers`). Each takes the method's `memory` for itself.
+            n workers trace more than n threads do (`default_workers`). Each takes the method's `memory` for itself. Or
+            who traces them: the replicas of this model in a cluster.
         keep_failures: a fact that raises one of `FAILURES` comes back with the error as its reason (`failed`).
         options: further arguments of the method: sites, window, span, severed, metric, engine, ...
 
     Raises ValueError at the call, before the first fact, for an empty set of facts, positions that
     mean nothing, other than one foil a fact, and several workers on a GPU or another system than Linux.
     """
-    check_workers(workers, model.device)
+    if isinstance(workers, int):
+        check_workers(workers, model.device)
+        workers = Processes(state=model, count=workers)
     positions = parse_positions(positions)
     if foils is not None and len(foils) != len(facts):
         raise ValueError(f"tracing needs one foil a fact, got {len(foils)} for {len(facts)} facts")
     check_facts(facts)
     noise = noise_rule.fit(model, facts) if isinstance(noise_rule, NoiseRule) else noise_rule
+    trace = _Known(
+        facts=facts, noise=noise, seed=seed, samples=samples, foils=foils, done=done, method=method,
+        options={"positions": positions, **options},
+    )  # fmt: skip
+    return sweep(facts, trace, done=done, progress=progress, workers=workers, keep_failures=keep_failures)
 
-    known: dict[int, int | None] = {}
 
-    def trace(index: int) -> CausalTrace | str:
-        fact = facts[index]
-        if index not in known:
-            next_ones = [i for i in range(index, len(facts)) if i not in done][:_KNOWN_AT_ONCE]
-            try:
-                known.update(zip(next_ones, known_answers(model, [facts[i] for i in next_ones]), strict=True))
-            except FAILURES:
-                known[index] = known_answer(model, fact)  # raises if this is the one
-        if known[index] is None:
+@dataclass(frozen=True, kw_only=True)
+class _Known:
+    """Traces the fact of an index, if the model knows it."""
+
+    facts: Sequence[Fact]
+    noise: Noise
+    seed: int
+    samples: int
+    foils: Sequence[int] | None
+    done: Collection[int]
+    method: Callable[..., CausalTrace]
+    options: Mapping[str, Any]
+    _answers: dict[int, int | None] = field(default_factory=dict)
+    """What `known_answers` has found so far, of a worker's model."""
+
+    def __call__(self, model: Model, index: int) -> CausalTrace | str:
+        fact = self.facts[index]
+        if self._answer(model, index) is None:
             return NOT_KNOWN
         first, end = subject_span(model, fact)
-        drawn = noise.draw(samples, end - first, generator=fact_generator(seed, index))
-        extra = {} if foils is None else {"foil": foils[index]}
-        return method(model, fact, noise=drawn, replace=noise.replace, positions=positions, **extra, **options)
+        drawn = self.noise.draw(self.samples, end - first, generator=fact_generator(self.seed, index))
+        extra = {} if self.foils is None else {"foil": self.foils[index]}
+        return self.method(model, fact, noise=drawn, replace=self.noise.replace, **extra, **self.options)
 
-    return sweep(facts, trace, done=done, progress=progress, workers=workers, keep_failures=keep_failures)
+    def _answer(self, model: Model, index: int) -> int | None:
+        if index not in self._answers:
+            some = [i for i in range(index, len(self.facts)) if i not in self.done][:_KNOWN_AT_ONCE]
+            try:
+                found = known_answers(model, [self.facts[i] for i in some])
+                self._answers.update(zip(some, found, strict=True))
+            except FAILURES:
+                self._answers[index] = known_answer(model, self.facts[index])  # raises if this is the one
+        return self._answers[index]
 
 
 def sweep(
     facts: Sequence[Fact],
-    trace: Callable[[int], CausalTrace | str],
+    trace: Callable[[Model, int], CausalTrace | str],
     *,
+    workers: Workers[Model],
     done: Collection[int],
     progress: Callable[[int, int], None] | None,
-    workers: int = 1,
     keep_failures: bool = False,
 ) -> Iterator[TracedFact]:
     """What `trace` makes of each fact that is not done, by index: a trace, or the reason why there is none."""
-
-    def attempt(index: int) -> CausalTrace | str:
-        try:
-            return trace(index)
-        except FAILURES as error:
-            if not keep_failures:
-                raise
-            return failure(error)
-
     todo = [index for index in range(len(facts)) if index not in done]
-    found = zip(todo, side_by_side(attempt, todo, workers=workers), strict=True)
+    attempt = partial(_attempt, trace, keep_failures)
+    found = zip(todo, workers.map(attempt, todo), strict=True)
     for count, (index, each) in enumerate(found, start=len(facts) - len(todo) + 1):
         if progress is not None:
             progress(count, len(facts))
@@ -216,6 +233,17 @@ def sweep(
             yield TracedFact(index=index, fact=facts[index], trace=None, reason=each)
         else:
             yield TracedFact(index=index, fact=facts[index], trace=each)
+
+
+def _attempt(
+    trace: Callable[[Model, int], CausalTrace | str], keep_failures: bool, model: Model, index: int
+) -> CausalTrace | str:
+    try:
+        return trace(model, index)
+    except FAILURES as error:
+        if not keep_failures:
+            raise
+        return failure(error)
 
 
 def failure(error: BaseException) -> str:
