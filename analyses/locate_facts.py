@@ -56,6 +56,7 @@ def main(
     retry: options.Retry = False,
     fresh: options.Fresh = False,
     device: options.Device = "auto",
+    device_map: options.DeviceMap = None,
     dtype: options.Dtype = "float32",
     precision: options.Precision = "float32",
 ) -> None:
@@ -70,7 +71,7 @@ def main(
             raise ValueError("a single fact needs --prompt, --subject and --object")
         # The other facts stay in the set, so that the noise has their subjects' scale.
         facts, limit = {OWN: Fact(subject=subject, template=prompt, object=answer)} | facts, 1
-    loaded = load(model, device=device, dtype=dtype)
+    loaded = load(model, device=device, dtype=dtype, device_map=device_map)
     window = window or default_window(loaded)
     settings = given(records=records, limit=limit, window=window)
     checks = [traced(dict(islice(facts.items(), limit)))]

@@ -48,6 +48,7 @@ def edit(
     cluster: options.Cluster = None,
     gpus_per_worker: options.GpusPerWorker = None,
     device: options.Device = "auto",
+    device_map: options.DeviceMap = None,
     dtype: options.Dtype = "float32",
     precision: options.Precision = "float32",
 ) -> None:
@@ -78,7 +79,7 @@ def edit(
     records = records or default_records(model)
     every = [] if prompt and (layer is not None or layers) else read_records(records_path(records))
     chosen = [_request(prompt, subject, target)] if prompt else every[:limit]
-    loaded = load(model, device=device, dtype=dtype)
+    loaded = load(model, device=device, dtype=dtype, device_map=device_map)
     wanted = ask(loaded, method, preset_of=preset, settings=changes or (), layer=layer, layers=layers)
     text = text or default_text(loaded)
     settings = given(records=records, limit=len(chosen), layer=layer, text=text, without=["located"])
@@ -126,6 +127,7 @@ def evaluate(
     cluster: options.Cluster = None,
     gpus_per_worker: options.GpusPerWorker = None,
     device: options.Device = "auto",
+    device_map: options.DeviceMap = None,
     precision: options.Precision = "float32",
 ) -> None:
     """Score the edits of a `workbench edit` run: efficacy, paraphrase, neighborhood, portability, fluency."""
@@ -149,7 +151,7 @@ def evaluate(
         chosen = saved_batches(made, every[: made.settings["limit"]], size=size)
     if not chosen:
         raise ValueError(f"'{edits}' holds no edits; run `workbench edit --out {edits}` to the end")
-    loaded = load(made.settings["model"], device=device, dtype=made.settings["dtype"])
+    loaded = load(made.settings["model"], device=device, dtype=made.settings["dtype"], device_map=device_map)
     made.check_model(loaded.fingerprint())
     settings = dict(made.settings) | given(edits=str(edits), limit=len(chosen))
     crew = chosen_workers(loaded, workers=workers, cluster=cluster, gpus=gpus_per_worker, plugins=plugin)

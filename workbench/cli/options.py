@@ -126,7 +126,8 @@ Text = Annotated[
     typer.Option(
         "--text",
         help="Text for the second moment of keys: a .txt or .jsonl file, 'wikitext' (hub), 'self' (sampled from the "
-        "model), or 'atlas'. [default: wikitext; atlas and self for the models at hand]",
+        "model), or 'atlas'; or a folder that `workbench moments` has written. [default: wikitext; atlas and self for "
+        "the models at hand]",
     ),
 ]
 Preset = Annotated[
@@ -164,6 +165,14 @@ Device = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
 OwnDtype = Annotated[
     str | None, typer.Option("--dtype", help="float32, bfloat16 or float16. [default: the checkpoint's own]")
+]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        "--device-map",
+        help="auto: spread a model that is larger than a GPU over all GPUs and, what does not fit, the CPU; each "
+        "matrix is multiplied where it lies.",
+    ),
 ]
 NumberOfWorkers = Annotated[
     int | None,

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 SOME_FAILED = 3
 """Exit code of a command that came to its end, but some of whose records failed."""
 _running: ContextVar[dict[str, Any]] = ContextVar("the name and the options of the command that runs now")
-_OF_THIS_TIME = {"out", "retry", "fresh", "device", "workers", "cluster", "gpus_per_worker"}
+_OF_THIS_TIME = {"out", "retry", "fresh", "device", "device_map", "workers", "cluster", "gpus_per_worker"}
 _NO_SETTINGS = {*_OF_THIS_TIME, "together"}
 """Options that a run may go on with though they differ."""
 console = Console(soft_wrap=True, markup=False, highlight=False, emoji=False)
@@ -243,11 +243,13 @@ def one_of(option: str, value: Any, choices: Iterable[Any]) -> None:
 # Its model -----------------------------------------------------------------------------------------------------
 
 
-def load(model: str, *, device: str, dtype: str | None) -> "Model":
+def load(model: str, *, device: str, dtype: str | None, device_map: str | None = None) -> "Model":
     """`load_model` with the options of a command."""
     from workbench.models import loading
 
-    return loading.load_model(model, device=device, dtype=None if dtype is None else torch_dtype(dtype))
+    found = None if dtype is None else torch_dtype(dtype)
+    one_of("--device-map", device_map, (None, "auto"))
+    return loading.load_model(model, device=device, dtype=found, **({"device_map": device_map} if device_map else {}))
 
 
 def torch_dtype(name: str) -> "torch.dtype":

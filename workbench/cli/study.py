@@ -31,6 +31,7 @@ def study(
     cluster: options.Cluster = None,
     gpus_per_worker: options.GpusPerWorker = None,
     device: options.Device = "auto",
+    device_map: options.DeviceMap = None,
     dtype: options.Dtype = "float32",
     precision: options.Precision = "float32",
 ) -> None:
@@ -55,7 +56,7 @@ def study(
     records = records or default_records(model)
     every = read_records(records_path(records))
     chosen, facts = every[:limit], true_facts(every)
-    loaded = load(model, device=device, dtype=dtype)
+    loaded = load(model, device=device, dtype=dtype, device_map=device_map)
     window = window or default_window(loaded)
     wanted = ask(loaded, method, preset_of=preset, settings=changes or (), layer=layer, layers=layers)
     text = text or default_text(loaded)

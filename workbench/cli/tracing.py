@@ -22,6 +22,7 @@ def trace(
     cluster: options.Cluster = None,
     gpus_per_worker: options.GpusPerWorker = None,
     device: options.Device = "auto",
+    device_map: options.DeviceMap = None,
     dtype: options.Dtype = "float32",
     precision: options.Precision = "float32",
 ) -> None:
@@ -37,7 +38,7 @@ def trace(
     check_tracing(positions, engine)
     records = records or default_records(model)
     facts = read_cases(records_path(records))
-    loaded = load(model, device=device, dtype=dtype)
+    loaded = load(model, device=device, dtype=dtype, device_map=device_map)
     window = window or default_window(loaded)
     settings = given(records=records, window=window)
     crew = chosen_workers(loaded, workers=workers, cluster=cluster, gpus=gpus_per_worker, plugins=plugin)

@@ -10,6 +10,7 @@ import torch
 
 from workbench.editors.setup.contexts import sample_contexts
 from workbench.editors.setup.presets import Preset
+from workbench.editors.shared.kept_moments import read_kept
 from workbench.editors.shared.moment import SecondMoment
 from workbench.editors.shared.second_moments import second_moments
 from workbench.edits.edit import Edit
@@ -34,6 +35,8 @@ class Setting:
     """Text that keys are averaged over."""
     cache: Path
     """Folder where second moments are kept."""
+    kept: Path | None = None
+    """Folder of second moments that are there already; None to count them over the texts."""
     seed: int
     """Of the contexts."""
     records: Callable[[], Sequence[Record]] = tuple
@@ -51,7 +54,9 @@ class Setting:
         return sample_contexts(self.model, lengths=self.preset.context_lengths, generator=generator)
 
     def moments(self, layers: Sequence[int]) -> Mapping[int, SecondMoment]:
-        """Second moments of the layers' keys, over the texts or from the cache."""
+        """Second moments of the layers' keys: those kept, else over the texts or from the cache."""
+        if self.kept is not None:
+            return read_kept(self.model, layers, self.kept)
         return second_moments(
             self.model, list(layers), self.texts(), cache=self.cache, progress=True, workers=self.workers
         )

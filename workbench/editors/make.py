@@ -57,6 +57,7 @@ def make_editor(
     alone: bool = False,
     records: Callable[[], Sequence[Record]] = tuple,
     workers: Workers[Model] | None = None,
+    kept: Path | None = None,
     **changes: Any,
 ) -> Editor:
     """An editor with its preset, and prepared with what it needs of the model, such as second moments of keys.
@@ -72,6 +73,7 @@ def make_editor(
         alone: edit `layer` alone, whatever the preset says.
         records: gives training records, for methods that learn from others' edits or show them.
         workers: who counts second moments, of the same model; this process unless given.
+        kept: a folder of second moments that are there already (`kept_moments`), taken in place of texts.
         changes: fields of the editor that differ from the preset.
 
     Raises ValueError for an unknown method or no preset, IndexError for a layer out of range.
@@ -90,6 +92,7 @@ def make_editor(
         seed=seed,
         records=records,
         workers=workers,
+        kept=kept,
     )
     fields = {name: value for name, value in chosen.fields.items() if name != "layers"}  # the setting knows them
     return EDITORS[method].prepare(setting, {**fields, **changes})

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 from workbench.machine.failures import reason
-from workbench.machine.processes import Workers
+from workbench.machine.processes import AHEAD, Workers
 
 _State = TypeVar("_State")
 _Item = TypeVar("_Item")
@@ -25,8 +25,6 @@ NEEDS_RAY = "a cluster needs the package ray, which is not installed: pip instal
 
 _DEPTH = 2
 """Items that an actor has at a time, so that it need not wait for this process."""
-_AHEAD = 4
-"""Results that wait for an earlier one, an actor."""
 _LOSSES = 3
 """Actors lost with one item, or in a row while they were loading, after which it is given up."""
 _PATIENCE = 900.0
@@ -134,6 +132,11 @@ class Cluster(Workers[_State]):
         actor = self._remote.remote()
         return _Worker(actor=actor, loading=actor.load.remote(self._make, self._device))
 
+    def wait(self) -> None:
+        """Until all have loaded, to tell the time that this takes from the time of work."""
+        while any(worker.loading is not None for worker in self._workers):
+            self._wait({}, deque(), {})
+
     def close(self) -> None:
         """End the actors, and Ray if it was started or connected to by this."""
         for worker in getattr(self, "_workers", ()):
@@ -142,7 +145,7 @@ class Cluster(Workers[_State]):
             self._ray.shutdown()
 
     def map(
-        self, function: Callable[[_State, _Item], _Result], items: Iterable[_Item]
+        self, function: Callable[[_State, _Item], _Result], items: Iterable[_Item], *, ahead: int = AHEAD
     ) -> Generator[_Result, None, None]:
         """As `Workers.map` says. What a lost actor had in hand is done by others, and another is started in its place.
 
@@ -158,7 +161,7 @@ class Cluster(Workers[_State]):
                 while (worker := self._free(running)) is not None:
                     if again:
                         index, item, lost = again.popleft()
-                    elif more and len(done) + len(running) < _AHEAD * self.count:
+                    elif more and len(done) + len(running) + len(again) < ahead * self.count:
                         index, item = next(left, (-1, None))
                         if index < 0:
                             more = False

@@ -28,8 +28,8 @@ _State = TypeVar("_State")
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
-_AHEAD = 4
-"""Items that are given out before the first of them is asked for, a worker."""
+AHEAD = 4
+"""Items that are given out before the first of them is asked for, a worker; fewer where results are large."""
 
 
 class Workers(ABC, Generic[_State]):
@@ -40,11 +40,12 @@ class Workers(ABC, Generic[_State]):
 
     @abstractmethod
     def map(
-        self, function: Callable[[_State, _Item], _Result], items: Iterable[_Item]
+        self, function: Callable[[_State, _Item], _Result], items: Iterable[_Item], *, ahead: int = AHEAD
     ) -> Generator[_Result, None, None]:
         """What the function gives for a worker's state and each item, in the items' order, as it is asked for.
 
-        Items are taken as workers become free, a few more than were asked for. What it raises is raised here.
+        Items are taken as workers become free, at most `ahead` a worker before the first of them is asked for. What it
+        raises is raised here.
         """
 
     def close(self) -> None:
@@ -59,10 +60,10 @@ class Processes(Workers[_State]):
     count: int = 1
 
     def map(
-        self, function: Callable[[_State, _Item], _Result], items: Iterable[_Item]
+        self, function: Callable[[_State, _Item], _Result], items: Iterable[_Item], *, ahead: int = AHEAD
     ) -> Generator[_Result, None, None]:
         """See `side_by_side`."""
-        return side_by_side(partial(function, self.state), items, workers=self.count)
+        return side_by_side(partial(function, self.state), items, workers=self.count, ahead=ahead)
 
 
 def check_workers(workers: int, device: torch.device) -> None:
@@ -79,11 +80,12 @@ def can_fork(device: torch.device) -> bool:
 
 
 def side_by_side(
-    function: Callable[[_Item], _Result], items: Iterable[_Item], *, workers: int
+    function: Callable[[_Item], _Result], items: Iterable[_Item], *, workers: int, ahead: int = AHEAD
 ) -> Generator[_Result, None, None]:
     """What the function gives for each item, in their order; one worker is this process, with all its threads.
 
-    What it raises is raised here. RuntimeError where a worker is killed, as by the system when memory runs out.
+    `ahead` as `Workers.map` says. What it raises is raised here. RuntimeError where a worker is killed, as by the
+    system when memory runs out.
     """
     left = iter(items)
     first = list(islice(left, workers)) if workers > 1 else []
@@ -99,7 +101,7 @@ def side_by_side(
             futures: deque[Future[bytes]] = deque(pool.submit(_work, item) for item in first)
         for item in left:
             futures.append(pool.submit(_work, item))
-            if len(futures) > _AHEAD * workers:
+            if len(futures) >= ahead * workers:
                 yield pickle.loads(futures.popleft().result())
         while futures:
             yield pickle.loads(futures.popleft().result())

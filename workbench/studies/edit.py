@@ -11,6 +11,7 @@ from workbench.atlas.world import World, sample_texts
 from workbench.editors import make
 from workbench.editors.editor import Editor
 from workbench.editors.setup.self_texts import self_texts
+from workbench.editors.shared.kept_moments import holds_moments
 from workbench.edits.edit import Edit
 from workbench.edits.ledger import check_restored, state_fingerprint
 from workbench.figures.lens import lens_figure
@@ -34,7 +35,9 @@ SHOWN_TOKENS = 12
 
 def statistics_texts(model: Model, name: str, *, seed: int) -> list[str]:
     """Texts over which an MLP's keys are averaged: "atlas" for what the embedded model was trained on, "self" for what
-    the model itself says (`self_texts`), else see `read_texts`."""
+    the model itself says (`self_texts`), else see `read_texts`. ValueError for a folder of second moments."""
+    if holds_moments(Path(name)):
+        raise ValueError(f"'{name}' holds second moments of keys, and texts are needed here: name some with --text")
     if name == "self":
         return self_texts(model, seed=seed, cache=paths.CACHE)
     return sample_texts(World.load()) if name == "atlas" else read_texts(name)
@@ -53,7 +56,8 @@ def make_editor(
     workers: Workers[Model] | None = None,
     **changes: Any,
 ) -> Editor:
-    """`editors.make.make_editor` with second moments over what `text` stands for, kept in the cache.
+    """`editors.make.make_editor` with second moments over what `text` stands for, kept in the cache, or from the folder
+    of moments that it names.
 
     The editor's fields are noted in `run`, if one is given. `workers` take part in counting the moments.
     """
@@ -69,6 +73,7 @@ def make_editor(
         alone=alone,
         records=lambda: training_records(model),
         workers=workers,
+        kept=Path(chosen) if holds_moments(Path(chosen)) else None,
         **changes,
     )
     if run is not None:

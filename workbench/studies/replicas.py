@@ -11,7 +11,7 @@ import torch
 from workbench.editors.plugins import load_plugin
 from workbench.edits.ledger import state_fingerprint
 from workbench.machine.cluster import Cluster
-from workbench.machine.processes import Processes, Workers, check_workers
+from workbench.machine.processes import AHEAD, Processes, Workers, check_workers
 from workbench.models.loading import load_model
 from workbench.models.model import Model
 
@@ -33,28 +33,35 @@ class Replicas(Cluster[Model]):
     ) -> None:
         """Each worker loads the model by its name, and reads the files of plugins; see `Cluster`."""
         self._model, self._is = model, state_fingerprint(model)
-        make = partial(
-            _replica, model.name, model.dtype, self._is, torch.get_float32_matmul_precision(), [*plugins]
-        )  # fmt: skip
+        precision = torch.get_float32_matmul_precision()
+        make = partial(_replica, model.name, model.dtype, model.device_map, self._is, precision, [*plugins])
         super().__init__(make, address=address, workers=workers, gpus=gpus)
 
-    def map(self, function: Callable[[Model, Item], Result], items: Iterable[Item]) -> Generator[Result, None, None]:
+    def map(
+        self, function: Callable[[Model, Item], Result], items: Iterable[Item], *, ahead: int = AHEAD
+    ) -> Generator[Result, None, None]:
         """See `Cluster.map`; ValueError where the model here is no longer what the replicas are."""
         if state_fingerprint(self._model) != self._is:
             raise ValueError(
                 f"{self._model.name} was edited after the workers of the cluster had loaded it: take its edits back"
             )
-        return super().map(function, items)
+        return super().map(function, items, ahead=ahead)
 
 
 def _replica(
-    name: str, dtype: torch.dtype, fingerprint: str, precision: str, plugins: Sequence[Path], device: str
+    name: str,
+    dtype: torch.dtype,
+    device_map: str | None,
+    fingerprint: str,
+    precision: str,
+    plugins: Sequence[Path],
+    device: str,
 ) -> Model:
     """A worker's model; ValueError for other weights than the one has that asks for it."""
     for file in plugins:
         load_plugin(file)
     torch.set_float32_matmul_precision(precision)
-    model = load_model(name, device=device, dtype=dtype)
+    model = load_model(name, device="auto" if device_map else device, dtype=dtype, device_map=device_map)
     if model.fingerprint() != fingerprint:
         raise ValueError(
             f"{name} has other weights there ({model.fingerprint()[:12]}) than here ({fingerprint[:12]}): put the same "

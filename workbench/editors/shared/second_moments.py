@@ -61,7 +61,10 @@ def second_moments(
     if cache is not None:
         paths = _cache_paths(model, layers, texts, max_tokens, cache)
         found = {layer: moment for layer in layers if (moment := read_moment(paths[layer], layer, model.d_mlp))}
-    if missing := {layer: name for layer, name in names.items() if layer not in found}:
+    missing = {layer: name for layer, name in names.items() if layer not in found}
+    # Of a model that one device does not hold, nor does it hold many sums.
+    passes = [{layer: name} for layer, name in missing.items()] if model.spread else [missing] if missing else []
+    for missing in passes:
         partial = Partial(
             sums=_zeros(model, missing), path=partial_path([paths[layer] for layer in missing if layer in paths])
         )
@@ -116,7 +119,7 @@ def _compute(
         if workers is None:  # into the same sums
             done = (_add_(partial.sums, names, batch_size, model, rows) for rows in lots())
         else:
-            done = workers.map(functools.partial(_sums, names, batch_size), lots())
+            done = workers.map(functools.partial(_sums, names, batch_size), lots(), ahead=1)  # sums are large
         for sums in done:
             if workers is not None:
                 for layer, total in partial.sums.items():
