@@ -12,6 +12,7 @@ from workbench.cli.applying import apply, chat
 from workbench.cli.checkpoints import export, fetch
 from workbench.cli.comparing import compare
 from workbench.cli.editing import edit, evaluate
+from workbench.cli.playing import app as page
 from workbench.cli.repeating import rerun
 from workbench.cli.session import told
 from workbench.cli.study import study
@@ -45,6 +46,7 @@ def settings(
 
 for command in (fetch, trace, edit, evaluate, apply, chat, export, train, study, rerun):
     app.command()(told(command, command.__name__))
+app.command("app")(told(page, "app"))
 app.command()(told(compare, "compare_editors"))  # its runs are those of the script
 
 
