@@ -1,16 +1,24 @@
-"""How much faster is the fast tracing engine? Both engines on the same weights, prompts and noise, in one run.
+"""How much faster is the fast tracing engine? Each way on the same weights, prompts and noise, in one run.
 
     python analyses/benchmark_tracing.py                            # atlas and a GPT-2 small with random weights
     python analyses/benchmark_tracing.py --models gpt2-xl-shape --device cuda --dtype bfloat16
-    python analyses/benchmark_tracing.py --models atlas --facts 10 --repeats 3
+    python analyses/benchmark_tracing.py --models smollm2 --facts 1 --cells 20 --growth-facts 1,10,20
+    python analyses/benchmark_tracing.py --models atlas --facts 10 --repeats 3 --no-growth
 
-Prompts are facts of the embedded model that have 8 to 15 tokens, spread evenly over where in the prompt the subject
-stands (the earlier, the more is left to compute). The plain engine makes one batched
-forward pass a cell (all noise samples of it, only the last position unembedded), as published. For each prompt and
-repeat the engines run one after the other, site by site; the fast engine also runs the three sites together, in one
-wavefront. Printed are mean seconds a fact, the median of the ratios of these pairs, the floating-point operations
-(matrix products, as torch counts them), and the rate reached as a share of the machine's fastest square matrix product.
-A second ratio tells what is left against a plain engine that batches cells, 256 rows a pass, at `resid_post`.
+Prompts are facts that have 8 to 15 tokens, spread evenly over where in the prompt the subject stands (the earlier,
+the more is left to compute). Cell by cell there are two ways: as the papers' code does it, a forward pass of one clean
+and all noisy rows for each cell, with the logits of every position; and the plain engine, a pass of the noisy rows,
+only the last position unembedded. Both are timed on --cells cells of a site, evenly spread, and scaled to all. For each
+prompt and repeat the ways run one after the other, site by site; the fast engine also runs the three sites together,
+in one wavefront. Printed are mean seconds a fact, the median of the ratios of these pairs, the floating-point
+operations (matrix products, as torch counts them), the rate reached as a share of the machine's fastest square matrix product, how
+often the device is told to do something (kernels of a GPU; on a processor calls of torch's operators), and the most
+memory that tensors take. A second ratio tells what is left against a plain engine that batches cells, 256 rows a pass,
+at `resid_post`.
+
+How it grows: seconds against the number of facts (the MLPs at the last subject token, which locate a layer), tokens
+and layers (hidden states at every token), with the exponent of a law fitted to each. Fewer layers than the model has
+are layers of its sizes with random weights.
 """
 
 from workbench.cli.early_help import help_first
@@ -19,30 +27,29 @@ help_first(__name__, __file__)
 
 import statistics
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import pandas as pd
-import torch
 import typer
 
 from workbench.cli import options
 from workbench.cli.session import analysis, console, given, script, torch_dtype
+from workbench.figures.growth import growth_figure
 from workbench.machine.progress import track
 from workbench.models.model import SITES, Model
 from workbench.records.facts import Fact
 from workbench.records.reading import read_records
 from workbench.report.elements import Element, Paragraph, Section
 from workbench.runs.run import Run
-from workbench.studies.benchmarking import benchmark_model, device_name, floating_point_operations, matmul_rate, seconds
-from workbench.studies.defaults import default_window, records_path
+from workbench.studies.benchmarking import benchmark_model, device_name, matmul_rate
+from workbench.studies.defaults import benchmark_records, default_window, records_path
 from workbench.studies.locate import true_facts
-from workbench.tracing.fact import trace_fact
-from workbench.tracing.noise import gaussian_noise, subject_span
+from workbench.studies.tracing_growth import AXES, ENGINES, exponent, grow, growth_table
+from workbench.studies.tracing_speed import TOGETHER, timed
+from workbench.tracing.noise import subject_span
 
 TOKENS = range(8, 16)
-TOGETHER = "all three"
 
 
 def main(
@@ -51,6 +58,17 @@ def main(
         int | None, typer.Option("--facts", min=1, help="Prompts traced. [default: 10, of a random-weight shape 1]")
     ] = None,
     repeats: options.Repeats = 1,
+    cells: Annotated[
+        int, typer.Option("--cells", min=1, help="Cells of a site that are timed cell by cell, and scaled to all.")
+    ] = 24,
+    growth: Annotated[bool, typer.Option("--growth/--no-growth", help="Whether it is measured how time grows.")] = True,
+    growth_facts: Annotated[list[int], options.several("--growth-facts", int, "Facts.")] = [1, 10, 100],
+    growth_tokens: Annotated[list[int], options.several("--growth-tokens", int, "Tokens.")] = [8, 16, 32, 64],
+    growth_layers: Annotated[
+        list[int] | None, options.several("--growth-layers", int, "Layers. [default: a quarter, half, all]")
+    ] = None,
+    growth_samples: Annotated[int, typer.Option("--growth-samples", min=1, help="Noise samples over sizes.")] = 1,
+    growth_cells: Annotated[int, typer.Option("--growth-cells", min=1, help="As --cells, over sizes.")] = 4,
     samples: options.Samples = 10,
     window: options.Window = None,
     out: options.Out = None,
@@ -61,12 +79,14 @@ def main(
     precision: options.Precision = "float32",
 ) -> None:
     """Measure, print the table and write the report."""
-    every = list(true_facts(read_records(records_path("atlas"))).items())
     with analysis(out, given(device=device), title="Speed of causal tracing", headline="") as page:
         page.show = lambda: show(page.run)
         for name in models:
             loaded = benchmark_model(name, device=device, dtype=torch_dtype(dtype))
+            every = list(true_facts(read_records(records_path(benchmark_records(name)))).items())
             measure(page.run, loaded, name, every, facts or (1 if name.endswith("-shape") else 10))
+            if growth:
+                measure_growth(page.run, loaded, name, [fact for _, fact in every])
 
 
 def chosen(model: Model, facts: Sequence[tuple[int, Fact]], count: int) -> list[tuple[int, Fact]]:
@@ -93,7 +113,9 @@ def measure(run: Run, model: Model, name: str, facts: Sequence[tuple[int, Fact]]
         run.append("rates", {"model": name, "rate": matmul_rate(model.device, model.dtype)})
     for number, case, fact in track(left, f"Tracing with {name}", len(left)):
         with run.keeping(case, of=count, what="fact", method=name):
-            row = timed(model, fact, number, window=window, samples=samples, repeats=repeats)
+            row = timed(
+                model, fact, number, window=window, samples=samples, repeats=repeats, cells=run.settings["cells"]
+            )
             row |= {
                 "window": window,
                 "layers": model.n_layers,
@@ -105,36 +127,19 @@ def measure(run: Run, model: Model, name: str, facts: Sequence[tuple[int, Fact]]
         run.append("rates", {"model": name, "rate": matmul_rate(model.device, model.dtype)})
 
 
-def timed(model: Model, fact: Fact, number: int, *, window: int, samples: int, repeats: int) -> dict[str, Any]:
-    """Seconds by what is restored and engine, a value a repeat; floating-point operations; the largest difference."""
-    groups: dict[str, Sequence[str]] = {**{site: (site,) for site in SITES}, TOGETHER: SITES}
-    (first, end), seed = subject_span(model, fact), torch.Generator().manual_seed(number)
-    noise = gaussian_noise(0.1, samples, end - first, model.d_model, generator=seed)
-    times: dict[str, dict[str, list[float]]] = {label: {} for label in groups}
-
-    def trace(engine: str, sites: Sequence[str], **options: Any) -> list[torch.Tensor]:
-        found = trace_fact(model, fact, noise=noise, window=window, sites=sites, engine=engine, **options)
-        return [found.restored[site] for site in sites]
-
-    def time(label: str, engine: str, **options: Any) -> list[torch.Tensor]:
-        found: list[torch.Tensor] = []
-        taken = seconds(lambda: found.extend(trace(engine, groups[label], **options)), model.device)
-        times[label].setdefault(engine if options else f"{engine} batched", []).append(taken)
-        return found
-
-    # Counting also warms up. The plain engine makes as many passes for every site, whatever is restored.
-    fast = {label: floating_point_operations(partial(trace, "fast", sites)) for label, sites in groups.items()}
-    plain = floating_point_operations(partial(trace, "plain", SITES[:1]))
-    difference = 0.0
-    for _ in range(repeats):
-        for site in SITES:
-            pairs = zip(time(site, "plain", batch_size=samples), time(site, "fast", batch_size=samples), strict=True)
-            difference = max(difference, *((one - other).abs().max().item() for one, other in pairs))
-        time(TOGETHER, "fast", batch_size=samples)
-        time(SITES[0], "plain")
-    times[TOGETHER]["plain"] = [sum(each) for each in zip(*(times[site]["plain"] for site in SITES), strict=True)]
-    tokens = model.tokenize([fact.prompt]).ids.shape[1]
-    return {"times": times, "fast_flop": fast, "plain_flop": plain, "difference": difference, "tokens": tokens}
+def measure_growth(run: Run, model: Model, name: str, facts: Sequence[Fact]) -> None:
+    """Time every size that is not timed yet, a row each."""
+    settings = run.settings
+    layers = settings["growth_layers"] or sorted({max(1, model.n_layers // part) for part in (4, 2, 1)})
+    asked = {"facts": settings["growth_facts"], "tokens": settings["growth_tokens"], "layers": layers}
+    if max(asked["facts"]) > len(facts):
+        raise ValueError(f"there are {len(facts)} facts for {name}: lower --growth-facts")
+    done = {(row["axis"], row["asked"]) for row in run.rows("growth") if row["model"] == name}
+    left = {axis: [size for size in sizes if (axis, size) not in done] for axis, sizes in asked.items()}
+    window = settings["window"] or default_window(model)
+    rows = grow(model, facts, left, window=window, samples=settings["growth_samples"], cells=settings["growth_cells"])
+    for row in track(rows, f"Growth with {name}", sum(map(len, left.values()))):
+        run.append("growth", {"model": name, **row})
 
 
 # What came of it ---------------------------------------------------------------------------------------
@@ -144,8 +149,8 @@ def show(run: Run) -> list[Section]:
     """Print and save a table a model; the section of the report."""
     elements: list[Element] = [
         Paragraph(
-            text="Seconds a fact with the plain and with the fast engine, the floating-point operations that each "
-            "needs, and the rate it reaches as a share of the machine's fastest square matrix product."
+            text="Seconds a fact as published, with the plain and with the fast engine, the floating-point operations "
+            "that each needs, and the rate it reaches as a share of the machine's fastest square matrix product."
         )
     ]
     settings = run.settings
@@ -154,34 +159,71 @@ def show(run: Run) -> list[Section]:
         if not rows:
             continue
         rate = max(row["rate"] for row in run.rows("rates") if row["model"] == name)
-        tokens = [row["tokens"] for row in rows]
+        tokens, (some, all_cells) = [row["tokens"] for row in rows], rows[0]["cells"]
         table = pd.DataFrame([shown(summed(rows, label), label, rate) for label in (*SITES, TOGETHER)])
         caption = (
             f"{name} ({rows[0]['layers']} layers x {rows[0]['d_model']}), {settings['dtype']}, {rows[0]['device']}, "
             f"{rate / 1e9:,.0f} GFLOP/s measured: {len(rows)} prompts of {min(tokens)} to {max(tokens)} "
             f"tokens, {settings['samples']} samples, windows of {rows[0]['window']}, {settings['repeats']} interleaved "
             f"runs each{', products in TF32' * (settings['precision'] == 'tf32')}. "
-            f"Largest difference of a probability: {max(row['difference'] for row in rows):.1e}."
+            f"Cell by cell (published, plain) {some} of {all_cells} cells a site are timed and scaled to all. "
+            f"Launches: {'calls of operators' if 'CPU' in rows[0]['device'] else 'kernels and graphs'} a fact. MiB: "
+            "most that tensors take at one time beyond the model. Largest difference of a probability: "
+            f"{max(row['difference'] for row in rows):.1e}."
         )
         key = Path(name).name.replace("-", "_")
         run.save_table(key, table, caption=caption)
         elements.append(run.tables()[key])
         console.print(f"{table.to_string(index=False)}\n{caption}")
+        elements += show_growth(run, name, key)
     return [Section(title="Speed of tracing", elements=elements)]
+
+
+def show_growth(run: Run, name: str, key: str) -> list[Element]:
+    """The table and the figure of how the time grows; nothing where it was not measured."""
+    rows = [row for row in run.rows("growth") if row["model"] == name]
+    if not rows:
+        return []
+    settings, label = run.settings, f"{key}_growth"
+    caption = (
+        f"{name}: seconds by size, and the exponent k of seconds ~ size^k fitted to them. Facts: the MLPs at the last "
+        f"subject token; tokens and layers: hidden states at every token of one prompt. {settings['growth_samples']} "
+        f"noise samples. Published and plain are timed on {settings['growth_cells']} cells of a fact, of 10 facts at "
+        "most, and scaled to all."
+    )
+    run.save_table(label, growth_table(rows), caption=caption)
+    console.print(f"{growth_table(rows).to_string(index=False)}\n{caption}")
+    by_axis: dict[str, dict[str, dict[int, float]]] = {}
+    for axis in AXES:
+        some = sorted((row for row in rows if row["axis"] == axis), key=lambda row: row["size"])
+        if some:
+            by_axis[axis] = {engine: {row["size"]: row["seconds"][engine] for row in some} for engine in ENGINES}
+    exponents = {
+        axis: {engine: exponent(list(one), list(one.values())) for engine, one in by_engine.items()}
+        for axis, by_engine in by_axis.items()
+    }
+    run.save_figure(label, growth_figure(by_axis, exponents), caption=f"{name}: time against facts, tokens and layers.")
+    return [run.figures()[label], run.tables()[label]]
 
 
 def summed(rows: Sequence[dict[str, Any]], label: str) -> dict[str, float]:
     """The row of the table for what is restored: means over facts and repeats, medians of the ratios of each pair."""
     times = {engine: [t for row in rows for t in row["times"][label][engine]] for engine in rows[0]["times"][label]}
-    plain, fast = times["plain"], times["fast"]
+    published, plain, fast = times["published"], times["plain"], times["fast"]
     sites = len(SITES) if label == TOGETHER else 1
     found = {
+        "published": statistics.mean(published),
         "plain": statistics.mean(plain),
         "fast": statistics.mean(fast),
         "ratio": statistics.median(slow / quick for slow, quick in zip(plain, fast, strict=True)),
+        "over_published": statistics.median(slow / quick for slow, quick in zip(published, fast, strict=True)),
         "plain_flop": sites * statistics.mean(row["plain_flop"] for row in rows),
         "fast_flop": statistics.mean(row["fast_flop"][label] for row in rows),
     }
+    if label == TOGETHER:
+        for way in ("published", "plain", "fast"):
+            found[f"{way}_launches"] = statistics.mean(row["launches"][way] for row in rows)
+            found[f"{way}_bytes"] = max(row["bytes"][way] for row in rows)
     if batched := times.get("plain batched"):
         found["batched"] = statistics.median(slow / quick for slow, quick in zip(batched, fast, strict=True))
     return found
@@ -191,15 +233,24 @@ def shown(row: dict[str, float], label: str, rate: float) -> dict[str, str]:
     """A row of the table."""
     return {
         "Site": label,
+        "Published s": f"{row['published']:.3f}",
         "Plain s": f"{row['plain']:.3f}",
         "Fast s": f"{row['fast']:.3f}",
+        "Ratio, published": f"{row['over_published']:.1f}",
         "Ratio": f"{row['ratio']:.1f}",
         "Ratio, plain batched": f"{row['batched']:.1f}" if "batched" in row else "-",
         "Plain GFLOP": f"{row['plain_flop'] / 1e9:,.0f}",
         "Fast GFLOP": f"{row['fast_flop'] / 1e9:,.0f}",
         "Plain rate": f"{100 * row['plain_flop'] / row['plain'] / rate:.0f} %",
         "Fast rate": f"{100 * row['fast_flop'] / row['fast'] / rate:.0f} %",
+        "Launches (published, plain, fast)": _three(row, "launches", 1),
+        "MiB (published, plain, fast)": _three(row, "bytes", 2**20),
     }
+
+
+def _three(row: dict[str, float], what: str, unit: int) -> str:
+    ways = [row.get(f"{way}_{what}") for way in ("published", "plain", "fast")]
+    return " / ".join("-" if each is None else f"{each / unit:,.0f}" for each in ways) if any(ways) else "-"
 
 
 if __name__ == "__main__":

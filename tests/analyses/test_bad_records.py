@@ -10,7 +10,7 @@ import pytest
 from command import TINY, Analyse
 from known_records import RECORDS
 
-import workbench.tracing.fact
+import workbench.studies.tracing_speed
 from workbench.editors.ft import FT
 from workbench.editors.memit import MEMIT
 from workbench.editors.rome import ROME
@@ -152,7 +152,7 @@ def test_editing_benchmark(analyse: Analyse, broken: set[str], tmp_path: Path) -
 @pytest.mark.slow
 def test_tracing_benchmark(analyse: Analyse, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("workbench.studies.benchmarking.matmul_rate", lambda *_: 1e9)
-    whole, asked = workbench.tracing.fact.trace_fact, []
+    whole, asked = workbench.studies.tracing_speed.trace_fact, []
 
     def trace(model: Any, fact: Any, **options: Any) -> Any:
         if fact not in asked:
@@ -161,14 +161,21 @@ def test_tracing_benchmark(analyse: Analyse, monkeypatch: pytest.MonkeyPatch, tm
             raise RuntimeError("no way")
         return whole(model, fact, **options)
 
-    monkeypatch.setattr(workbench.tracing.fact, "trace_fact", trace)
+    monkeypatch.setattr(workbench.studies.tracing_speed, "trace_fact", trace)
     command = ("benchmark_tracing.py", "--models", "atlas", "--facts", 2, "--samples", 1, "--window", 3,
-               "--out", tmp_path / "run")  # fmt: skip
+               "--cells", 2, "--growth-facts", "1,2", "--growth-tokens", "8,12", "--growth-layers", "1,2",
+               "--growth-cells", 1, "--out", tmp_path / "run")  # fmt: skip
     said = analyse(*command, code=3)
     assert "1 of 2 facts failed with atlas and is left out" in said.errors and "RuntimeError: no way" in said.errors
     run = Run.open(tmp_path / "run")
     assert len(run.rows("facts")) == 1 and "1 of 2 facts failed" in captions(run.folder)["atlas"]
     assert run.rows("facts")[0]["difference"] < 1e-5
-    monkeypatch.setattr(workbench.tracing.fact, "trace_fact", whole)
+    assert [row["asked"] for row in run.rows("growth")] == [1, 2, 8, 12, 1, 2]
+    assert "atlas_growth" in run.figures() and len(run.tables()["atlas_growth"].rows) == 9
+    row = dict(zip(run.tables()["atlas"].columns, run.tables()["atlas"].rows[-1], strict=True))
+    assert (
+        all(float(row[way]) > 1 for way in ("Ratio", "Ratio, published")) and row["MiB (published, plain, fast)"] != "-"
+    )
+    monkeypatch.setattr(workbench.studies.tracing_speed, "trace_fact", whole)
     analyse(*command, "--retry")
     assert len({row["case_id"] for row in run.rows("facts")}) == 2

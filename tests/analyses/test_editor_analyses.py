@@ -187,11 +187,11 @@ def test_prompts_whose_answer_other_edits_change_are_left_out() -> None:
         capital(3, "Nigeria", "Old", "Oslo").request,
         speech,
     ]
-    left = untouched(record, requests)
+    (left,) = untouched([record], requests)
     assert left.neighborhood_prompts == ("In Romania, the capital is", "The capital of Niger is")
     assert [probe.targets_new for probe in left.portability_prompts] == [("Tiber",)]
     elsewhere = replace(requests[1], relation="currency")
-    assert len(untouched(record, [record.request, elsewhere]).neighborhood_prompts) == 3
+    assert len(untouched([record], [record.request, elsewhere])[0].neighborhood_prompts) == 3
 
 
 def test_every_number_of_edits_scores_the_same_records() -> None:

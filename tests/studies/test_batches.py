@@ -113,6 +113,7 @@ def test_methods_that_write_one_request_are_refused() -> None:
         check_batches("rome")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_presets")
 def test_from_the_command_line(every: list[Record], text: Path, tmp_path: Path) -> None:
     write_counterfact(every, tmp_path / "records.json")

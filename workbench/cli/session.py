@@ -19,7 +19,8 @@ import typer
 from rich.console import Console
 
 from workbench.cli import options
-from workbench.cli.ending import Terminated, terminating, told_in_a_line
+from workbench.cli.ending import Terminated, terminating
+from workbench.machine.failures import told_in_a_line
 
 if TYPE_CHECKING:
     import torch

@@ -1,7 +1,9 @@
 """How the processor's memory is kept, and how much of it a piece of work needs at its peak."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import torch
@@ -39,16 +41,24 @@ def peak_memory(work: Callable[[], T], device: torch.device) -> tuple[T, int]:
         result = work()
         torch.cuda.synchronize(device)
         return result, torch.cuda.max_memory_allocated(device) - before
+    with profiled() as profiler:
+        result = work()
+    return result, peak_allocated(profiler)
+
+
+@contextmanager
+def profiled() -> Iterator[Any]:
+    """torch's profiler of what the processor does and holds, within the block."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it tells the terminal when it starts and stops
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        result = work()
-    kineto: Any = profiler.profiler
-    changes = sorted(_allocations(kineto.kineto_results.experimental_event_tree()), key=lambda change: change[0])
-    held = peak = 0
-    for _, size in changes:
-        held += size
-        peak = max(peak, held)
-    return result, peak
+        yield profiler
+
+
+def peak_allocated(profiler: Any) -> int:
+    """The highest sum of bytes that tensors on the processor took in a block of `profiled`, beyond those before it."""
+    events = profiler.profiler.kineto_results.experimental_event_tree()
+    changes = sorted(_allocations(events), key=lambda change: change[0])
+    return max(accumulate((size for _, size in changes), initial=0))
 
 
 def _allocations(events: list[Any]) -> list[tuple[int, int]]:

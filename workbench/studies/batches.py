@@ -55,13 +55,13 @@ def saved_batches(run: Run, records: Sequence[Record], *, size: int) -> list[Rec
 def load_batches(run: Run, records: Sequence[Record], *, size: int) -> Iterator[tuple[Record, Edit]]:
     """Each record that has not failed with the edit of its batch; ValueError for a damaged one.
 
-    The record comes without the prompts whose right answers the batch's other requests change (`untouched`).
+    Records come without the prompts whose right answers the batch's other requests change (`untouched`).
     """
     for part in _parts(records, size):
         if some := sound(run, part):
             edit = load_edit(batch_path(run, part), some)
-            for record in some:
-                yield untouched(record, edit.requests), edit
+            for record in untouched(some, edit.requests):
+                yield record, edit
 
 
 def batch_path(run: Run, records: Sequence[Record]) -> Path:

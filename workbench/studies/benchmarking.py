@@ -1,10 +1,12 @@
 """What benchmarks share: models of a published shape with random weights, and how fast a machine multiplies."""
 
+import copy
 import math
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -34,13 +36,29 @@ def benchmark_model(name: str, *, device: str = "auto", dtype: torch.dtype = tor
     if shape not in SHAPES:
         raise ValueError(f"no shape {name!r}; there are {', '.join(f'{each}-shape' for each in SHAPES)}")
     layers, d_model, heads = SHAPES[shape]
+    config = GPT2Config(n_layer=layers, n_embd=d_model, n_head=heads, bos_token_id=0, eos_token_id=0)
+    return _random(name, config, AutoTokenizer.from_pretrained(ATLAS / "model"), device=device, dtype=dtype)
+
+
+def shallower(model: Model, layers: int) -> Model:
+    """The model itself where it has so many layers, else one of its sizes with so many and random weights."""
+    if layers == model.n_layers:
+        return model
+    config: Any = copy.deepcopy(model.hf.config)
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[layer % model.n_layers] for layer in range(layers)]
+    name = f"{model.name}-{layers}-layers"
+    return _random(Path(name).name, config, model.tokenizer, device=str(model.device), dtype=model.dtype)
+
+
+def _random(name: str, config: Any, tokenizer: Any, *, device: str, dtype: torch.dtype) -> Model:
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        config = GPT2Config(n_layer=layers, n_embd=d_model, n_head=heads, bos_token_id=0, eos_token_id=0)
         path = Path(folder) / name
         AutoModelForCausalLM.from_config(config).to(dtype).save_pretrained(path)
-        AutoTokenizer.from_pretrained(ATLAS / "model").save_pretrained(path)
+        tokenizer.save_pretrained(path)
         return load_model(str(path), device=device, dtype=dtype)
 
 

@@ -34,6 +34,11 @@ def default_records(model: str) -> str:
     return "atlas" if model == "atlas" else "smollm2"
 
 
+def benchmark_records(name: str) -> str:
+    """The records that a benchmark's model is asked: a shape has the embedded model's tokenizer."""
+    return "atlas" if name.endswith("-shape") else default_records(name)
+
+
 def training_records(model: Model) -> list[Record]:
     """The training records beside the model's default records; their subjects are none of the evaluation records'."""
     return read_records(RECORDS[default_records(model.name)] / "records_train.json")

@@ -63,7 +63,7 @@ class PlainRuns:
             elif names:
                 hooks = [(name, _keeper(found, (source, name))) for name in names]
                 with torch.no_grad():
-                    rows = _repeat_tokens(self.tokens, corruption.samples)
+                    rows = repeat_tokens(self.tokens, corruption.samples)
                     self.model.logits(rows, hooks=[self._corrupt(1, corruption.frozen), *hooks], keep_last=1)
         return found
 
@@ -103,7 +103,7 @@ class PlainRuns:
 
         used = dict.fromkeys(self.model.hook_name(p.site, p.layer) for cell in cells for p in cell.patches)
         hooks = [self._corrupt(len(cells), corruption), *((name, patcher(name)) for name in used)]
-        rows = _repeat_tokens(self.tokens, len(cells) * samples)
+        rows = repeat_tokens(self.tokens, len(cells) * samples)
         with torch.no_grad():
             measured = measure(self.model.logits(rows, hooks=hooks, keep_last=1)[:, -1])
         return reduce(measured.cpu(), "(cell sample) -> cell", "mean", cell=len(cells))
@@ -116,7 +116,7 @@ def _keeper(found: dict[tuple[str, str], Tensor], key: tuple[str, str]) -> Calla
     return keep
 
 
-def _repeat_tokens(tokens: Tokens, rows: int) -> Tokens:
+def repeat_tokens(tokens: Tokens, rows: int) -> Tokens:
     """One prompt as a batch of `rows` equal rows."""
     return Tokens(
         ids=repeat(tokens.ids, "1 pos -> rows pos", rows=rows),
