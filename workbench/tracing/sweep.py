@@ -1,7 +1,7 @@
 """Which facts a model knows, and tracing many of them, so that it can be stopped and resumed."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -170,46 +170,24 @@ def trace_facts(
         raise ValueError(f"tracing needs one foil a fact, got {len(foils)} for {len(facts)} facts")
     check_facts(facts)
     noise = noise_rule.fit(model, facts) if isinstance(noise_rule, NoiseRule) else noise_rule
-    trace = _Known(
-        facts=facts, noise=noise, seed=seed, samples=samples, foils=foils, done=done, method=method,
-        options={"positions": positions, **options},
-    )  # fmt: skip
-    return sweep(facts, trace, done=done, progress=progress, workers=workers, keep_failures=keep_failures)
+    known: dict[int, int | None] = {}
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Known:
-    """Traces the fact of an index, if the model knows it."""
-
-    facts: Sequence[Fact]
-    noise: Noise
-    seed: int
-    samples: int
-    foils: Sequence[int] | None
-    done: Collection[int]
-    method: Callable[..., CausalTrace]
-    options: Mapping[str, Any]
-    _answers: dict[int, int | None] = field(default_factory=dict)
-    """What `known_answers` has found so far, of a worker's model."""
-
-    def __call__(self, model: Model, index: int) -> CausalTrace | str:
-        fact = self.facts[index]
-        if self._answer(model, index) is None:
+    def trace(model: Model, index: int) -> CausalTrace | str:  # a worker's model
+        fact = facts[index]
+        if index not in known:
+            next_ones = [i for i in range(index, len(facts)) if i not in done][:_KNOWN_AT_ONCE]
+            try:
+                known.update(zip(next_ones, known_answers(model, [facts[i] for i in next_ones]), strict=True))
+            except FAILURES:
+                known[index] = known_answer(model, fact)  # raises if this is the one
+        if known[index] is None:
             return NOT_KNOWN
         first, end = subject_span(model, fact)
-        drawn = self.noise.draw(self.samples, end - first, generator=fact_generator(self.seed, index))
-        extra = {} if self.foils is None else {"foil": self.foils[index]}
-        return self.method(model, fact, noise=drawn, replace=self.noise.replace, **extra, **self.options)
+        drawn = noise.draw(samples, end - first, generator=fact_generator(seed, index))
+        extra = {} if foils is None else {"foil": foils[index]}
+        return method(model, fact, noise=drawn, replace=noise.replace, positions=positions, **extra, **options)
 
-    def _answer(self, model: Model, index: int) -> int | None:
-        if index not in self._answers:
-            some = [i for i in range(index, len(self.facts)) if i not in self.done][:_KNOWN_AT_ONCE]
-            try:
-                found = known_answers(model, [self.facts[i] for i in some])
-                self._answers.update(zip(some, found, strict=True))
-            except FAILURES:
-                self._answers[index] = known_answer(model, self.facts[index])  # raises if this is the one
-        return self._answers[index]
+    return sweep(facts, trace, done=done, progress=progress, workers=workers, keep_failures=keep_failures)
 
 
 def sweep(
