@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
 from workbench.edits.edit import Edit
 from workbench.edits.ledger import check_restored, state_fingerprint
@@ -13,6 +14,7 @@ from workbench.measuring.summaries import Summary, summarise
 from workbench.models.model import Model
 from workbench.records.facts import Record
 from workbench.runs.run import Run
+from workbench.studies.before import Before
 from workbench.tables import scores as tables
 
 
@@ -36,14 +38,20 @@ def score_edits(
     sampled = {record.case_id for record in records[:fluency]}
     finished = {row["case_id"]: row for row in run.rows("evaluations")}
     method = ""
+
+    def options(record: Record) -> dict[str, Any]:
+        return {"fluency_tokens": FLUENCY_TOKENS if record.case_id in sampled else None, "seed": seed}
+
+    left = [one for one in records if one.case_id not in finished and one.case_id not in failed]
+    before = Before(model=model, records=left, options=options)
     for record, edit in track(edits, "Editing and scoring", len(records)):
         method = edit.method
         if record.case_id in finished or record.case_id in failed:
             continue
         evaluation = None
         with run.keeping(record.case_id, of=len(records)):
-            length = FLUENCY_TOKENS if record.case_id in sampled else None
-            evaluation = evaluate(model, edit, record, fluency_tokens=length, seed=seed)
+            evaluation = evaluate(model, edit, record, pre=before(record), **options(record))
+            before.drop(record)
         check_restored(model, untouched, after=f"the edit of record {record.case_id}")
         if evaluation is None:
             continue
