@@ -11,10 +11,10 @@ and all noisy rows for each cell, with the logits of every position; and the pla
 only the last position unembedded. Both are timed on --cells cells of a site, evenly spread, and scaled to all. For each
 prompt and repeat the ways run one after the other, site by site; the fast engine also runs the three sites together,
 in one wavefront. Printed are mean seconds a fact, the median of the ratios of these pairs, the floating-point
-operations (matrix products, as torch counts them), the rate reached as a share of the machine's fastest square matrix product, how
-often the device is told to do something (kernels of a GPU; on a processor calls of torch's operators), and the most
-memory that tensors take. A second ratio tells what is left against a plain engine that batches cells, 256 rows a pass,
-at `resid_post`.
+operations (matrix products, as torch counts them), the rate reached as a share of the machine's fastest square matrix
+product, how often the device is told to do something (kernels of a GPU; on a processor calls of torch's operators), and
+the most memory that tensors take. A second ratio tells what is left against a plain engine that batches cells, 256 rows
+a pass, at `resid_post`.
 
 How it grows: seconds against the number of facts (the MLPs at the last subject token, which locate a layer), tokens
 and layers (hidden states at every token), with the exponent of a law fitted to each. Fewer layers than the model has

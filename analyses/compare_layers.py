@@ -32,15 +32,16 @@ from workbench.figures.layers import layer_comparison_figure
 from workbench.machine import paths
 from workbench.machine.failures import lines
 from workbench.machine.progress import track
-from workbench.measuring.evaluate import evaluate, score_state
+from workbench.measuring.evaluate import evaluate
 from workbench.measuring.layer_choice import comparable, compare_method, last_subject_effect
-from workbench.measuring.scores import Evaluation, RecordScores
+from workbench.measuring.scores import Evaluation
 from workbench.models.model import Model
 from workbench.records.facts import Record
 from workbench.records.reading import read_records
 from workbench.report.elements import Paragraph, Section
 from workbench.runs.run import Run
 from workbench.studies.ahead import Ahead
+from workbench.studies.before import Before
 from workbench.studies.checked import scored, traced
 from workbench.studies.defaults import default_records, default_text, default_window, records_path
 from workbench.studies.edit import make_editor, statistics_texts
@@ -129,7 +130,8 @@ def edit_everywhere(
     if cells and EDITORS[method].needs_moments:  # all layers in one pass, for make_editor to find them in the cache
         texts = statistics_texts(model, text, seed=seed)
         second_moments(model, layers, texts, cache=paths.CACHE, progress=True)
-    before: dict[int, RecordScores] = {}
+    scoring = {"generate": False, "fluency_tokens": None}
+    before = Before(model=model, records=some, options=lambda _: scoring)
     make: Ahead | None = None
     at, weights = None, state_fingerprint(model)
     for layer, record in track(cells, f"{method} at every layer", len(cells)):
@@ -141,12 +143,10 @@ def edit_everywhere(
         if record.case_id in run.failed(method=method):
             continue
         with run.keeping(record.case_id, of=len(records), method=method):
-            if record.case_id not in before:
-                before[record.case_id] = score_state(model, record, generate=False, fluency_tokens=None)
+            pre = before(record)
             assert make is not None
             edit, _ = make(record)
-            pre = before[record.case_id]
-            scored = evaluate(model, edit, record, pre=pre, generate=False, fluency_tokens=None)
+            scored = evaluate(model, edit, record, pre=pre, **scoring)
             run.append("by_layer", scored.to_dict() | {"method": method, "layer": layer})
             finished[layer, record.case_id] = scored
         check_restored(model, weights, after=f"the edit of record {record.case_id} with {method} at layer {layer}")

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from workbench.edits.edit import Edit
 from workbench.edits.weights import WeightEdit, WeightUpdate
-from workbench.measuring.evaluate import evaluate, score_state
+from workbench.measuring.evaluate import evaluate, score_state, score_states
 from workbench.measuring.metrics import kl_divergence
 from workbench.measuring.scores import KINDS, Evaluation, RecordScores
 from workbench.models.generation import generate
@@ -229,3 +230,26 @@ def test_evaluations_go_through_json(evaluation: Evaluation) -> None:
     assert read.to_dict() == evaluation.to_dict()  # as dicts, in which NaN is None
     assert read.metrics()[1] == pytest.approx(evaluation.metrics()[1], nan_ok=True)
     assert Evaluation.from_dict(json.loads(line) | {"editor": "rome"}).to_dict() == read.to_dict()
+
+
+def test_records_scored_together_have_the_scores_that_they_have_alone(tiny_gpt2: Model) -> None:
+    """Also the sampled texts: each record draws from a generator of its own, however long the others' texts are."""
+    shorter = replace(RECORD, case_id=8, generation_prompts=("Poland",), paraphrase_prompts=())
+    bare = replace(RECORD, case_id=9, generation_prompts=(), portability_prompts=(), reversion_prompts=())
+    long = replace(RECORD, case_id=10, request=replace(RECORD.request, target_new="Polish and a little German"))
+    records = [RECORD, shorter, bare, long]
+    together = score_states(tiny_gpt2, records, fluency_tokens=16)
+    for record, found in zip(records, together, strict=True):
+        alone = score_state(tiny_gpt2, record, fluency_tokens=16)
+        assert found.texts == alone.texts
+        for kind in KINDS:
+            for one, other in zip(found.prompts[kind], alone.prompts[kind], strict=True):
+                assert one.generated == other.generated and (one.top_new, one.top_true) == (
+                    other.top_new,
+                    other.top_true,
+                )
+                assert [one.p_new, one.p_true] == pytest.approx([other.p_new, other.p_true], rel=1e-4, nan_ok=True)
+    assert together[0].texts != score_state(tiny_gpt2, replace(RECORD, case_id=11), fluency_tokens=16).texts
+    assert len(together[3].prompts["rewrite"][0].generated or "") > len(
+        together[0].prompts["rewrite"][0].generated or ""
+    )

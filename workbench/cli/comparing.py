@@ -1,14 +1,11 @@
 """`workbench compare`: which editor writes facts best?"""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from workbench.cli import options
 from workbench.cli.session import analysis, given, load
-
-if TYPE_CHECKING:
-    from workbench.measuring.scores import RecordScores
 
 
 def compare(
@@ -43,7 +40,7 @@ def compare(
     from workbench.records.reading import read_records
     from workbench.studies.checked import scored
     from workbench.studies.defaults import default_records, default_text, records_path
-    from workbench.studies.edit_alone import edit_alone
+    from workbench.studies.edit_alone import edit_alone, unedited
     from workbench.studies.editor_report import headline, show
     from workbench.studies.locate import check_tracing, settled_layer, stating_facts
     from workbench.studies.one_batch import edit_stacked
@@ -67,7 +64,7 @@ def compare(
         for method in dict.fromkeys([*methods, *stacked]):  # around the located layer there may be none below
             check_editor(loaded, method, layer=layer, preset_of=preset)
         making = {"layer": layer, "preset_of": preset, "text": text, "seed": seed}
-        before: dict[int, RecordScores] = {}
+        before = unedited(run, loaded, every[:limit])
         for method in methods:
             edit_alone(run, loaded, method, every[:limit], before, making, together)
         for method in stacked:

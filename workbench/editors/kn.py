@@ -15,8 +15,9 @@ from workbench.editors.shared.requests import check_requests
 from workbench.editors.shared.subject import check_contexts, in_contexts
 from workbench.edits.edit import provenance
 from workbench.edits.weights import WeightEdit, WeightUpdate
-from workbench.models.generation import Sampler, continue_tokens
+from workbench.models.generation import continue_tokens
 from workbench.models.model import Model
+from workbench.models.sampler import Sampler
 from workbench.records.facts import EditRequest
 from workbench.tracing.integrated import NeuronSite, Points
 from workbench.tracing.neurons import (

@@ -5,7 +5,7 @@ A model is asked for tokens, logits and generations only, so that an edit need n
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,8 +14,9 @@ import torch
 from workbench.edits.edit import Edit
 from workbench.measuring.metrics import kl_divergence, target_probability
 from workbench.measuring.scores import FLUENCY_TOKENS, FLUENCY_TOP_K, KINDS, Evaluation, PromptScores, RecordScores
-from workbench.models.generation import continue_within, generate, rooms
+from workbench.models.generation import continue_within, generate_apart, rooms
 from workbench.models.model import Model
+from workbench.models.sampler import Sampler
 from workbench.models.scoring import TargetScore, score_targets
 from workbench.records.facts import Record
 
@@ -73,8 +74,25 @@ def score_state(
     seed: int = 0,
     batch_size: int = 64,
 ) -> RecordScores:
-    """Score one record with the model as it is: one pass over all prompts with all their targets, one greedy
-    generation from all prompts, one sampled generation for the fluency.
+    """Score one record with the model as it is, see `score_states`."""
+    (found,) = score_states(
+        model, [record], generate=generate, fluency_tokens=fluency_tokens, seed=seed, batch_size=batch_size
+    )
+    return found
+
+
+def score_states(
+    model: Model,
+    records: Sequence[Record],
+    *,
+    generate: bool = True,
+    fluency_tokens: int | None = FLUENCY_TOKENS,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> list[RecordScores]:
+    """Score records with the model as it is: one pass over all prompts with all their targets, one greedy generation
+    from all prompts, one sampled generation for the fluency, as far as a batch reaches. A record's scores are those it
+    has alone, within rounding.
 
     Args:
         generate: Whether to continue the prompts greedily.
@@ -82,10 +100,34 @@ def score_state(
         seed: Of the sampling. A record's draws depend on it and on the case id alone: not on the order of
             records, and they are the same before and after an edit.
     """
-    asked, pairs = _questions(record), scored_pairs(record)
-    found = score_targets(model, pairs, separator=record.request.separator, batch_size=batch_size)
-    scored = dict(zip(pairs, found, strict=True))
-    continuations = _continue(model, scored, batch_size) if generate else {}
+    scored = _scored(model, records, batch_size)
+    continuations = _continue(model, scored, batch_size) if generate else [{} for _ in records]
+    texts = _sample_texts(model, records, fluency_tokens, seed, batch_size) if fluency_tokens else [()] * len(records)
+    return [_state(*each) for each in zip(records, scored, continuations, texts, strict=True)]
+
+
+Scored = Mapping[tuple[str, str], TargetScore]
+"""What the model makes of the prompts of a record with their answers."""
+
+
+def _scored(model: Model, records: Sequence[Record], batch_size: int) -> list[Scored]:
+    """By record, all its prompts with all their answers."""
+    found: list[dict[tuple[str, str], TargetScore]] = [{} for _ in records]
+    by_separator: dict[str | None, list[int]] = {}
+    for index, record in enumerate(records):
+        by_separator.setdefault(record.request.separator, []).append(index)
+    for separator, some in by_separator.items():
+        pairs = {index: scored_pairs(records[index]) for index in some}
+        every = list(dict.fromkeys(pair for each in pairs.values() for pair in each))
+        scores = score_targets(model, every, separator=separator, batch_size=batch_size)
+        known = dict(zip(every, scores, strict=True))
+        for index, own in pairs.items():
+            found[index] = {pair: known[pair] for pair in own}
+    return list(found)
+
+
+def _state(record: Record, scored: Scored, continuations: Mapping[str, str], texts: tuple[str, ...]) -> RecordScores:
+    asked = _questions(record)
 
     def prompt_scores(one: _Question) -> PromptScores:
         new, true = ([scored[one.prompt, target] for target in targets] for targets in (one.new, one.true))
@@ -103,7 +145,7 @@ def score_state(
     nearby = [scored[one.prompt, one.new[0]].next_log_probs for one in asked if one.kind == "neighborhood"]
     return RecordScores(
         prompts={kind: tuple(prompt_scores(one) for one in asked if one.kind == kind) for kind in KINDS},
-        texts=_sample_texts(model, record, fluency_tokens, seed, batch_size) if fluency_tokens else (),
+        texts=texts,
         neighborhood_log_probs=torch.stack(nearby) if nearby else None,
     )
 
@@ -147,10 +189,24 @@ def _questions(record: Record) -> list[_Question]:
     ]
 
 
-def _continue(model: Model, scored: Mapping[tuple[str, str], TargetScore], batch_size: int) -> dict[str, str]:
-    """Each prompt's greedy continuation, longer than the longest target; in one go if the context allows."""
-    wanted = max(len(score.log_probs) for score in scored.values()) + SLACK
-    return continue_within(model, [prompt for prompt, _ in scored], tokens=wanted, batch_size=batch_size)
+def _continue(model: Model, scored: Sequence[Scored], batch_size: int) -> list[dict[str, str]]:
+    """By record, each prompt's greedy continuation, longer than the longest target if the context allows."""
+    found: list[dict[str, str]] = []
+    sets, lengths = [], []
+    for some in scored:
+        wanted = max(len(score.log_probs) for score in some.values()) + SLACK
+        prompts = list(dict.fromkeys(prompt for prompt, _ in some))
+        within = [room >= wanted for room in rooms(model, prompts)]
+        found.append({})
+        if not all(within):
+            found[-1] = continue_within(model, prompts, tokens=wanted, batch_size=batch_size)
+            continue
+        sets.append(prompts)
+        lengths.append(wanted)
+    greedy = [Sampler()] * len(sets)
+    generated = generate_apart(model, sets, max_new_tokens=lengths, samplers=greedy, batch_size=batch_size)
+    texts = iter(zip(sets, generated, strict=True))
+    return [one or dict(zip(*next(texts), strict=True)) for one in found]
 
 
 # Locality and fluency ----------------------------------------------------------------------------------
@@ -164,11 +220,26 @@ def _kl(pre: RecordScores, post: RecordScores) -> float:
     return kl_divergence(pre.neighborhood_log_probs, post.neighborhood_log_probs).mean().item()
 
 
-def _sample_texts(model: Model, record: Record, length: int, seed: int, batch_size: int) -> tuple[str, ...]:
-    """The generation prompts with sampled continuations, `length` tokens together for the longest prompt."""
-    prompts = record.generation_prompts
-    if not prompts:
-        return ()
+def _sample_texts(
+    model: Model, records: Sequence[Record], length: int, seed: int, batch_size: int
+) -> list[tuple[str, ...]]:
+    """By record, the generation prompts with sampled continuations, `length` tokens together for the longest prompt."""
+    asking = [record for record in records if record.generation_prompts]
+    sampled = generate_apart(
+        model,
+        [record.generation_prompts for record in asking],
+        max_new_tokens=[_new_tokens(model, record.generation_prompts, length) for record in asking],
+        samplers=[_fluency_sampler(model, record, seed) for record in asking],
+        batch_size=batch_size,
+    )
+    texts = {id(record): some for record, some in zip(asking, sampled, strict=True)}
+    return [
+        tuple(prompt + text for prompt, text in zip(record.generation_prompts, texts.get(id(record), ()), strict=True))
+        for record in records
+    ]
+
+
+def _new_tokens(model: Model, prompts: Sequence[str], length: int) -> int:
     longest = max(len(row.ids) for row in model.encode(prompts))
     new = min(length - longest, *rooms(model, prompts), model.n_ctx - longest)
     if new < 1:
@@ -176,15 +247,10 @@ def _sample_texts(model: Model, record: Record, length: int, seed: int, batch_si
             f"generation prompts of {longest} tokens leave nothing to sample of {min(length, model.n_ctx)}: "
             "raise fluency_tokens or shorten the prompts"
         )
+    return new
+
+
+def _fluency_sampler(model: Model, record: Record, seed: int) -> Sampler:
     state = np.random.SeedSequence([seed, record.case_id]).generate_state(1).item()
     generator = torch.Generator(device=model.device).manual_seed(state)
-    sampled = generate(
-        model,
-        prompts,
-        max_new_tokens=new,
-        temperature=1.0,
-        top_k=FLUENCY_TOP_K,
-        generator=generator,
-        batch_size=batch_size,
-    )
-    return tuple(prompt + text for prompt, text in zip(prompts, sampled, strict=True))
+    return Sampler(temperature=1.0, top_k=FLUENCY_TOP_K, generator=generator)

@@ -1,7 +1,6 @@
 """Continue tokens with a key-value cache, greedily or by sampling."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,39 +10,9 @@ from torch import Tensor
 from workbench.models.direct import direct, forward
 from workbench.models.hooks import ForwardPass
 from workbench.models.model import Model
+from workbench.models.sampler import Sampler
 from workbench.models.tokens import TokenRow, Tokens
 from workbench.models.voices import groups, mixture
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampler:
-    """How the next token is chosen."""
-
-    temperature: float = 0.0
-    """0 takes the most likely token."""
-    top_k: int | None = None
-    """Number of most likely tokens to sample from; all if None."""
-    generator: torch.Generator | None = None
-    """Source of chance, on the model's device; needed above temperature 0."""
-
-    def __post_init__(self) -> None:
-        if self.temperature < 0 or (self.top_k is not None and self.top_k < 1):
-            raise ValueError(
-                f"expected temperature >= 0 and top_k >= 1 or None, got {self.temperature} and {self.top_k}"
-            )
-        if self.temperature > 0 and self.generator is None:
-            raise ValueError(f"sampling at temperature {self.temperature} needs generator=torch.Generator(...)")
-
-    def __call__(self, logits: Float[Tensor, "batch vocab"]) -> Int[Tensor, " batch"]:
-        """One token a row."""
-        if self.temperature == 0:
-            return logits.argmax(dim=-1)
-        if self.top_k is None or self.top_k >= logits.shape[-1]:  # without the sort that topk() would make of them all
-            chances = (logits.float() / self.temperature).softmax(dim=-1)
-            return torch.multinomial(chances, 1, generator=self.generator)[:, 0]
-        values, ids = logits.float().topk(self.top_k, dim=-1)
-        picks = torch.multinomial((values / self.temperature).softmax(dim=-1), 1, generator=self.generator)
-        return ids.gather(-1, picks)[:, 0]
 
 
 def continue_tokens(model: Model, tokens: Tokens, *, steps: int, sampler: Sampler) -> list[list[int]]:
@@ -58,7 +27,7 @@ def _continue_together(
     weights: Float[Tensor, "row model"] | None,
     *,
     steps: int,
-    sampler: Sampler,
+    sampler: Callable[[Tensor], Tensor],
 ) -> list[list[int]]:
     """As `continue_tokens`, by the mixture of several models that each read tokens of their own and then the same."""
     runs = [_Run(model, some, steps) for model, some in zip(models, tokens, strict=True)]
@@ -121,6 +90,11 @@ def generate(
     ValueError if a prompt, as it is put, and its continuation together do not fit into the context.
     """
     sampler = Sampler(temperature=temperature, top_k=top_k, generator=generator)
+    return _asked(model, prompts, max_new_tokens, sampler, batch_size)
+
+
+def _asked(model: Model, prompts: Sequence[str], max_new_tokens: int, sampler: Sampler, batch_size: int) -> list[str]:
+    """Continuations by those whom the edits that are applied have answer."""
     found: dict[int, str] = {}
     for group in groups(model, prompts):
         rows = [who.encode(asked) for who, asked in zip(group.models, group.asked, strict=True)]
@@ -129,6 +103,62 @@ def generate(
             texts = _continue(group.models, rows, weights, max_new_tokens, sampler, batch_size)
         found |= dict(zip(group.places, texts, strict=True))
     return [found[place] for place in range(len(prompts))]
+
+
+def generate_apart(
+    model: Model,
+    prompts: Sequence[Sequence[str]],
+    *,
+    max_new_tokens: Sequence[int],
+    samplers: Sequence[Sampler],
+    batch_size: int = 64,
+) -> list[list[str]]:
+    """As `generate` for each of several sets of prompts, each with a length and a sampler of its own; those that fit
+    share a batch, which changes what a set gives by rounding alone."""
+    found: dict[int, list[str]] = {}
+    lots: list[list[int]] = [[]]
+    rows = {place: model.encode(some) for place, some in enumerate(prompts)}
+    order: dict[int, list[int]] = {}
+    shared = not any(edit.redirects for edit in model.edits)
+    for place, new in enumerate(max_new_tokens):
+        parts = model.batches(rows[place], batch_size, keep=1, new=new)
+        if len(parts) > 1 or not shared:
+            found[place] = _asked(model, prompts[place], new, samplers[place], batch_size)
+            continue
+        (order[place],) = parts
+        lot = [*lots[-1], place]
+        count = sum(len(rows[each]) for each in lot)
+        longest = max(len(row.ids) for each in lot for row in rows[each]) + max(max_new_tokens[each] for each in lot)
+        size = model.footprint.size(count, longest, keep=1, cached=True)
+        if lots[-1] and (count > batch_size or longest > model.n_ctx or size > model.budget * 2**30):
+            lots.append([])
+        lots[-1].append(place)
+    for lot in lots if lots[0] else ():
+        some = [rows[place][index] for place in lot for index in order[place]]
+        counts, steps = [len(order[place]) for place in lot], max(max_new_tokens[place] for place in lot)
+        tokens = model.pad(some, padding_side="left")
+        if tokens.ids.shape[1] + steps > model.n_ctx:  # a set alone: its error says so
+            (place,) = lot
+            found[place] = _asked(model, prompts[place], steps, samplers[place], batch_size)
+            continue
+        sampler = _each_its_own([samplers[place] for place in lot], counts)
+        new = iter(zip(some, _continue_together([model], [tokens], None, steps=steps, sampler=sampler), strict=True))
+        for place in lot:
+            texts = {}
+            for index in order[place]:
+                row, ids = next(new)
+                texts[index] = model.text.continuation(row.ids, ids[: max_new_tokens[place]])
+            found[place] = [texts[index] for index in range(len(texts))]
+    return [found[place] for place in range(len(prompts))]
+
+
+def _each_its_own(samplers: Sequence[Sampler], counts: Sequence[int]) -> Callable[[Tensor], Tensor]:
+    """Each sampler on so many rows, so that its draws do not depend on the others'."""
+
+    def sample(logits: Tensor) -> Tensor:
+        return torch.cat([one(part) for one, part in zip(samplers, logits.split(list(counts)), strict=True)])
+
+    return sample
 
 
 def generate_unprompted(

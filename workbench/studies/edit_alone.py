@@ -9,12 +9,13 @@ from workbench.edits.ledger import check_restored, state_fingerprint
 from workbench.machine.allocator import peak_memory
 from workbench.machine.failures import FAILURES
 from workbench.machine.progress import track
-from workbench.measuring.evaluate import evaluate, score_state
-from workbench.measuring.scores import FLUENCY_TOKENS, RecordScores
+from workbench.measuring.evaluate import evaluate
+from workbench.measuring.scores import FLUENCY_TOKENS
 from workbench.models.model import Model
 from workbench.records.facts import Record
 from workbench.runs.run import Run
 from workbench.studies.ahead import Ahead
+from workbench.studies.before import Before
 from workbench.studies.edit import make_editor
 from workbench.studies.going_on import sound
 
@@ -22,22 +23,32 @@ MEMORY_RECORDS = 3
 """Records whose edits' memory is measured: it hardly differs between them."""
 
 
+def unedited(run: Run, model: Model, records: Sequence[Record]) -> Before:
+    """The scores of records before their edits; the first few have texts sampled."""
+    sampled = {record.case_id for record in records[: run.settings["fluency"]]}
+
+    def options(record: Record) -> dict[str, Any]:
+        length = FLUENCY_TOKENS if record.case_id in sampled else None
+        return {"generate": False, "fluency_tokens": length, "seed": run.settings["seed"]}
+
+    return Before(model=model, records=records, options=options)
+
+
 def edit_alone(
     run: Run,
     model: Model,
     method: str,
     records: Sequence[Record],
-    before: dict[int, RecordScores],
+    before: Before,
     making: dict[str, Any],
     together: int,
 ) -> None:
-    """Edit and score each record that is not done yet, one at a time; `before` keeps the unedited scores."""
+    """Edit and score each record that is not done yet, one at a time; `before` gives the unedited scores."""
     finished = {row["case_id"] for row in run.rows("evaluations") if row["method"] == method}
     left = [record for record in sound(run, records, method) if record.case_id not in finished]
     if not left:
         return
     editor, weights = make_editor(model, method, run=run, **making), state_fingerprint(model)
-    sampled = {record.case_id for record in records[: run.settings["fluency"]]}
     with suppress(*FAILURES):  # the record is kept as failed below
         editor(model, [left[0].request])  # what an editor prepares once, for all its edits, is no part of an edit
     measured = {row["case_id"] for row in run.rows("memory") if row["method"] == method}
@@ -49,16 +60,10 @@ def edit_alone(
             run.append("memory", {"method": method, "case_id": record.case_id, "bytes": size})
     make = Ahead(model=model, editor=editor, records=left, together=together)
     for record in track(left, f"Editing with {method}", len(left)):
-        scoring = {
-            "generate": False,
-            "fluency_tokens": FLUENCY_TOKENS if record.case_id in sampled else None,
-            "seed": run.settings["seed"],
-        }
         with run.keeping(record.case_id, of=len(records), method=method):
-            if record.case_id not in before:
-                before[record.case_id] = score_state(model, record, **scoring)
+            pre = before(record)
             edit, seconds = make(record)
-            scored = evaluate(model, edit, record, pre=before[record.case_id], **scoring)
+            scored = evaluate(model, edit, record, pre=pre, **before.options(record))
             row = {"method": method, "name": edit.method, "edit_seconds": seconds, "together": together}
             run.append("evaluations", scored.to_dict() | row | {"request": asdict(record.request)})
         check_restored(model, weights, after=f"the edit of record {record.case_id} with {method}")

@@ -3,7 +3,11 @@
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
+<<<<<<< HEAD
 from functools import partial
+=======
+from typing import Any
+>>>>>>> speed
 
 from workbench.edits.edit import Edit
 from workbench.edits.ledger import check_restored, state_fingerprint
@@ -17,6 +21,7 @@ from workbench.measuring.summaries import Summary, summarise
 from workbench.models.model import Model
 from workbench.records.facts import Record
 from workbench.runs.run import Run
+from workbench.studies.before import Before
 from workbench.tables import scores as tables
 
 
@@ -41,6 +46,7 @@ def score_edits(
     sampled = {record.case_id for record in records[:fluency]}
     finished = {row["case_id"]: row for row in run.rows("evaluations")}
     method = ""
+<<<<<<< HEAD
     given: deque[Record] = deque()
 
     def left() -> Iterator[tuple[Record, Edit]]:
@@ -56,6 +62,24 @@ def score_edits(
         record = given.popleft()
         if isinstance(evaluation, str):
             run.fail(record.case_id, evaluation, of=len(records))
+=======
+
+    def options(record: Record) -> dict[str, Any]:
+        return {"fluency_tokens": FLUENCY_TOKENS if record.case_id in sampled else None, "seed": seed}
+
+    left = [one for one in records if one.case_id not in finished and one.case_id not in failed]
+    before = Before(model=model, records=left, options=options)
+    for record, edit in track(edits, "Editing and scoring", len(records)):
+        method = edit.method
+        if record.case_id in finished or record.case_id in failed:
+            continue
+        evaluation = None
+        with run.keeping(record.case_id, of=len(records)):
+            evaluation = evaluate(model, edit, record, pre=before(record), **options(record))
+            before.drop(record)
+        check_restored(model, untouched, after=f"the edit of record {record.case_id}")
+        if evaluation is None:
+>>>>>>> speed
             continue
         finished[record.case_id] = evaluation.to_dict() | {"method": method, "request": asdict(record.request)}
         run.append("evaluations", finished[record.case_id])

@@ -10,12 +10,13 @@ import torch
 
 from workbench.atlas.world import World, statement
 from workbench.machine.shown import Shown
-from workbench.measuring.evaluate import score_state
+from workbench.measuring.evaluate import score_states
 from workbench.measuring.scores import FLUENCY_TOKENS, FLUENCY_TOP_K, Evaluation, RecordScores
 from workbench.models.generation import generate
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest, Record
 from workbench.records.joining import whole_word
+from workbench.studies.before import AT_ONCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +115,11 @@ def score_stack(
     Texts are sampled for all these records in one go (top 5), as long as the published ones.
     """
     scores = [
-        score_state(model, record, generate=False, fluency_tokens=None, batch_size=batch_size) for record in records
+        one
+        for start in range(0, len(records), AT_ONCE)
+        for one in score_states(
+            model, records[start : start + AT_ONCE], generate=False, fluency_tokens=None, batch_size=batch_size
+        )
     ]
     some = [(index, record) for index, record in enumerate(records) if record.case_id in sampled]
     prompts = [(index, prompt) for index, record in some for prompt in record.generation_prompts]
