@@ -1,13 +1,10 @@
 """Measure: score the edits of a run, into its evaluations, tables and figures."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-<<<<<<< HEAD
 from functools import partial
-=======
 from typing import Any
->>>>>>> speed
 
 from workbench.edits.edit import Edit
 from workbench.edits.ledger import check_restored, state_fingerprint
@@ -46,40 +43,28 @@ def score_edits(
     sampled = {record.case_id for record in records[:fluency]}
     finished = {row["case_id"]: row for row in run.rows("evaluations")}
     method = ""
-<<<<<<< HEAD
+    left = [one for one in records if one.case_id not in finished and one.case_id not in failed]
+    options: dict[int, dict[str, Any]] = {
+        one.case_id: {"seed": seed, "fluency_tokens": FLUENCY_TOKENS if one.case_id in sampled else None}
+        for one in left
+    }
     given: deque[Record] = deque()
 
-    def left() -> Iterator[tuple[Record, Edit]]:
+    def pairs() -> Iterator[tuple[Record, Edit]]:
         nonlocal method
         for record, edit in track(edits, "Editing and scoring", len(records)):
             method = edit.method
-            if record.case_id not in finished and record.case_id not in failed:
+            if record.case_id in options:
                 given.append(record)
                 yield record, edit
 
-    score = partial(_score, untouched, frozenset(sampled), seed)
-    for evaluation in (workers or Processes(state=model)).map(score, left()):
+    crew, before = workers or Processes(state=model), None
+    if isinstance(crew, Processes) and crew.count == 1:  # several score each record before its edit themselves
+        before = Before(model=model, records=left, options=lambda record: options[record.case_id])
+    for evaluation in crew.map(partial(_score, untouched, options, before), pairs()):
         record = given.popleft()
         if isinstance(evaluation, str):
             run.fail(record.case_id, evaluation, of=len(records))
-=======
-
-    def options(record: Record) -> dict[str, Any]:
-        return {"fluency_tokens": FLUENCY_TOKENS if record.case_id in sampled else None, "seed": seed}
-
-    left = [one for one in records if one.case_id not in finished and one.case_id not in failed]
-    before = Before(model=model, records=left, options=options)
-    for record, edit in track(edits, "Editing and scoring", len(records)):
-        method = edit.method
-        if record.case_id in finished or record.case_id in failed:
-            continue
-        evaluation = None
-        with run.keeping(record.case_id, of=len(records)):
-            evaluation = evaluate(model, edit, record, pre=before(record), **options(record))
-            before.drop(record)
-        check_restored(model, untouched, after=f"the edit of record {record.case_id}")
-        if evaluation is None:
->>>>>>> speed
             continue
         finished[record.case_id] = evaluation.to_dict() | {"method": method, "request": asdict(record.request)}
         run.append("evaluations", finished[record.case_id])
@@ -94,13 +79,19 @@ def score_edits(
 
 
 def _score(
-    untouched: str, sampled: frozenset[int], seed: int, model: Model, pair: tuple[Record, Edit]
+    untouched: str,
+    options: Mapping[int, dict[str, Any]],
+    before: Before | None,
+    model: Model,
+    pair: tuple[Record, Edit],
 ) -> Evaluation | str:
     """Of a record before and after its edit, or why it cannot be scored; RuntimeError if weights did not come back."""
     record, edit = pair
     try:
-        length = FLUENCY_TOKENS if record.case_id in sampled else None
-        found = evaluate(model, edit, record, fluency_tokens=length, seed=seed)
+        pre = None if before is None else before(record)
+        found = evaluate(model, edit, record, pre=pre, **options[record.case_id])
+        if before is not None:
+            before.drop(record)
     except FAILURES as error:
         found = reason(error)
     check_restored(model, untouched, after=f"the edit of record {record.case_id}")
