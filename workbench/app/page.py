@@ -42,20 +42,24 @@ def build(model: Model, folder: Path, *, samples: int = 10) -> gr.Blocks:
         trace, stack = gr.State(None), gr.State(())
         gr.HTML(f"<h1>workbench · {model.name}</h1><p class=lead>Where is a fact recalled, and what does rewriting it "
                 "there do? Trace, click a layer, edit, and read.</p>")  # fmt: skip
-        line = gr.HTML(elem_id="line")
+        line = _html("line")
         names = [f"{each.request.prompt} → {each.request.target_new}" for each in (first, *others)]
         example = gr.Dropdown(names, label="Examples", type="index", value=names[0])
         with gr.Row():
-            prompt = gr.Textbox(first.request.prompt, label="Prompt", scale=2, elem_id="prompt")
-            subject = gr.Textbox(first.request.subject, label="Subject, as in the prompt", elem_id="subject")
+            prompt = gr.Textbox(first.request.prompt, label="Prompt", scale=2, min_width=280, elem_id="prompt")
+            subject = gr.Textbox(
+                first.request.subject, label="Subject, as in the prompt", min_width=280, elem_id="subject"
+            )
         locate = gr.Button("Trace", variant="primary", elem_id="trace")
         heat = HeatMap(js_on_load=_FOLDER.joinpath("page.js").read_text(encoding="utf-8"), elem_id="map")
         with gr.Row():
             new = gr.Textbox(first.request.target_new, label="New answer", elem_id="new")
             old = gr.Textbox(first.request.target_true or "", label="Old answer", elem_id="old")
         with gr.Row():
-            method = gr.Dropdown(bench.methods(model), value="rome", label="Method", elem_id="method")
-            layer = gr.Slider(0, model.n_layers - 1, step=1, label="Layer, or click one above", elem_id="layer")
+            method = gr.Dropdown(bench.methods(model), value="rome", label="Method", min_width=280, elem_id="method")
+            layer = gr.Slider(
+                0, model.n_layers - 1, step=1, label="Layer, or click one above", min_width=280, elem_id="layer"
+            )
         with gr.Accordion("Your own prompts, one a line"):
             paraphrases = gr.Textbox("\n".join(first.paraphrase_prompts), label="In other words", lines=2)
             neighbors = gr.Textbox(
@@ -66,7 +70,7 @@ def build(model: Model, folder: Path, *, samples: int = 10) -> gr.Blocks:
             edit = gr.Button("Edit", variant="primary", elem_id="edit")
             read = gr.Button("Read again", elem_id="read")
             undo = gr.Button("Undo", elem_id="undo")
-        standing, compared = gr.HTML(elem_id="stack"), gr.HTML(elem_id="compared")
+        standing, compared = _html("stack"), _html("compared")
         with gr.Row():
             save = gr.Button("Save edits", elem_id="save")
             figure = gr.Button("Save heat map", elem_id="figure")
@@ -188,6 +192,10 @@ def _told(run: Callable[..., Any], line: gr.HTML) -> Callable[..., Iterator[Chan
             yield {line: line_html(told_in_a_line(error), wrong=True)}
 
     return event
+
+
+def _html(name: str) -> gr.HTML:
+    return gr.HTML(elem_id=name, apply_default_css=False)
 
 
 def _record(prompt: str, subject: str, old: str, new: str, *tests: str) -> Record:

@@ -31,11 +31,8 @@ class HeatMap(gr.HTML):
     def postprocess(self, value: str | None) -> str | None:
         """As it is: `page.js` runs the script in it."""
         return value
-    from collections.abc import Callable, Sequence
-    from typing import TYPE_CHECKING, Any, Literal
-
+    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
     from gradio.blocks import Block
-
     if TYPE_CHECKING:
         from gradio.components import Timer
         from gradio.components.base import Component
