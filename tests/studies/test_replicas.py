@@ -166,7 +166,7 @@ def test_replicas_are_what_the_model_is(replicas: Replicas, nodes: Any, tiny_gpt
 
 
 def test_what_is_not_there(tiny_gpt2: Model, monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(ValueError, match=r"--gpus-per-worker 1 .* give --cluster"), chosen_workers(tiny_gpt2, gpus=1):
+    with pytest.raises(ValueError, match=r"--gpus-per-worker 1 .* give --cluster"), chosen_workers(tiny_gpt2, gpus=1.0):
         pass
     with chosen_workers(tiny_gpt2) as who:
         assert who is None
