@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ def nodes() -> Iterator[Any]:
     """A head and a second node, of one CPU each."""
     utils = pytest.importorskip("ray.cluster_utils")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    pytest.importorskip("ray").cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it
     started = utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     started.add_node(num_cpus=1)
     yield started
@@ -125,7 +127,7 @@ def test_nothing_is_lost_with_a_worker(replicas: Replicas, tmp_path: Path):
 @pytest.mark.slow
 def test_a_sweep_goes_on_where_it_was_stopped_though_a_node_is_killed(nodes: Any, tiny_gpt2: Model):
     whole = TraceSet.collect(traced(tiny_gpt2))
-    more = nodes.add_node(num_cpus=1)
+    nodes.add_node(num_cpus=1)
     nodes.wait_for_nodes()
     replicas = Replicas(tiny_gpt2, address=nodes.address)
     try:
@@ -138,7 +140,12 @@ def test_a_sweep_goes_on_where_it_was_stopped_though_a_node_is_killed(nodes: Any
         sweep.close()
         rest = traced(tiny_gpt2, workers=replicas, done={each.index for each in begun})
         begun.append(next(rest))
-        nodes.remove_node(more, allow_graceful=False)
+        from ray._private.worker import global_worker
+
+        connected: Any = global_worker.node
+        here = {nodes.head_node._raylet_socket_name, connected._raylet_socket_name}
+        other = next(node for node in nodes.list_all_nodes() if node._raylet_socket_name not in here)
+        nodes.remove_node(other, allow_graceful=False)
         begun += rest
         with warnings.catch_warnings(record=True):
             assert [item for item, *_ in replicas.map(process, range(8))] == list(range(8))
@@ -162,7 +169,7 @@ def test_replicas_are_what_the_model_is(replicas: Replicas, nodes: Any, tiny_gpt
     finally:
         tiny_gpt2.restore_(kept)
     with pytest.raises(ValueError, match="a worker needs 2 GPU, and the cluster has 0"):
-        Replicas(tiny_gpt2, address=nodes.address, gpus=2)
+        Replicas(tiny_gpt2, address=nodes.address, gpus=2.0)
 
 
 def test_what_is_not_there(tiny_gpt2: Model, monkeypatch: pytest.MonkeyPatch):

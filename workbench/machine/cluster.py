@@ -108,9 +108,10 @@ class Cluster(Workers[_State]):
         quiet: Any = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
         self._own = not ray.is_initialized()
         if self._own:
-            where = {"address": None if address == "auto" else address}
+            where = _running() if address == "auto" else address
+            own: Any = {"include_dashboard": False} if where == "local" else {}
             try:
-                ray.init(**where, **quiet, **({"include_dashboard": False} if address == "auto" else {}))
+                ray.init(address=where, **quiet, **own)
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise ValueError(
                     f"no Ray cluster answers at {address!r} ({reason(error)}): start one with `ray start --head`, or "
@@ -239,6 +240,16 @@ class Cluster(Workers[_State]):
         worker.lost = True
         self._workers[self._workers.index(worker)] = self._begin()
         warnings.warn("a worker of the cluster was lost; what it was doing is done again", stacklevel=4)
+
+
+def _running() -> str:
+    """The address of the cluster that RAY_ADDRESS names or that runs here; "local" for one that is to be started.
+
+    Not what Ray would take by itself: the address of the last one that was started, which may have been killed.
+    """
+    from ray._private.services import find_gcs_addresses
+
+    return os.environ.get("RAY_ADDRESS") or next(iter(sorted(find_gcs_addresses())), "local")
 
 
 _GOING_ON = "use fewer workers, or more memory; the same command goes on"
