@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/installed
 
-.PHONY: study real test fast test-all test-gpu torture lint atlas reports reports-real clean
+.PHONY: study real test fast test-all test-gpu torture lint docs notebooks atlas reports reports-real clean
 
 study: $(DONE)
 	$(BIN)/workbench study
@@ -48,8 +48,14 @@ $(DONE): pyproject.toml constraints.txt
 	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'import workbench; workbench.load_model'  # compiles what is used: half a minute instead of two
 	@touch $(DONE)
 
+docs: $(DONE)  # the site, into site/: open site/index.html, or serve it with `python -m http.server -d site`
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+notebooks: $(DONE)  # execute the tutorials again and keep what they show; test-all compares them
+	$(BIN)/python docs/execute.py $(filter-out docs/tutorials/gpu.ipynb, $(wildcard docs/tutorials/*.ipynb))
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build site *.egg-info
 
 atlas: $(DONE)  # the embedded model and its control, from the tables; then the model card
 	$(BIN)/python -m workbench.atlas records

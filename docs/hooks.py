@@ -38,7 +38,9 @@ def on_files(files: Files, config: Any) -> Files:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Links that hold in the checkout's folders lead to the pages that stand for those files."""
     up = "../" * page.file.src_uri.count("/")
-    markdown = re.sub(r"\]\((?:\.\./)+(README|CONTRIBUTING)\.md", lambda found: f"]({up}{found[1].lower()}.md", markdown)
+    markdown = re.sub(
+        r"\]\((?:\.\./)+(README|CONTRIBUTING)\.md", lambda found: f"]({up}{found[1].lower()}.md", markdown
+    )
     return re.sub(r"\]\(((?:\.\./)?(?:tutorials/)?\w+)\.ipynb\)", r"](\1.md)", markdown)
 
 
@@ -129,5 +131,3 @@ def from_checkout(path: Path) -> tuple[str, list[str]]:
         return text if target in text else f"{text} (`{target}`)"
 
     return _LINK.sub(link, path.read_text(encoding="utf-8")), pictures
-
-

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from workbench.figures.effects import average_effect_figure as average_effect_figure
     from workbench.figures.effects import trace_heatmap as trace_heatmap
     from workbench.figures.lens import lens_figure as lens_figure
+    from workbench.measuring.evaluate import score_state as score_state
     from workbench.measuring.summaries import summarise as summarise
     from workbench.models.generation import generate as generate
     from workbench.models.loading import load_model as load_model
@@ -64,6 +65,7 @@ _HOMES = {
     "figures.editors": ("editor_figure",),
     "figures.effects": ("average_effect_figure", "trace_heatmap"),
     "figures.lens": ("lens_figure",),
+    "measuring.evaluate": ("score_state",),
     "measuring.summaries": ("summarise",),
     "models.generation": ("generate",),
     "models.loading": ("load_model",),
