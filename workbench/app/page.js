@@ -1,14 +1,16 @@
-// The heat map writes itself into the page by a script, which a browser does not run where HTML is merely put in.
+// The heat map writes itself into the page by a script, which a browser does not run where HTML is merely put in: what
+// is sent is kept as text, and put in here.
 let site = "mlp_out"; // what editors change; kept when rows are added
 const show = () => {
-  const before = element.querySelector(".trace-view"); // it is changed in place, but shown only when it is made
-  before?.replaceWith(before.cloneNode(true));
-  element.querySelectorAll("script:not([type])").forEach((written) => {
+  const kept = element.querySelector(".kept"), map = element.querySelector(".shown");
+  if (!kept || !map) return;
+  map.innerHTML = kept.textContent;
+  map.querySelectorAll("script:not([type])").forEach((written) => {
     const script = document.createElement("script");
     script.text = written.text;
     written.replaceWith(script);
   });
-  element.querySelector(".trace-view")?.shadowRoot?.querySelector(`input[value="${site}"]`)?.click();
+  map.querySelector(".trace-view")?.shadowRoot?.querySelector(`input[value="${site}"]`)?.click();
 };
 const pick = (event) => {
   const at = event.composedPath()[0];

@@ -26,14 +26,6 @@ Changes = dict[Any, Any]
 """What an event changes: values by component."""
 
 
-class HeatMap(gr.HTML):
-    """A causal trace; `pick` says which layer was clicked."""
-
-    def postprocess(self, value: str | None) -> str | None:
-        """As it is: `page.js` runs the script in it."""
-        return value
-
-
 def build(model: Model, folder: Path, *, samples: int = 10) -> gr.Blocks:
     """The page of a model, whose files are saved into a folder. Its events wait for each other, also of several tabs;
     each tab has edits of its own."""
@@ -51,7 +43,7 @@ def build(model: Model, folder: Path, *, samples: int = 10) -> gr.Blocks:
                 first.request.subject, label="Subject, as in the prompt", min_width=280, elem_id="subject"
             )
         locate = gr.Button("Trace", variant="primary", elem_id="trace")
-        heat = HeatMap(js_on_load=_FOLDER.joinpath("page.js").read_text(encoding="utf-8"), elem_id="map")
+        heat = gr.HTML(js_on_load=_FOLDER.joinpath("page.js").read_text(encoding="utf-8"), elem_id="map")
         with gr.Row():
             new = gr.Textbox(first.request.target_new, label="New answer", elem_id="new")
             old = gr.Textbox(first.request.target_true or "", label="Old answer", elem_id="old")

@@ -26,8 +26,8 @@ _LACKING = {
 
 
 def trace_html(trace: CausalTrace) -> str:
-    """The heat map to point at, as in reports and notebooks."""
-    return trace_view([trace])
+    """The heat map to point at, as in reports and notebooks, as text that `page.js` puts in place."""
+    return str(Markup('<div class="kept" hidden>{}</div><div class="shown"></div>').format(trace_view([trace])))
 
 
 def line_html(text: str, *, wrong: bool = False) -> str:
