@@ -243,14 +243,14 @@ def shown(row: dict[str, float], label: str, rate: float) -> dict[str, str]:
         "Fast GFLOP": f"{row['fast_flop'] / 1e9:,.0f}",
         "Plain rate": f"{100 * row['plain_flop'] / row['plain'] / rate:.0f} %",
         "Fast rate": f"{100 * row['fast_flop'] / row['fast'] / rate:.0f} %",
-        "Launches (published, plain, fast)": _three(row, "launches", 1),
-        "MiB (published, plain, fast)": _three(row, "bytes", 2**20),
+        "Launches (published, plain, fast)": _three(row, "launches", 1, 0),
+        "MiB (published, plain, fast)": _three(row, "bytes", 2**20, 1),
     }
 
 
-def _three(row: dict[str, float], what: str, unit: int) -> str:
+def _three(row: dict[str, float], what: str, unit: int, digits: int) -> str:
     ways = [row.get(f"{way}_{what}") for way in ("published", "plain", "fast")]
-    return " / ".join("-" if each is None else f"{each / unit:,.0f}" for each in ways) if any(ways) else "-"
+    return " / ".join("-" if each is None else f"{each / unit:,.{digits}f}" for each in ways) if any(ways) else "-"
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def main(
     subject: Annotated[str, typer.Option("--subject", help="Its subject.")] = "",
     answer: Annotated[str, typer.Option("--object", help="Its answer.")] = "",
     window: options.Window = None,
-    samples: options.Samples = 10,
+    samples: options.SamplesOrAuto = 10,
     noise: options.Noise = "s3",
     span: Annotated[int, typer.Option("--span", min=1, help="Tokens restored together.")] = 1,
     severed: Annotated[
