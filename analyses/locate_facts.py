@@ -12,6 +12,7 @@ from workbench.cli.early_help import help_first
 
 help_first(__name__, __file__)
 
+from collections.abc import Mapping
 from itertools import islice
 from typing import Annotated
 
@@ -24,6 +25,7 @@ from workbench.records.reading import read_cases
 from workbench.studies.checked import traced
 from workbench.studies.defaults import default_records, default_window, records_path
 from workbench.studies.locate import check_tracing, locate
+from workbench.tracing.trace import CausalTrace
 
 OWN = -1
 """The `case_id` of a fact given by hand: no record has it."""
@@ -80,9 +82,15 @@ def main(
         )  # fmt: skip
         known, skipped = len(located.traces), len(located.found.skipped)
         seconds = page.run.read_json("results.json")["seconds_tracing"]
-        print(f"{known} facts traced, {skipped} not known; {samples} samples, {seconds:.0f} s in all")
+        print(f"{known} facts traced, {skipped} not known; {told(located.traces)} samples, {seconds:.0f} s in all")
         found = "none, the last subject tokens were not traced" if located.layer is None else located.layer
         print(f"mediating layer: {found}")
+
+
+def told(traces: Mapping[int, CausalTrace]) -> str:
+    """The number of noise samples, or from which to which where facts needed different ones."""
+    used = sorted({trace.samples for trace in traces.values()})
+    return f"{used[0]} to {used[-1]}" if used[1:] else str(used[0])
 
 
 if __name__ == "__main__":

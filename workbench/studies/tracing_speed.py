@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from workbench.machine.cost import cost
+from workbench.machine.precision import float32_products
 from workbench.models.model import SITES, Model
 from workbench.records.facts import Fact
 from workbench.studies.benchmarking import floating_point_operations, seconds
@@ -162,3 +163,16 @@ def timed(
         },
         "bytes": {"fast": whole.bytes, **{protocol: each.bytes for protocol, each in one.items()}},
     }
+
+
+def to_float32(model: Model, reference: Model, fact: Fact, number: int, *, window: int, samples: int) -> dict[str, Any]:
+    """What a precision changes of what locates a fact: the largest difference of a probability from those of the
+    `reference`, the same model in float32, and whether the layer is the same."""
+    form = {"fact": fact, "window": window, "samples": samples, "seed": number, "positions": "last_subject"}
+    found = Traced(model=model, **form).fast(("mlp_out",))
+    with float32_products():
+        exact = Traced(model=reference, **form).fast(("mlp_out",))
+    effects = [one.effect_at("mlp_out", one.last_subject).float() for one in (found, exact)]
+    values = [torch.cat([one.restored["mlp_out"][0].float(), torch.tensor([one.clean])]) for one in (found, exact)]
+    same = bool(effects[0].argmax() == effects[1].argmax())
+    return {"difference": (values[0] - values[1]).abs().max().item(), "same_layer": same}
