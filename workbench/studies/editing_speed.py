@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from workbench.edits.edit import Edit
+from workbench.edits.weights import WeightEdit
 from workbench.measuring.evaluate import SLACK, evaluate, score_states, scored_pairs
 from workbench.measuring.scores import FLUENCY_TOKENS, FLUENCY_TOP_K
 from workbench.models.generation import generate
@@ -18,7 +18,9 @@ from workbench.runs.run import Run
 from workbench.studies.benchmarking import seconds
 
 
-def measure_each(run: Run, model: Model, name: str, editor: Any, records: Sequence[Record], alone: int) -> list[Edit]:
+def measure_each(
+    run: Run, model: Model, name: str, editor: Any, records: Sequence[Record], alone: int
+) -> list[WeightEdit]:
     """Time edits of all these records searched at once, and of the first `alone` one at a time, a row; the former."""
     requests, edits, single = [record.request for record in records], [], []
     editor(model, requests[:1])  # factors of C and first kernels
@@ -30,14 +32,14 @@ def measure_each(run: Run, model: Model, name: str, editor: Any, records: Sequen
     return edits
 
 
-def _apart(one: Edit, other: Edit) -> float:
+def _apart(one: WeightEdit, other: WeightEdit) -> float:
     """||dW - dW'|| / ||dW|| of two edits of the same matrices, the largest."""
     pairs = zip(one.updates, other.updates, strict=True)
     dense = [(a.left @ a.right, b.left @ b.right) for a, b in pairs]
     return max(((a - b).norm() / a.norm()).item() for a, b in dense)
 
 
-def measure_scoring(run: Run, model: Model, name: str, records: Sequence[Record], edits: Sequence[Edit]) -> None:
+def measure_scoring(run: Run, model: Model, name: str, records: Sequence[Record], edits: Sequence[WeightEdit]) -> None:
     """Time scoring records before and after their edits, generation included, and prompt by prompt, a row.
 
     Prompt by prompt: the first of them alone, each prompt with each answer a pass, each text written for itself.
@@ -78,7 +80,7 @@ def _prompt_by_prompt(model: Model, record: Record, found: list[float]) -> None:
         generate(model, [prompt], max_new_tokens=longest + SLACK)
     generator = torch.Generator(device=model.device).manual_seed(0)
     for prompt in record.generation_prompts:
-        new = FLUENCY_TOKENS - model.tokenize([prompt]).ids.shape[1]
+        new = min(FLUENCY_TOKENS, model.n_ctx) - model.tokenize([prompt]).ids.shape[1]
         generate(model, [prompt], max_new_tokens=new, temperature=1.0, top_k=FLUENCY_TOP_K, generator=generator)
 
 
