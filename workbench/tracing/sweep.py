@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from workbench.machine.failures import FAILURES, reason
 from workbench.machine.processes import Processes, Workers, can_fork, check_workers
@@ -17,6 +18,7 @@ from workbench.tracing.fact import trace_fact
 from workbench.tracing.noise import Noise, NoiseRule, subject_span
 from workbench.tracing.positions import Positions, parse_positions
 from workbench.tracing.trace import CausalTrace, check_probabilities, trace_view
+from workbench.tracing.until_sure import Samples, check_samples, trace_sampled
 
 NOT_KNOWN = "the model does not know it"
 """Why a fact has no trace: its object is not what the model predicts."""
@@ -128,7 +130,7 @@ def trace_facts(
     *,
     seed: int,
     noise_rule: NoiseRule | Noise = _PUBLISHED,
-    samples: int = 10,
+    samples: Samples = 10,
     positions: Positions = "all",
     foils: Sequence[int] | None = None,
     done: Collection[int] = (),
@@ -147,7 +149,8 @@ def trace_facts(
     Args:
         noise_rule: how subjects are corrupted. A rule is fitted to all the facts, also to those that are done or
             not known; noise that was fitted already is taken as it is.
-        samples: how many corrupted runs are averaged.
+        samples: how many corrupted runs are averaged; "auto": as many as each fact needs (`trace_sampled`), of which
+            the first n are those of n samples.
         positions: tokens of each prompt that are traced (`traced_positions`).
         foils: one token id a fact, for the metric "logit_difference".
         done: indices of facts to leave out, since their results are kept from an earlier run.
@@ -165,6 +168,7 @@ def trace_facts(
     if isinstance(workers, int):
         check_workers(workers, model.device)
         workers = Processes(state=model, count=workers)
+    check_samples(samples)
     positions = parse_positions(positions)
     if foils is not None and len(foils) != len(facts):
         raise ValueError(f"tracing needs one foil a fact, got {len(foils)} for {len(facts)} facts")
@@ -183,9 +187,13 @@ def trace_facts(
         if known[index] is None:
             return NOT_KNOWN
         first, end = subject_span(model, fact)
-        drawn = noise.draw(samples, end - first, generator=fact_generator(seed, index))
         extra = {} if foils is None else {"foil": foils[index]}
-        return method(model, fact, noise=drawn, replace=noise.replace, positions=positions, **extra, **options)
+        form = {"replace": noise.replace, "positions": positions, **extra, **options}
+
+        def draw(count: int) -> Tensor:
+            return noise.draw(count, end - first, generator=fact_generator(seed, index))
+
+        return trace_sampled(samples, draw, lambda drawn: method(model, fact, noise=drawn, **form))
 
     return sweep(facts, trace, done=done, progress=progress, workers=workers, keep_failures=keep_failures)
 
