@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.themes import Base
 
 from workbench.app import bench
 from workbench.app.bench import Standing
@@ -162,7 +163,7 @@ def serve(model: Model, folder: Path, *, host: str, port: int | None) -> tuple[g
         footer_links=[],
         enable_monitoring=False,
         ssr_mode=False,
-        theme=gr.themes.Base(font=_FONT, font_mono=("ui-monospace", "monospace")),
+        theme=Base(font=_FONT, font_mono=("ui-monospace", "monospace")),
         css=_FOLDER.joinpath("page.css").read_text(encoding="utf-8"),
         allowed_paths=[str(folder.absolute())],
     )
@@ -175,7 +176,7 @@ def _told(run: Callable[..., Any], line: gr.HTML) -> Callable[..., Iterator[Chan
     @wraps(run)
     def event(*given: Any) -> Iterator[Changes]:
         try:
-            found = run(*given)
+            found: Any = run(*given)
             if inspect.isgenerator(found):
                 yield from found
             else:
