@@ -170,13 +170,13 @@ def serve(model: Model, folder: Path, *, host: str, port: int | None) -> tuple[g
     return page, address
 
 
-def _told(run: Callable[..., Any], line: gr.HTML) -> Callable[..., Iterator[Changes]]:
+def _told(run: Callable[..., Any], line: gr.HTML) -> Callable[..., Iterator[Any]]:
     """An event that tells what goes wrong on the page's line."""
 
     @wraps(run)
-    def event(*given: Any) -> Iterator[Changes]:
+    def event(*given: Any) -> Iterator[Any]:
         try:
-            found: Any = run(*given)
+            found = run(*given)
             if inspect.isgenerator(found):
                 yield from found
             else:
