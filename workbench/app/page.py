@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.themes import Base
 
 from workbench.app import bench
 from workbench.app.bench import Standing
@@ -162,18 +163,18 @@ def serve(model: Model, folder: Path, *, host: str, port: int | None) -> tuple[g
         footer_links=[],
         enable_monitoring=False,
         ssr_mode=False,
-        theme=gr.themes.Base(font=_FONT, font_mono=("ui-monospace", "monospace")),
+        theme=Base(font=_FONT, font_mono=("ui-monospace", "monospace")),
         css=_FOLDER.joinpath("page.css").read_text(encoding="utf-8"),
         allowed_paths=[str(folder.absolute())],
     )
     return page, address
 
 
-def _told(run: Callable[..., Any], line: gr.HTML) -> Callable[..., Iterator[Changes]]:
+def _told(run: Callable[..., Any], line: gr.HTML) -> Callable[..., Iterator[Any]]:
     """An event that tells what goes wrong on the page's line."""
 
     @wraps(run)
-    def event(*given: Any) -> Iterator[Changes]:
+    def event(*given: Any) -> Iterator[Any]:
         try:
             found = run(*given)
             if inspect.isgenerator(found):

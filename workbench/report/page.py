@@ -67,13 +67,12 @@ def numeric(table: SavedTable) -> list[bool]:
 def cells(table: SavedTable) -> list[list[tuple[str, str, bool]]]:
     """Rows of (value, interval, bold): `98.0 (95.1-99.8)` is shown on two lines, so that wide tables fit."""
     numbers, best = numeric(table), set(table.best)
-    return [
-        [
-            (*(_split(cell) if number else (cell, "")), (row, column) in best)
-            for column, (cell, number) in enumerate(zip(shown, numbers, strict=True))
-        ]
-        for row, shown in enumerate(table.rows)
-    ]
+
+    def cell(row: int, column: int, text: str) -> tuple[str, str, bool]:
+        value, interval = _split(text) if numbers[column] else (text, "")
+        return value, interval, (row, column) in best
+
+    return [[cell(row, column, text) for column, text in enumerate(some)] for row, some in enumerate(table.rows)]
 
 
 def _is_a(kind: type, element: object) -> bool:
