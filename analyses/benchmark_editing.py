@@ -2,6 +2,7 @@
 
     python analyses/benchmark_editing.py                            # a GPT-2 small with random weights, and atlas
     python analyses/benchmark_editing.py --plain 1 --repeats 1      # a quick look
+    python analyses/benchmark_editing.py --models smollm2 --requests 4 --plain 1 --repeats 1 --records 8 --alone 2
 
 The plain search is the project's own, one request at a time over the whole network (editors/values.py); the fast one
 runs only what the value can change, many requests at once (editors/fast_values.py). On the GPT-2 small shape ROME makes
@@ -11,6 +12,10 @@ printed are medians over repeats, of the seconds and of the ratios.
 
 The plain search takes seconds a request, so MEMIT's is timed on --plain requests, and a plain edit is counted as what
 it would be: these seconds a request and the rest of the fast edit (keys, solve, hashes), which is the same in both.
+
+With ROME also: the edits of --records records, each for itself on the unedited model, searched at once (`Editor.each`)
+against --alone of them one at a time; and their scores before and after, generation included, against asking the first
+record prompt by prompt. SmolLM2 has its own presets, at layer 5, and the identity for second moments.
 
 On the embedded model: the seconds of --requests MEMIT edits with its own preset, and second moments of several layers
 in one pass against one pass a layer, in tokens a second. Each measurement is kept, so that a stopped run goes on.
@@ -26,31 +31,26 @@ from functools import partial
 from typing import Annotated, Any
 
 import pandas as pd
-import torch
 import typer
 
 from workbench.cli import options
 from workbench.cli.session import analysis, console, given, script
 from workbench.editors.registry import EDITORS
-from workbench.editors.setup.contexts import sample_contexts
-from workbench.editors.setup.presets import preset
-from workbench.editors.shared.moment import SecondMoment
 from workbench.machine.progress import track
 from workbench.models.model import Model
 from workbench.records.facts import Record
 from workbench.records.reading import read_records
 from workbench.report.elements import Paragraph, Section
 from workbench.runs.run import Run
+from workbench.studies.benchmark_editors import settled_editor
 from workbench.studies.benchmarking import benchmark_model, device_name, seconds
-from workbench.studies.defaults import records_path
-from workbench.studies.edit import make_editor
+from workbench.studies.defaults import benchmark_records, records_path
 from workbench.studies.editing_benchmark import SEARCHES, searching, seconds_a_request
+from workbench.studies.editing_speed import many_table, measure_each, measure_scoring
 from workbench.studies.going_on import complete, going_on, left_out, refusing
 from workbench.studies.moments_benchmark import measure_moments, moment_table
 from workbench.studies.stacked_edits import distinct
 
-PRESET_OF, PRESET_LAYERS = "gpt2-xl", 48
-"""The model whose hyperparameters are used for a shape, and its depth."""
 BARS = {("gpt2-small-shape", "ROME", 1): 3.0, ("gpt2-small-shape", "MEMIT", 80): 8.0}
 """The least ratio of plain to fast seconds a request, by model, editor and number of requests."""
 SECONDS_BARS = {("atlas", "MEMIT", 80): 60.0}
@@ -61,6 +61,8 @@ def main(
     models: options.Models = ["gpt2-small-shape", "atlas"],
     requests: Annotated[int, typer.Option("--requests", min=1, help="Of a MEMIT batch.")] = 80,
     plain: Annotated[int, typer.Option("--plain", min=1, help="Requests of the plain search in each repeat.")] = 2,
+    together: Annotated[int, typer.Option("--records", min=1, help="Searched at once, and scored.")] = 8,
+    alone: Annotated[int, typer.Option("--alone", min=1, help="Of them, searched one at a time too.")] = 2,
     repeats: options.Repeats = 3,
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Of text for second moments.")] = 5_000,
     seed: options.Seed = 0,
@@ -70,42 +72,18 @@ def main(
     device: options.Device = "auto",
 ) -> None:
     """Measure what is not measured yet, print the tables and write the report."""
-    records = distinct(read_records(records_path("atlas")))[:requests]
     with analysis(out, given(device=device), title="Speed of editing", headline=headline) as page:
         page.show = lambda: show(page.run)
         for name in models:
             loaded = benchmark_model(name, device=device)
             page.run.note(device=device_name(loaded.device))
-            measure(page.run, loaded, name, records)
+            every = distinct(read_records(records_path(benchmark_records(name))))
+            measure(page.run, loaded, name, every[:requests])
+            measure_many(page.run, loaded, name, every[:together], alone)
             measure_moments(page.run, loaded, name)
 
 
 # Measuring ---------------------------------------------------------------------------------------------
-
-
-def settled_editor(model: Model, method: str, name: str, seed: int) -> Any:
-    """The embedded model's own editor; for a shape the published one, its layers at the same depth and C = 1."""
-    if name == "atlas":
-        return make_editor(model, method, layer=model.n_layers // 3, text="atlas", seed=seed)
-    published = preset(method, PRESET_OF)
-    options: dict[str, Any] = {**published.fields, "loss_layer": None}
-    generator = torch.Generator(device=model.device).manual_seed(seed)
-    options["contexts"] = sample_contexts(model, lengths=published.context_lengths, generator=generator)
-    one = torch.eye(model.d_mlp, dtype=torch.float64)
-    if "layer" in options:
-        options["layer"] = scaled(options["layer"], model)
-        options["second_moment"] = SecondMoment(layer=options["layer"], matrix=one, count=1)
-    else:
-        options["layers"] = sorted({scaled(layer, model) for layer in options["layers"]})
-        options["second_moments"] = {
-            layer: SecondMoment(layer=layer, matrix=one, count=1) for layer in options["layers"]
-        }
-    return EDITORS[method](**options)
-
-
-def scaled(layer: int, model: Model) -> int:
-    """The layer at the same share of the depth."""
-    return layer * model.n_layers // PRESET_LAYERS
 
 
 def measure(run: Run, model: Model, name: str, records: Sequence[Record]) -> None:
@@ -124,6 +102,16 @@ def measure(run: Run, model: Model, name: str, records: Sequence[Record]) -> Non
             editor = settled_editor(model, method, name, run.settings["seed"])
             attempt = partial(compare, run, model, {"model": name, "method": method}, editor, left, records)
             list(going_on(run, model, records, attempt, method=named))
+
+
+def measure_many(run: Run, model: Model, name: str, records: Sequence[Record], alone: int) -> None:
+    """Time ROME's edits of many records and their scores, once."""
+    done = {row["model"] for row in run.rows("scoring")}
+    if name not in done:
+        editor = settled_editor(model, "rome", name, run.settings["seed"])
+        sound = [record for record in records if record.case_id not in run.failed()]
+        edits = measure_each(run, model, name, editor, sound, alone)
+        measure_scoring(run, model, name, sound, edits)
 
 
 def compare(
@@ -217,14 +205,25 @@ def show(run: Run) -> list[Section]:
     )
     run.save_table("speed", speed, caption=caption)
     run.save_table("moments", moments, caption=moments_caption)
+    many = many_table(run)
+    many_caption = (
+        f"Many records at once against one at a time; {device}. ROME's edits: each for itself on the unedited model, "
+        "searched at once. Scores: teacher-forced, continued and sampled texts, before and after; alone is prompt by "
+        "prompt. Largest difference: of the edits ||dW - dW'|| / ||dW||, of the scores in the probability of the new "
+        "answer."
+    )
+    if len(many):
+        run.save_table("many", many, caption=many_caption)
     run.note(bars=said)
-    for table, text in ((speed, caption), (moments, moments_caption)):
+    shown = [(speed, caption), (moments, moments_caption), *([(many, many_caption)] if len(many) else ())]
+    for table, text in shown:
         console.print(f"{table.to_string(index=False)}\n{text}\n")
     for one in said:
         console.print(f"bar: {one}")
     saved = run.tables()
     return [
         Section(title="Values", elements=[*(Paragraph(text=f"{one}.") for one in said), saved["speed"]]),
+        *([Section(title="Many records", elements=[saved["many"]])] if len(many) else ()),
         Section(title="Second moments", elements=[saved["moments"]]),
     ]
 

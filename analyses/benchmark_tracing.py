@@ -25,10 +25,9 @@ from workbench.cli.early_help import help_first
 
 help_first(__name__, __file__)
 
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import pandas as pd
 import typer
@@ -45,8 +44,9 @@ from workbench.runs.run import Run
 from workbench.studies.benchmarking import benchmark_model, device_name, matmul_rate
 from workbench.studies.defaults import benchmark_records, default_window, records_path
 from workbench.studies.locate import true_facts
+from workbench.studies.speed_table import against_float32, shown, summed
 from workbench.studies.tracing_growth import AXES, ENGINES, exponent, grow, growth_table
-from workbench.studies.tracing_speed import TOGETHER, timed
+from workbench.studies.tracing_speed import TOGETHER, timed, to_float32
 from workbench.tracing.noise import subject_span
 
 TOKENS = range(8, 16)
@@ -84,7 +84,9 @@ def main(
         for name in models:
             loaded = benchmark_model(name, device=device, dtype=torch_dtype(dtype))
             every = list(true_facts(read_records(records_path(benchmark_records(name)))).items())
-            measure(page.run, loaded, name, every, facts or (1 if name.endswith("-shape") else 10))
+            exact = precision == dtype == "float32"
+            reference = None if exact else benchmark_model(name, device=device)
+            measure(page.run, loaded, reference, name, every, facts or (1 if name.endswith("-shape") else 10))
             if growth:
                 measure_growth(page.run, loaded, name, [fact for _, fact in every])
 
@@ -103,8 +105,11 @@ def chosen(model: Model, facts: Sequence[tuple[int, Fact]], count: int) -> list[
     return [ordered[int((index + 0.5) * len(ordered) / count)] for index in range(count)]
 
 
-def measure(run: Run, model: Model, name: str, facts: Sequence[tuple[int, Fact]], count: int) -> None:
-    """Time both engines on facts that are not done yet, a row a fact; a fact that fails is kept as failed."""
+def measure(
+    run: Run, model: Model, reference: Model | None, name: str, facts: Sequence[tuple[int, Fact]], count: int
+) -> None:
+    """Time both engines on facts that are not done yet, a row a fact; a fact that fails is kept as failed. `reference`
+    is the model in float32, where it is timed in another precision."""
     samples, repeats, known = run.settings["samples"], run.settings["repeats"], run.rows("facts")
     window, some = run.settings["window"] or default_window(model), chosen(model, facts, count)
     finished = {row["case_id"] for row in known if row["model"] == name} | run.failed(what="fact", method=name)
@@ -116,6 +121,8 @@ def measure(run: Run, model: Model, name: str, facts: Sequence[tuple[int, Fact]]
             row = timed(
                 model, fact, number, window=window, samples=samples, repeats=repeats, cells=run.settings["cells"]
             )
+            if reference is not None:
+                row["to_float32"] = to_float32(model, reference, fact, number, window=window, samples=samples)
             row |= {
                 "window": window,
                 "layers": model.n_layers,
@@ -169,7 +176,7 @@ def show(run: Run) -> list[Section]:
             f"Cell by cell (published, plain) {some} of {all_cells} cells a site are timed and scaled to all. "
             f"Launches: {'calls of operators' if 'CPU' in rows[0]['device'] else 'kernels and graphs'} a fact. MiB: "
             "most that tensors take at one time beyond the model. Largest difference of a probability: "
-            f"{max(row['difference'] for row in rows):.1e}."
+            f"{max(row['difference'] for row in rows):.1e}.{against_float32(rows)}"
         )
         key = Path(name).name.replace("-", "_")
         run.save_table(key, table, caption=caption)
@@ -204,53 +211,6 @@ def show_growth(run: Run, name: str, key: str) -> list[Element]:
     }
     run.save_figure(label, growth_figure(by_axis, exponents), caption=f"{name}: time against facts, tokens and layers.")
     return [run.figures()[label], run.tables()[label]]
-
-
-def summed(rows: Sequence[dict[str, Any]], label: str) -> dict[str, float]:
-    """The row of the table for what is restored: means over facts and repeats, medians of the ratios of each pair."""
-    times = {engine: [t for row in rows for t in row["times"][label][engine]] for engine in rows[0]["times"][label]}
-    published, plain, fast = times["published"], times["plain"], times["fast"]
-    sites = len(SITES) if label == TOGETHER else 1
-    found = {
-        "published": statistics.mean(published),
-        "plain": statistics.mean(plain),
-        "fast": statistics.mean(fast),
-        "ratio": statistics.median(slow / quick for slow, quick in zip(plain, fast, strict=True)),
-        "over_published": statistics.median(slow / quick for slow, quick in zip(published, fast, strict=True)),
-        "plain_flop": sites * statistics.mean(row["plain_flop"] for row in rows),
-        "fast_flop": statistics.mean(row["fast_flop"][label] for row in rows),
-    }
-    if label == TOGETHER:
-        for way in ("published", "plain", "fast"):
-            found[f"{way}_launches"] = statistics.mean(row["launches"][way] for row in rows)
-            found[f"{way}_bytes"] = max(row["bytes"][way] for row in rows)
-    if batched := times.get("plain batched"):
-        found["batched"] = statistics.median(slow / quick for slow, quick in zip(batched, fast, strict=True))
-    return found
-
-
-def shown(row: dict[str, float], label: str, rate: float) -> dict[str, str]:
-    """A row of the table."""
-    return {
-        "Site": label,
-        "Published s": f"{row['published']:.3f}",
-        "Plain s": f"{row['plain']:.3f}",
-        "Fast s": f"{row['fast']:.3f}",
-        "Ratio, published": f"{row['over_published']:.1f}",
-        "Ratio": f"{row['ratio']:.1f}",
-        "Ratio, plain batched": f"{row['batched']:.1f}" if "batched" in row else "-",
-        "Plain GFLOP": f"{row['plain_flop'] / 1e9:,.0f}",
-        "Fast GFLOP": f"{row['fast_flop'] / 1e9:,.0f}",
-        "Plain rate": f"{100 * row['plain_flop'] / row['plain'] / rate:.0f} %",
-        "Fast rate": f"{100 * row['fast_flop'] / row['fast'] / rate:.0f} %",
-        "Launches (published, plain, fast)": _three(row, "launches", 1),
-        "MiB (published, plain, fast)": _three(row, "bytes", 2**20),
-    }
-
-
-def _three(row: dict[str, float], what: str, unit: int) -> str:
-    ways = [row.get(f"{way}_{what}") for way in ("published", "plain", "fast")]
-    return " / ".join("-" if each is None else f"{each / unit:,.0f}" for each in ways) if any(ways) else "-"
 
 
 if __name__ == "__main__":

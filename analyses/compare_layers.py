@@ -75,7 +75,7 @@ def main(
         int, typer.Option("--limit", min=1, help="Records traced, and edited at each layer if known.")
     ] = 30,
     window: options.Window = None,
-    positions: options.Positions = "all",
+    positions: options.Positions = "last_subject",
     engine: options.Engine = "auto",
     text: options.Text = None,
     together: options.Together = 16,

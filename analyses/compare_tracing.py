@@ -39,6 +39,9 @@ from workbench.studies.tracing_report import agreement_table, method_table, trac
 from workbench.tracing.attribution import agreement
 from workbench.tracing.averages import average_effects
 
+FEWEST = "last_subject"
+"""The tokens whose cells name a fact's layer."""
+
 
 def main(
     model: options.Model = "atlas",
@@ -63,7 +66,13 @@ def main(
     samples: Annotated[
         list[int], options.several("--samples", int, "Noise samples, for sensitivity; the last for all.")
     ] = [1, 3, 10],
-    positions: options.Positions = "all",
+    positions: Annotated[
+        str | None,
+        typer.Option(
+            "--positions",
+            help="Tokens traced. [default: those shown: the subject's last, for agreement also all after]",
+        ),
+    ] = None,
     engine: options.Engine = "auto",
     seed: options.Seed = 0,
     out: options.Out = None,
@@ -75,7 +84,7 @@ def main(
     precision: options.Precision = "float32",
 ) -> None:
     """Trace by every method, and write figures, tables and report."""
-    check_tracing(positions, engine, layer_needed=True)
+    check_tracing(positions or FEWEST, engine, layer_needed=True)
     records = records or default_records(model)
     loaded = load(model, device=device, dtype=dtype)
     planted = planted_layers(loaded)
@@ -85,7 +94,7 @@ def main(
     facts, partners = choose_facts(loaded, records, limit, seed)
     methods = compared(settings)
     exact, estimate = methods[0], methods[-1]
-    everywhere = [replace(m, sites=SITES) for m in (exact, estimate)]
+    everywhere = [replace(m, sites=SITES, positions=positions or "roles") for m in (exact, estimate)]
     at_levels = {
         (level, number): replace(exact, name=named(level, number), noise=f"s{level:g}", samples=number)
         for level in levels
@@ -122,7 +131,7 @@ def compared(settings: Mapping[str, Any]) -> list[TracingMethod]:
     window = settings["window"]
     common = {
         "window": window, "samples": settings["samples"][-1],
-        "positions": settings["positions"], "engine": settings["engine"],
+        "positions": settings["positions"] or FEWEST, "engine": settings["engine"],
     }  # fmt: skip
     return [
         TracingMethod(name=f"Exact: noise s3, window {window}", **common),

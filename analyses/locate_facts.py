@@ -12,6 +12,7 @@ from workbench.cli.early_help import help_first
 
 help_first(__name__, __file__)
 
+from collections.abc import Mapping
 from itertools import islice
 from typing import Annotated
 
@@ -25,6 +26,7 @@ from workbench.studies.checked import traced
 from workbench.studies.defaults import default_records, default_window, records_path
 from workbench.studies.locate import check_tracing, locate
 from workbench.studies.replicas import chosen_workers
+from workbench.tracing.trace import CausalTrace
 
 OWN = -1
 """The `case_id` of a fact given by hand: no record has it."""
@@ -38,7 +40,7 @@ def main(
     subject: Annotated[str, typer.Option("--subject", help="Its subject.")] = "",
     answer: Annotated[str, typer.Option("--object", help="Its answer.")] = "",
     window: options.Window = None,
-    samples: options.Samples = 10,
+    samples: options.SamplesOrAuto = 10,
     noise: options.Noise = "s3",
     span: Annotated[int, typer.Option("--span", min=1, help="Tokens restored together.")] = 1,
     severed: Annotated[
@@ -83,9 +85,15 @@ def main(
         )  # fmt: skip
         known, skipped = len(located.traces), len(located.found.skipped)
         seconds = page.run.read_json("results.json")["seconds_tracing"]
-        print(f"{known} facts traced, {skipped} not known; {samples} samples, {seconds:.0f} s in all")
+        print(f"{known} facts traced, {skipped} not known; {told(located.traces)} samples, {seconds:.0f} s in all")
         found = "none, the last subject tokens were not traced" if located.layer is None else located.layer
         print(f"mediating layer: {found}")
+
+
+def told(traces: Mapping[int, CausalTrace]) -> str:
+    """The number of noise samples, or from which to which where facts needed different ones."""
+    used = sorted({trace.samples for trace in traces.values()})
+    return f"{used[0]} to {used[-1]}" if used[1:] else str(used[0])
 
 
 if __name__ == "__main__":

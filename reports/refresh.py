@@ -66,6 +66,14 @@ REAL = {
             "compare_texts": "--layer 5 --limit 20 --texts self,wikitext2_valid.txt",
         }.items()
     },
+    "smollm2/benchmark_tracing": (
+        *(sys.executable, "analyses/benchmark_tracing.py", "--models", "smollm2", "--facts", "1", "--cells", "12"),
+        *("--growth-facts", "1,10,20,100", "--growth-cells", "2"),
+    ),
+    "smollm2/benchmark_editing": (
+        *(sys.executable, "analyses/benchmark_editing.py", "--models", "smollm2", "--requests", "4", "--plain", "1"),
+        *("--repeats", "1", "--records", "16", "--alone", "2"),
+    ),
 }
 """The same of the real model; compare_texts wants the validation text of wikitext-2 in the working folder."""
 KEPT = ("report.html", "settings.json", "environment.json", "results.json", "status.json", "figures", "tables")

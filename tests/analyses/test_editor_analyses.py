@@ -417,13 +417,19 @@ def test_scale_edits_stacks_and_resumes(analyse: Analyse, records: Path, text: P
 def test_benchmark_editing_compares_equal_searches(analyse: Analyse, tmp_path: Path) -> None:
     out = tmp_path / "run"
     arguments = ["benchmark_editing.py", "--models", TINY, "--requests", 2, "--plain", 1, "--repeats", 1,
-                 "--tokens", 300, "--out", out]  # fmt: skip
+                 "--records", 3, "--alone", 2, "--tokens", 300, "--out", out]  # fmt: skip
     printed = analyse(*arguments).printed
     run = Run.open(out)
     rome, memit = run.rows("edits")
     assert max(rome["difference"], memit["difference"]) < 1e-4
     assert (memit["fast"]["requests"], memit["plain"]["requests"]) == (2, 1)
     assert 0 < memit["fast"]["values"] < memit["fast"]["whole"]
+    (each,), (scoring,) = run.rows("each"), run.rows("scoring")
+    assert each["difference"] < 1e-3 and (each["records"], each["timed_alone"]) == (3, 2)
+    assert scoring["difference"] < 1e-4 and [row[1] for row in run.tables()["many"].rows] == [
+        "ROME edits",
+        "Scores before and after",
+    ]
     (moments,) = run.rows("moments")
     assert moments["tokens"] == 300 and moments["layers"] == [2, 3, 4]
     assert "Ratio" in printed and analyse(*arguments).printed == printed

@@ -4,13 +4,16 @@ import math
 
 import pytest
 import torch
+from command import TINY
 from known_traces import FACT
 
 from workbench.figures.growth import growth_figure
 from workbench.machine.cost import cost
+from workbench.models.loading import load_model
 from workbench.models.model import Model
 from workbench.studies.benchmarking import shallower
 from workbench.studies.published_protocol import PublishedRuns
+from workbench.studies.speed_table import against_float32
 from workbench.studies.tracing_growth import exponent, grow, growth_table, of_length
 from workbench.studies.tracing_speed import TOGETHER, Traced, spread, timed
 from workbench.tracing.cells import Cell, Patch
@@ -72,3 +75,13 @@ def test_the_exponent_of_a_power_law_is_found() -> None:
     seconds = {"facts": {"fast": {1: 1.0, 10: 10.0}}}
     (panel,) = growth_figure(seconds, {"facts": {"fast": 1.0}}).axes
     assert panel.get_xscale() == "log" and panel.get_legend_handles_labels()[1] == ["fast (exponent 1.00)"]
+
+
+def test_what_bfloat16_changes_is_told(tiny_gpt2: Model) -> None:
+    coarse = load_model(str(TINY), device="cpu", dtype=torch.bfloat16)
+    found = [to_float32(model, tiny_gpt2, FACT, 0, window=3, samples=2) for model in (tiny_gpt2, coarse)]
+    assert found[0] == {"difference": 0.0, "same_layer": True}
+    assert 0 < found[1]["difference"] < 0.05
+    assert against_float32([{}]) == ""
+    told = against_float32([{"to_float32": one} for one in (found[0], {"difference": 0.01, "same_layer": False})])
+    assert told.endswith("at most 1.0e-02, and the layer located is the same for 1 of 2 facts.")

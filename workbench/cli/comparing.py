@@ -22,7 +22,7 @@ def compare(
     layer: options.Layer = None,
     engine: options.Engine = "auto",
     text: options.Text = None,
-    together: options.Together = 1,
+    together: options.Together = 16,
     seed: options.Seed = 0,
     out: options.Out = None,
     plugin: options.Plugin = None,

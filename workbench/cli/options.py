@@ -91,6 +91,25 @@ Positions = Annotated[
     ),
 ]
 Engine = Annotated[str, typer.Option("--engine", help="What traces: fast, plain (slow, for any model), or auto.")]
+
+
+def _samples(text: Any) -> int | str:
+    if isinstance(text, int) or text == "auto":
+        return text
+    if not (text.isdecimal() and int(text) >= 1):
+        raise typer.BadParameter(f"{text!r} is neither a number of at least 1 nor auto")
+    return int(text)
+
+
+SamplesOrAuto = Annotated[
+    Any,
+    typer.Option(
+        "--samples",
+        parser=_samples,
+        metavar="NUMBER|auto",
+        help="Noise samples a fact; auto adds them until the lead of the fact's layer is known to 0.02.",
+    ),
+]
 Samples = Annotated[int, typer.Option("--samples", min=1, help="Noise samples a fact.")]
 Noise = Annotated[
     str,

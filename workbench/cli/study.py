@@ -12,7 +12,7 @@ def study(
     limit: options.Limit = 100,
     traces: options.Traces = 30,
     window: options.Window = None,
-    samples: options.Samples = 10,
+    samples: options.SamplesOrAuto = 10,
     noise: options.Noise = "s3",
     positions: options.Positions = "all",
     engine: options.Engine = "auto",

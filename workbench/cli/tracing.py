@@ -11,7 +11,7 @@ def trace(
     seed: options.Seed = 0,
     limit: options.FactLimit = 40,
     window: options.Window = None,
-    samples: options.Samples = 10,
+    samples: options.SamplesOrAuto = 10,
     noise: options.Noise = "s3",
     positions: options.Positions = "all",
     engine: options.Engine = "auto",

@@ -23,6 +23,7 @@ from workbench.tracing.known import top_tokens
 from workbench.tracing.noise import Noise, NoiseRule, subject_span
 from workbench.tracing.sweep import fact_generator
 from workbench.tracing.trace import CausalTrace
+from workbench.tracing.until_sure import Samples, trace_sampled
 
 
 def trace(
@@ -30,7 +31,7 @@ def trace(
     prompt: str | Fact | EditRequest | Record,
     subject: str = "",
     *,
-    samples: int = 10,
+    samples: Samples = 10,
     noise: str = "s3",
     seed: int = 0,
     **form: Any,
@@ -42,7 +43,8 @@ def trace(
     Args:
         prompt: a text in which the subject stands, or has its place as {}; or a fact, whose subject is known.
         subject: whose tokens are corrupted.
-        samples, noise, seed: of the corrupted runs; `noise` is the short form of a rule (`NoiseRule.parse`).
+        samples, noise, seed: of the corrupted runs; `noise` is the short form of a rule (`NoiseRule.parse`),
+            and samples="auto" takes as many as the lead of the fact's layer needs (`trace_sampled`).
         form: further arguments of `trace_fact`: sites, positions, window, span, severed, metric, engine, ...
 
     ValueError for a prompt without its subject.
@@ -51,9 +53,12 @@ def trace(
     published = noise == str(NoiseRule())
     drawn_from = model.once(_published_noise) if published else fitted(model, model.once(_facts_at_hand), noise)
     first, end = subject_span(model, fact)
-    drawn = drawn_from.draw(samples, end - first, generator=fact_generator(seed, 0))
-    form = {"window": default_window(model), **form}
-    return trace_fact(model, fact, noise=drawn, replace=drawn_from.replace, **form)
+    form = {"window": default_window(model), "replace": drawn_from.replace, **form}
+    return trace_sampled(
+        samples,
+        lambda count: drawn_from.draw(count, end - first, generator=fact_generator(seed, 0)),
+        lambda drawn: trace_fact(model, fact, noise=drawn, **form),
+    )
 
 
 def edit(

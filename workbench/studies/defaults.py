@@ -34,9 +34,9 @@ def default_records(model: str) -> str:
     return "atlas" if model == "atlas" else "smollm2"
 
 
-def benchmark_records(name: str) -> str:
-    """The records that a benchmark's model is asked: a shape has the embedded model's tokenizer."""
-    return "atlas" if name.endswith("-shape") else default_records(name)
+def benchmark_records(model: str) -> str:
+    """The records that a model is timed on: its own, or the embedded model's, whatever it knows of them."""
+    return model if model in RECORDS else "atlas"
 
 
 def training_records(model: Model) -> list[Record]:

@@ -21,6 +21,7 @@ from workbench.tracing.noise import Noise, NoiseRule, subject_span
 from workbench.tracing.positions import POSITIONS, Positions, parse_positions
 from workbench.tracing.sweep import NOT_KNOWN, TraceSet, default_workers, fact_generator, trace_facts
 from workbench.tracing.trace import CausalTrace
+from workbench.tracing.until_sure import Samples
 
 
 def check_tracing(positions: Positions, engine: str, *, layer_needed: bool = False) -> None:
@@ -42,7 +43,7 @@ def locate(
     limit: int,
     seed: int,
     window: int,
-    samples: int = 10,
+    samples: Samples = 10,
     noise: str = "s3",
     workers: int | Workers[Model] | None = None,
     **form: Any,
@@ -140,7 +141,8 @@ def trace_edited(run: Run, model: Model, records: Sequence[Record], located: Loc
         if _kept(path, fact) is not None:
             continue
         first, end = subject_span(model, fact)
-        drawn = noise.draw(located.samples, end - first, generator=fact_generator(located.seed, index[case]))
+        samples = located.samples if isinstance(located.samples, int) else located.traces[case].samples
+        drawn = noise.draw(samples, end - first, generator=fact_generator(located.seed, index[case]))
         edit = Edit.load(edits[case])
         if edit.redirects:  # it changes nothing of how this model recalls
             continue

@@ -18,6 +18,7 @@ from workbench.tracing.averages import ROLES, AverageEffect
 from workbench.tracing.noise import Noise
 from workbench.tracing.sweep import TraceSet
 from workbench.tracing.trace import CausalTrace
+from workbench.tracing.until_sure import AUTO, TOLERANCE, Samples
 
 HEAT_MAPS = 3
 """Single facts whose heat maps a run shows."""
@@ -39,8 +40,8 @@ class Located(Shown):
     """All facts by `case_id`, also those beyond the limit."""
     noise: Noise
     """What subjects were corrupted with, fitted once: `trace_edited` takes it from here."""
-    samples: int
-    """Noise samples a fact."""
+    samples: Samples
+    """Noise samples a fact, or "auto"."""
     seed: int
     """Of the noise."""
     form: Mapping[str, Any]
@@ -51,6 +52,13 @@ def show_location(run: Run, model: Model, located: Located) -> None:
     planted = planted_layers(model)
     traces, mlp = located.found.traces, located.averages[SITES.index("mlp_out")]
     counted = f"{len(traces)} facts that {model.name} knows ({len(located.found.skipped)} skipped: not known)"
+    used = [trace.samples for trace in traces]
+    if located.samples == AUTO:
+        counted += (
+            f". Noise samples a fact, until the lead of its layer was known to ± {TOLERANCE}: {min(used)} to "
+            f"{max(used)}, {sum(used) / len(used):.1f} on average"
+        )
+        run.note(samples_used={"fewest": min(used), "most": max(used), "mean": sum(used) / len(used)})
     if any(mlp.counts.values()):  # tokens before the subject have no role
         run.save_figure(
             "average_effects",

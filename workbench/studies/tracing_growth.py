@@ -63,7 +63,7 @@ def of_length(model: Model, fact: Fact, tokens: int) -> Fact:
     return found
 
 
-def exponent(sizes: Sequence[float], taken: Sequence[float]) -> float:
+def exponent(sizes: Sequence[int], taken: Sequence[float]) -> float:
     """k of the law seconds ~ size^k by least squares over the logarithms; NaN for fewer than two sizes."""
     if len(set(sizes)) < 2:
         return float("nan")

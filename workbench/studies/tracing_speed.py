@@ -1,6 +1,6 @@
 """How long the tracing of a fact takes: by the fast engine, and cell by cell by the plain one and as published."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from workbench.machine.cost import cost
+from workbench.machine.precision import float32_products
 from workbench.models.model import SITES, Model
 from workbench.records.facts import Fact
 from workbench.studies.benchmarking import floating_point_operations, seconds
@@ -71,12 +72,25 @@ class Traced:
     def by_cell(self, protocol: str, site: str, most: int) -> tuple[float, torch.Tensor, list[int]]:
         """Seconds that all cells of a site would take, judged by so many of them that lie evenly spread, the values of
         these, and which they are."""
-        cells, runs = self.cells(site), self.runs(protocol)
-        some = spread(len(cells), most)
-        measure = make_measure("probability", clean=self.clean, answer=int(self.clean.argmax()))
-        found: list[torch.Tensor] = []
-        taken = seconds(lambda: found.append(runs.values([cells[i] for i in some], measure)), self.model.device)
-        return taken * len(cells) / len(some), found[0], some
+        cells, some, found = self.cells(site), spread(len(self.cells(site)), most), []
+        work = self.cell_work(protocol, [cells[index] for index in some])
+        taken = seconds(lambda: found.append(work()), self.model.device)
+        return taken * self.passes(protocol, len(cells)) / self.passes(protocol, len(some)), found[0], some
+
+    def cell_work(self, protocol: str, cells: Sequence[Cell]) -> Callable[[], torch.Tensor]:
+        """What finds the values of some cells; what is the same for all facts' cells is made before."""
+        runs, measure = self.runs(protocol), make_measure("probability", clean=self.clean, answer=self.answer)
+        return lambda: runs.values(cells, measure)
+
+    @staticmethod
+    def passes(protocol: str, cells: int) -> int:
+        """How many forward passes so many cells take one by one; the plain engine has one in front for all of them."""
+        return cells if protocol == "published" else cells + 1
+
+    @property
+    def answer(self) -> int:
+        """The clean run's top token."""
+        return int(self.clean.argmax())
 
     @cached_property
     def clean(self) -> torch.Tensor:
@@ -115,7 +129,9 @@ def timed(
     # Counting also warms up. Cell by cell there are as many passes for every site, whatever is restored.
     flop = {label: floating_point_operations(partial(traced.fast, sites)) for label, sites in GROUPS.items()}
     every = len(traced.cells(SITES[0]))
-    plain_flop = every * floating_point_operations(partial(traced.by_cell, "plain", SITES[0], 1))
+    one_cell = {way: traced.cell_work(way, traced.cells(SITES[0])[-1:]) for way in ("plain", "published")}
+    share = {way: traced.passes(way, every) / traced.passes(way, 1) for way in one_cell}
+    plain_flop = int(share["plain"] * floating_point_operations(one_cell["plain"]))
     difference = 0.0
     for _ in range(repeats):
         for site in SITES:
@@ -143,7 +159,20 @@ def timed(
         "cells": [min(cells, every), every],
         "launches": {
             "fast": whole.launches,
-            **{protocol: len(SITES) * every * each.launches for protocol, each in one.items()},
+            **{way: int(len(SITES) * share[way] * each.launches) for way, each in one.items()},
         },
         "bytes": {"fast": whole.bytes, **{protocol: each.bytes for protocol, each in one.items()}},
     }
+
+
+def to_float32(model: Model, reference: Model, fact: Fact, number: int, *, window: int, samples: int) -> dict[str, Any]:
+    """What a precision changes of what locates a fact: the largest difference of a probability from those of the
+    `reference`, the same model in float32, and whether the layer is the same."""
+    form = {"fact": fact, "window": window, "samples": samples, "seed": number, "positions": "last_subject"}
+    found = Traced(model=model, **form).fast(("mlp_out",))
+    with float32_products():
+        exact = Traced(model=reference, **form).fast(("mlp_out",))
+    effects = [one.effect_at("mlp_out", one.last_subject).float() for one in (found, exact)]
+    values = [torch.cat([one.restored["mlp_out"][0].float(), torch.tensor([one.clean])]) for one in (found, exact)]
+    same = bool(effects[0].argmax() == effects[1].argmax())
+    return {"difference": (values[0] - values[1]).abs().max().item(), "same_layer": same}

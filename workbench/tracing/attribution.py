@@ -99,6 +99,7 @@ def attribute_fact(
         positions=chosen,
         metric=metric,
         foil=None if foil is None else texts[1],
+        samples=len(noise),
     )
 
 

@@ -127,6 +127,7 @@ def trace_fact(
         severed=severed,
         metric=metric,
         foil=None if foil is None else text(foil),
+        samples=len(noise),
     )
 
 

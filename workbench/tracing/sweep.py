@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from workbench.machine.failures import FAILURES, reason
 from workbench.machine.processes import Processes, Workers, can_fork, check_workers
@@ -17,6 +19,7 @@ from workbench.tracing.known import known_answer, known_answers
 from workbench.tracing.noise import Noise, NoiseRule, subject_span
 from workbench.tracing.positions import Positions, parse_positions
 from workbench.tracing.trace import CausalTrace, trace_view
+from workbench.tracing.until_sure import Samples, check_samples, trace_sampled
 
 NOT_KNOWN = "the model does not know it"
 """Why a fact has no trace: its object is not what the model predicts."""
@@ -85,7 +88,7 @@ def trace_facts(
     *,
     seed: int,
     noise_rule: NoiseRule | Noise = _PUBLISHED,
-    samples: int = 10,
+    samples: Samples = 10,
     positions: Positions = "all",
     foils: Sequence[int] | None = None,
     done: Collection[int] = (),
@@ -104,7 +107,8 @@ def trace_facts(
     Args:
         noise_rule: how subjects are corrupted. A rule is fitted to all the facts, also to those that are done or
             not known; noise that was fitted already is taken as it is.
-        samples: how many corrupted runs are averaged.
+        samples: how many corrupted runs are averaged; "auto": as many as each fact needs (`trace_sampled`), of which
+            the first n are those of n samples.
         positions: tokens of each prompt that are traced (`traced_positions`).
         foils: one token id a fact, for the metric "logit_difference".
         done: indices of facts to leave out, since their results are kept from an earlier run.
@@ -122,6 +126,7 @@ def trace_facts(
     if isinstance(workers, int):
         check_workers(workers, model.device)
         workers = Processes(state=model, count=workers)
+    check_samples(samples)
     positions = parse_positions(positions)
     if foils is not None and len(foils) != len(facts):
         raise ValueError(f"tracing needs one foil a fact, got {len(foils)} for {len(facts)} facts")
@@ -141,7 +146,7 @@ class _Known:
     facts: Sequence[Fact]
     noise: Noise
     seed: int
-    samples: int
+    samples: Samples
     foils: Sequence[int] | None
     done: Collection[int]
     method: Callable[..., CausalTrace]
@@ -154,9 +159,13 @@ class _Known:
         if self._answer(model, index) is None:
             return NOT_KNOWN
         first, end = subject_span(model, fact)
-        drawn = self.noise.draw(self.samples, end - first, generator=fact_generator(self.seed, index))
         extra = {} if self.foils is None else {"foil": self.foils[index]}
-        return self.method(model, fact, noise=drawn, replace=self.noise.replace, **extra, **self.options)
+        form = {"replace": self.noise.replace, **extra, **self.options}
+
+        def draw(count: int) -> Tensor:
+            return self.noise.draw(count, end - first, generator=fact_generator(self.seed, index))
+
+        return trace_sampled(self.samples, draw, lambda drawn: self.method(model, fact, noise=drawn, **form))
 
     def _answer(self, model: Model, index: int) -> int | None:
         if index not in self._answers:
@@ -179,22 +188,24 @@ def sweep(
     keep_failures: bool = False,
 ) -> Iterator[TracedFact]:
     """What `trace` makes of each fact that is not done, by index: a trace, or the reason why there is none."""
-
-    def attempt(model: Model, index: int) -> CausalTrace | str:
-        try:
-            return trace(model, index)
-        except FAILURES as error:
-            if not keep_failures:
-                raise
-            return failure(error)
-
     todo = [index for index in range(len(facts)) if index not in done]
-    found = zip(todo, workers.map(attempt, todo), strict=True)
+    found = zip(todo, workers.map(partial(_attempt, trace, keep_failures), todo), strict=True)
     for count, (index, each) in enumerate(found, start=len(facts) - len(todo) + 1):
         if progress is not None:
             progress(count, len(facts))
         traced, why = (None, each) if isinstance(each, str) else (each, "")
         yield TracedFact(index=index, fact=facts[index], trace=traced, reason=why)
+
+
+def _attempt(
+    trace: Callable[[Model, int], CausalTrace | str], keep_failures: bool, model: Model, index: int
+) -> CausalTrace | str:
+    try:
+        return trace(model, index)
+    except FAILURES as error:
+        if not keep_failures:
+            raise
+        return failure(error)
 
 
 def failure(error: BaseException) -> str:

@@ -59,6 +59,8 @@ class CausalTrace(Shown, AsJson):
     """What was measured: one of `METRICS`."""
     foil: str | None = None
     """The token that a logit difference compares the answer with, as text."""
+    samples: int = 0
+    """Corrupted runs that are averaged; 0 where an earlier version, which did not note it, has saved the trace."""
 
     def __post_init__(self) -> None:
         first, end = self.subject
