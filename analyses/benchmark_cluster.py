@@ -33,7 +33,8 @@ from workbench.runs.run import Run
 from workbench.studies.defaults import default_records, default_window, records_path
 from workbench.studies.locate import true_facts
 from workbench.studies.replicas import Replicas
-from workbench.tracing.sweep import TraceSet, known_answers, trace_facts
+from workbench.tracing.known import known_answers
+from workbench.tracing.sweep import TraceSet, trace_facts
 
 HERE = "this process"
 

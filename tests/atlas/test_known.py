@@ -15,7 +15,7 @@ from workbench.models.loading import load_model
 from workbench.models.model import Model
 from workbench.records.counterfact import read_counterfact
 from workbench.studies.defaults import RECORDS
-from workbench.tracing.sweep import known_answers
+from workbench.tracing.known import known_answers
 
 SMOLLM2 = RECORDS["smollm2"]
 

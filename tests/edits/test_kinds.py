@@ -41,8 +41,8 @@ from workbench.studies.edit_groups import change, drift
 from workbench.studies.locate import locate, trace_edited, true_facts
 from workbench.studies.measure import score_edits
 from workbench.tracing.fact import trace_fact
+from workbench.tracing.known import known_answers
 from workbench.tracing.lens import logit_lens
-from workbench.tracing.sweep import known_answers
 
 REQUEST = EditRequest(template="The capital of {} is", subject="Portugal", target_new="Moscow", target_true="Lisbon")
 EDITORS = {"steering": Steers(), "prefix": Prefixes()}

@@ -20,7 +20,7 @@ from workbench.models.loading import load_model
 from workbench.models.model import Model
 from workbench.models.tokens import TokenRow
 from workbench.records.facts import EditRequest, Fact
-from workbench.tracing.sweep import known_answers
+from workbench.tracing.known import known_answers
 
 MEMORY = 0.02
 """GiB, far below what one long text or all short ones would take."""

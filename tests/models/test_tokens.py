@@ -18,7 +18,7 @@ from workbench.models.model import Model
 from workbench.models.scoring import score_targets
 from workbench.models.tokens import answer_start, prompt_tokens
 from workbench.records.facts import Fact, token_span
-from workbench.tracing.sweep import known_answers
+from workbench.tracing.known import known_answers
 
 
 def test_bos_as_the_tokenizer_does_and_never_eos(family: str, family_model: Model) -> None:

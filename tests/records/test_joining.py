@@ -28,7 +28,8 @@ from workbench.records.fields import RecordError
 from workbench.records.joining import join, whole_word
 from workbench.records.reading import read_facts, read_records
 from workbench.studies.stacked_edits import untouched
-from workbench.tracing.sweep import TraceSet, answer_token, trace_facts
+from workbench.tracing.known import answer_token
+from workbench.tracing.sweep import TraceSet, trace_facts
 
 DIRECT = (
     ("法国的首都是", "巴黎"),

@@ -8,9 +8,10 @@ from conftest import GOLDEN
 
 from workbench.records.facts import Fact
 from workbench.tracing.fact import trace_fact
+from workbench.tracing.known import answer_token, known_answer
 from workbench.tracing.noise import NoiseRule, embedding_noise_std, gaussian_noise, subject_span
 from workbench.tracing.replacement import NO_PARTNER, pair_facts, subject_embeddings, trace_pairs
-from workbench.tracing.sweep import NOT_KNOWN, TraceSet, answer_token, fact_generator, known_answer, trace_facts
+from workbench.tracing.sweep import NOT_KNOWN, TraceSet, fact_generator, trace_facts
 
 REFERENCE = json.loads((GOLDEN / "rome.json").read_text())
 UNKNOWN = Fact(subject="Portugal", template="The capital of {} is", object="Thai")

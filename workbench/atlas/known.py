@@ -4,7 +4,7 @@ from workbench.atlas.world import World
 from workbench.machine.progress import track
 from workbench.models.model import Model
 from workbench.records.facts import fill
-from workbench.tracing.sweep import answer_token, top_tokens
+from workbench.tracing.known import answer_token, top_tokens
 
 _GUESSED = 1 / 5
 """An answer that a template brings for more than this share of the subjects of which it is wrong is a guess."""

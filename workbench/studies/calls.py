@@ -19,8 +19,9 @@ from workbench.studies.defaults import default_records, default_window, records_
 from workbench.studies.edit import make_editor
 from workbench.studies.locate import find_layer, fitted, true_facts
 from workbench.tracing.fact import trace_fact
+from workbench.tracing.known import top_tokens
 from workbench.tracing.noise import Noise, NoiseRule, subject_span
-from workbench.tracing.sweep import fact_generator, top_tokens
+from workbench.tracing.sweep import fact_generator
 from workbench.tracing.trace import CausalTrace
 from workbench.tracing.until_sure import Samples, trace_sampled
 

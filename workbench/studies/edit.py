@@ -26,8 +26,8 @@ from workbench.runs.run import Run
 from workbench.studies.ahead import Ahead
 from workbench.studies.defaults import default_text, training_records
 from workbench.studies.going_on import sound
+from workbench.tracing.known import answer_token
 from workbench.tracing.lens import average_lens, logit_lens
-from workbench.tracing.sweep import answer_token
 
 SHOWN_TOKENS = 12
 """Tokens generated to show a single edit."""

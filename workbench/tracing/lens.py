@@ -12,8 +12,8 @@ from torch import Tensor
 from workbench.machine.shown import Shown
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest, Fact
+from workbench.tracing.known import answer_token
 from workbench.tracing.noise import subject_span
-from workbench.tracing.sweep import answer_token
 from workbench.tracing.trace import check_probabilities
 
 PLACES = ("last_subject", "last")

@@ -1,7 +1,8 @@
-"""Which facts a model knows, and tracing many of them, so that it can be stopped and resumed."""
+"""Tracing many facts, of which those that a model does not know are skipped, so that it can be stopped and resumed."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,11 @@ from workbench.machine.processes import Processes, Workers, can_fork, check_work
 from workbench.machine.shown import Shown, html_table
 from workbench.models.model import Model
 from workbench.records.facts import Fact
-from workbench.records.joining import join
 from workbench.tracing.fact import trace_fact
+from workbench.tracing.known import known_answer, known_answers
 from workbench.tracing.noise import Noise, NoiseRule, subject_span
 from workbench.tracing.positions import Positions, parse_positions
-from workbench.tracing.trace import CausalTrace, check_probabilities, trace_view
+from workbench.tracing.trace import CausalTrace, trace_view
 from workbench.tracing.until_sure import Samples, check_samples, trace_sampled
 
 NOT_KNOWN = "the model does not know it"
@@ -81,49 +82,6 @@ class TraceSet(Shown):
         )
 
 
-def answer_token(model: Model, prompt: str, answer: str, separator: str | None = None) -> int | None:
-    """Id of the answer's first token as it follows the prompt; None where the answer changes the prompt's tokens.
-
-    That token is the one behind the prompt's own tokens when both are tokenised together. A tokenizer that makes
-    the space before the answer a token of its own gives that space, nothing more.
-    """
-    alone = model.tokenize([prompt]).ids[0]
-    whole = model.tokenize([join(prompt, answer, separator)]).ids[0]
-    n_pos = len(alone)
-    return int(whole[n_pos]) if len(whole) > n_pos and torch.equal(whole[:n_pos], alone) else None
-
-
-def top_tokens(model: Model, prompts: Sequence[str]) -> list[int]:
-    """Id of the most likely token after each prompt; ValueError for a model that gives NaN."""
-    if not prompts:
-        return []
-    rows = model.encode(prompts)
-    tops: dict[int, int] = {}
-    for batch in model.batches(rows, len(rows), keep=1):
-        with torch.no_grad():
-            tokens = model.pad([rows[index] for index in batch], padding_side="left")
-            last = model.logits(tokens, keep_last=1)[:, -1].float().cpu()
-        for index, logits in zip(batch, last, strict=True):
-            check_probabilities(logits, model=model.name, prompt=prompts[index])
-            tops[index] = int(logits.argmax())
-    return [tops[index] for index in range(len(prompts))]
-
-
-def known_answers(model: Model, facts: Sequence[Fact]) -> list[int | None]:
-    """For each fact the id of its object's first token if it is the model's top token after the prompt, else None.
-
-    Where the object changes the prompt's tokens (`answer_token`), the model cannot predict it.
-    """
-    tops = top_tokens(model, [fact.prompt for fact in facts])
-    answers = [answer_token(model, fact.prompt, fact.object, fact.separator) for fact in facts]
-    return [answer if answer == top else None for answer, top in zip(answers, tops, strict=True)]
-
-
-def known_answer(model: Model, fact: Fact) -> int | None:
-    """`known_answers` of one fact."""
-    return known_answers(model, [fact])[0]
-
-
 def trace_facts(
     model: Model,
     facts: Sequence[Fact],
@@ -174,28 +132,50 @@ def trace_facts(
         raise ValueError(f"tracing needs one foil a fact, got {len(foils)} for {len(facts)} facts")
     check_facts(facts)
     noise = noise_rule.fit(model, facts) if isinstance(noise_rule, NoiseRule) else noise_rule
-    known: dict[int, int | None] = {}
+    trace = _Known(
+        facts=facts, noise=noise, seed=seed, samples=samples, foils=foils, done=done, method=method,
+        options={"positions": positions, **options},
+    )  # fmt: skip
+    return sweep(facts, trace, done=done, progress=progress, workers=workers, keep_failures=keep_failures)
 
-    def trace(model: Model, index: int) -> CausalTrace | str:  # a worker's model
-        fact = facts[index]
-        if index not in known:
-            next_ones = [i for i in range(index, len(facts)) if i not in done][:_KNOWN_AT_ONCE]
-            try:
-                known.update(zip(next_ones, known_answers(model, [facts[i] for i in next_ones]), strict=True))
-            except FAILURES:
-                known[index] = known_answer(model, fact)  # raises if this is the one
-        if known[index] is None:
+
+@dataclass(frozen=True, kw_only=True)
+class _Known:
+    """Traces the fact of an index, if the model knows it."""
+
+    facts: Sequence[Fact]
+    noise: Noise
+    seed: int
+    samples: Samples
+    foils: Sequence[int] | None
+    done: Collection[int]
+    method: Callable[..., CausalTrace]
+    options: Mapping[str, Any]
+    _answers: dict[int, int | None] = field(default_factory=dict)
+    """What `known_answers` has found so far, of a worker's model."""
+
+    def __call__(self, model: Model, index: int) -> CausalTrace | str:
+        fact = self.facts[index]
+        if self._answer(model, index) is None:
             return NOT_KNOWN
         first, end = subject_span(model, fact)
-        extra = {} if foils is None else {"foil": foils[index]}
-        form = {"replace": noise.replace, "positions": positions, **extra, **options}
+        extra = {} if self.foils is None else {"foil": self.foils[index]}
+        form = {"replace": self.noise.replace, **extra, **self.options}
 
         def draw(count: int) -> Tensor:
-            return noise.draw(count, end - first, generator=fact_generator(seed, index))
+            return self.noise.draw(count, end - first, generator=fact_generator(self.seed, index))
 
-        return trace_sampled(samples, draw, lambda drawn: method(model, fact, noise=drawn, **form))
+        return trace_sampled(self.samples, draw, lambda drawn: self.method(model, fact, noise=drawn, **form))
 
-    return sweep(facts, trace, done=done, progress=progress, workers=workers, keep_failures=keep_failures)
+    def _answer(self, model: Model, index: int) -> int | None:
+        if index not in self._answers:
+            some = [i for i in range(index, len(self.facts)) if i not in self.done][:_KNOWN_AT_ONCE]
+            try:
+                found = known_answers(model, [self.facts[i] for i in some])
+                self._answers.update(zip(some, found, strict=True))
+            except FAILURES:
+                self._answers[index] = known_answer(model, self.facts[index])  # raises if this is the one
+        return self._answers[index]
 
 
 def sweep(
@@ -208,22 +188,24 @@ def sweep(
     keep_failures: bool = False,
 ) -> Iterator[TracedFact]:
     """What `trace` makes of each fact that is not done, by index: a trace, or the reason why there is none."""
-
-    def attempt(model: Model, index: int) -> CausalTrace | str:
-        try:
-            return trace(model, index)
-        except FAILURES as error:
-            if not keep_failures:
-                raise
-            return failure(error)
-
     todo = [index for index in range(len(facts)) if index not in done]
-    found = zip(todo, workers.map(attempt, todo), strict=True)
+    found = zip(todo, workers.map(partial(_attempt, trace, keep_failures), todo), strict=True)
     for count, (index, each) in enumerate(found, start=len(facts) - len(todo) + 1):
         if progress is not None:
             progress(count, len(facts))
         traced, why = (None, each) if isinstance(each, str) else (each, "")
         yield TracedFact(index=index, fact=facts[index], trace=traced, reason=why)
+
+
+def _attempt(
+    trace: Callable[[Model, int], CausalTrace | str], keep_failures: bool, model: Model, index: int
+) -> CausalTrace | str:
+    try:
+        return trace(model, index)
+    except FAILURES as error:
+        if not keep_failures:
+            raise
+        return failure(error)
 
 
 def failure(error: BaseException) -> str:
