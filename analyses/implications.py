@@ -45,7 +45,7 @@ from workbench.runs.run import Run
 from workbench.studies.ahead import Ahead
 from workbench.studies.checked import scored
 from workbench.studies.defaults import default_records, default_text, records_path
-from workbench.studies.every_method import check_methods, made_editor, tried, whys
+from workbench.studies.every_method import check_methods, headline, made_editor, tried, whys
 from workbench.studies.going_on import sound
 from workbench.studies.locate import check_tracing, settled_layer
 from workbench.tables.scores import UNEDITED
@@ -235,15 +235,6 @@ def counted(before: _States, labels: Mapping[str, str]) -> str:
     lacking = [labels[kind].lower() for kind, some in kinds.items() if not any(some)]
     left = f" Left out, as the records have no prompts for it: {', '.join(lacking)}." if lacking else ""
     return f"Records, prompts: {'; '.join(said)}.{left}"
-
-
-def headline(run: Run) -> str:
-    """How many edits by how many methods."""
-    found = run.read_json("results.json")
-    if "edits" not in found:
-        return "Nothing is finished yet."
-    failed = f"; {len(found['failed'])} failed" if found["failed"] else ""
-    return f"{found['edits']:,} edits by {len(found['editors'])} methods{failed}."
 
 
 if __name__ == "__main__":

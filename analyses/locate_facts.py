@@ -25,6 +25,7 @@ from workbench.records.reading import read_cases
 from workbench.studies.checked import traced
 from workbench.studies.defaults import default_records, default_window, records_path
 from workbench.studies.locate import check_tracing, locate
+from workbench.studies.replicas import chosen_workers
 from workbench.tracing.trace import CausalTrace
 
 OWN = -1
@@ -48,15 +49,16 @@ def main(
     metric: Annotated[str, typer.Option("--metric", help="What is measured: probability or kl.")] = "probability",
     positions: options.Positions = "all",
     engine: options.Engine = "auto",
-    workers: Annotated[
-        int | None, typer.Option("--workers", help="Facts traced at once. [default: a process a thread on a CPU]")
-    ] = None,
+    workers: options.NumberOfWorkers = None,
+    cluster: options.Cluster = None,
+    gpus_per_worker: options.GpusPerWorker = None,
     seed: options.Seed = 0,
     out: options.Out = None,
     plugin: options.Plugin = None,
     retry: options.Retry = False,
     fresh: options.Fresh = False,
     device: options.Device = "auto",
+    device_map: options.DeviceMap = None,
     dtype: options.Dtype = "float32",
     precision: options.Precision = "float32",
 ) -> None:
@@ -71,14 +73,15 @@ def main(
             raise ValueError("a single fact needs --prompt, --subject and --object")
         # The other facts stay in the set, so that the noise has their subjects' scale.
         facts, limit = {OWN: Fact(subject=subject, template=prompt, object=answer)} | facts, 1
-    loaded = load(model, device=device, dtype=dtype)
+    loaded = load(model, device=device, dtype=dtype, device_map=device_map)
     window = window or default_window(loaded)
-    settings = given(records=records, limit=limit, window=window, without=["workers"])
+    settings = given(records=records, limit=limit, window=window)
     checks = [traced(dict(islice(facts.items(), limit)))]
-    with analysis(out, settings, loaded, title="Where facts are recalled", checks=checks) as page:
+    crew = chosen_workers(loaded, workers=workers, cluster=cluster, gpus=gpus_per_worker, plugins=plugin)
+    with analysis(out, settings, loaded, title="Where facts are recalled", checks=checks) as page, crew as those:
         located = locate(
             page.run, loaded, facts, limit=limit, seed=seed, window=window, samples=samples, noise=noise, span=span,
-            severed=severed, metric=metric, positions=positions, engine=engine, workers=workers,
+            severed=severed, metric=metric, positions=positions, engine=engine, workers=those,
         )  # fmt: skip
         known, skipped = len(located.traces), len(located.found.skipped)
         seconds = page.run.read_json("results.json")["seconds_tracing"]

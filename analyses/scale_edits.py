@@ -222,7 +222,7 @@ def show(run: Run, plan: Plan, held_out: Sequence[str]) -> list[Section]:
     frame = curves(found)
     measures = set(frame.dropna(subset=["value"])["measure"])
     drawn = [panel for panel in PANELS if panel.measure in measures]
-    heading = f"{len(plan.sample)} records scored with more and more edits kept; bands are 95 % bootstrap intervals"
+    heading = f"{len(plan.sample)} records scored with more and more edits kept"
     run.save_figure("collapse", stack_figure(frame, drawn, heading=heading), caption=table.caption)
     norms = by_layer(run)
     run.save_table("norms", norms, caption="||dW||/||W|| (%) by layer of all updates together, mean over groups.")

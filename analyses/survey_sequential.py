@@ -48,7 +48,7 @@ from workbench.report.elements import Paragraph, Section
 from workbench.runs.run import Run
 from workbench.studies.checked import edited, scored
 from workbench.studies.defaults import default_records, default_text, records_path
-from workbench.studies.every_method import check_methods, made_editor, tried, whys
+from workbench.studies.every_method import check_methods, headline, made_editor, tried, whys
 from workbench.studies.going_on import complete, failing, going_on, left_out, made, refusing, sound
 from workbench.studies.locate import check_tracing, settled_layer
 from workbench.studies.stacked_edits import Plan, distinct, plan_stacks
@@ -224,15 +224,6 @@ def caption(plan: Plan) -> str:
         f"number of edits, spread over sequences: {models}. {_INTERVAL}; that edits kept together "
         "share a model is not in them."
     )
-
-
-def headline(run: Run) -> str:
-    """How many sequences by how many methods."""
-    found = run.read_json("results.json")
-    if "sequences" not in found:
-        return "Nothing is finished yet."
-    failed = f"; {len(found['failed'])} failed" if found["failed"] else ""
-    return f"{found['sequences']:,} sequences of edits by {len(found['editors'])} methods{failed}."
 
 
 if __name__ == "__main__":

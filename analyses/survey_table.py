@@ -45,7 +45,7 @@ from workbench.runs.run import Run
 from workbench.studies.ahead import Ahead, shared
 from workbench.studies.checked import scored
 from workbench.studies.defaults import default_records, default_text, records_path
-from workbench.studies.every_method import check_methods, made_editor, tried, whys
+from workbench.studies.every_method import check_methods, headline, made_editor, tried, whys
 from workbench.studies.going_on import sound
 from workbench.studies.locate import check_tracing, settled_layer
 from workbench.tables.survey import Cost, DataSet, survey_table
@@ -192,15 +192,6 @@ def show(run: Run, sets: Mapping[str, Sequence[Record]]) -> list[Section]:
     run.note(edits=len(edited), editors=list(names.values()), failed=failed, identical=checked)
     print(checked)
     return [Section(title="The table", elements=[Paragraph(text=checked), run.tables()["survey"]])]
-
-
-def headline(run: Run) -> str:
-    """How many edits by how many methods."""
-    found = run.read_json("results.json")
-    if "edits" not in found:
-        return "Nothing is finished yet."
-    failed = f"; {len(found['failed'])} failed" if found["failed"] else ""
-    return f"{found['edits']:,} edits by {len(found['editors'])} methods{failed}."
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ def try_changes(
 
     def attempt(some: Sequence[Record]) -> Iterator[None]:
         requests = [record.request for record in some]
-        asked = [untouched(record, requests) for record in some]
+        asked = untouched(some, requests)
         with refusing(some, lambda record: score_stack(model, [record])):
             before = score_stack(model, asked)
         with refusing(some, lambda record: editor(model, [record.request])):

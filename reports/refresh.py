@@ -3,13 +3,14 @@
     python reports/refresh.py                             # everything of the embedded model
     python reports/refresh.py --real                      # everything of SmolLM2, hours on two cores
     python reports/refresh.py atlas smollm2/locate_facts  # these only
-    python reports/refresh.py --readme                    # nothing is run: README.md's tables and its map of rooms
+    python reports/refresh.py --readme                    # nothing is run: README.md, and one a report
 
-Runs the study and the analyses with their defaults, copies what a reader looks at to `reports/` and
-puts tables into README.md between their markers.
+Runs the study and the analyses with their defaults, copies what a reader looks at to `reports/`, with a README.md that
+is shown where it is browsed, and puts tables into README.md between their markers.
 """
 
 import ast
+import html
 import re
 import shutil
 import subprocess
@@ -21,6 +22,8 @@ from typing import Annotated, Any
 import typer
 
 from workbench.cli.session import one_of, script
+from workbench.runs.artifacts import figures_in
+from workbench.tables.markup import escaped
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "runs" / "reports"
@@ -120,7 +123,26 @@ def main(
         shutil.rmtree(run)
     page = ROOT / "README.md"
     page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
+    for report in (ROOT / "reports").rglob("report.html"):
+        report.with_name("README.md").write_text(twin(report), encoding="utf-8")
     print(f"refreshed {', '.join([*(f'reports/{name}' for name in names), 'README.md'])}")
+
+
+def twin(report: Path) -> str:
+    """A report in Markdown, which is shown where its folder is looked at: its headline, figures and tables."""
+    page, folder = report.read_text(encoding="utf-8"), report.parent
+
+    def said(start: str) -> str:
+        found = re.search(f"{start}(.*?)</", page, re.DOTALL)
+        return escaped(html.unescape(found[1]).strip()) if found else ""
+
+    figures = [
+        f"![{escaped(caption)}](figures/{path.name})\n\n*{escaped(caption)}*"
+        for path, caption in ((each.path, each.caption) for each in figures_in(folder / "figures").values())
+    ]
+    tables = [path.read_text(encoding="utf-8").strip() for path in sorted((folder / "tables").glob("*.md"))]
+    note = "The whole report is the page report.html beside this file, to be opened in a browser."
+    return "\n\n".join(filter(None, [f"# {said('<h1>')}", said('class="headline">'), note, *figures, *tables])) + "\n"
 
 
 def with_tables(text: str) -> str:

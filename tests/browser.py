@@ -56,10 +56,10 @@ class Browser:
             raise RuntimeError(f"{method}: {answer['error']['message']}")
         return answer["result"]
 
-    def open(self, path: Path) -> None:
-        """Load a file from the disk; what was seen before is forgotten."""
+    def open(self, place: Path | str) -> None:
+        """Load a file from the disk, or an address; what was seen before is forgotten."""
         self.events.clear()
-        self.call("Page.navigate", url=path.resolve().as_uri())
+        self.call("Page.navigate", url=place if isinstance(place, str) else place.resolve().as_uri())
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self._next())
 
@@ -129,14 +129,14 @@ class Browser:
 
 @contextmanager
 def browser() -> Iterator[Browser]:
-    """Chromium with no network at all, ended when the block is left."""
+    """Chromium with no network beyond this machine, ended when the block is left."""
     assert CHROMIUM is not None
     theirs_in, ours_out = os.pipe()
     ours_in, theirs_out = os.pipe()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         # Chromium reads descriptor 3 and writes 4; unlike sh, bash knows descriptors above 9
         command = f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}'
-        flags = [*FLAGS, f"--user-data-dir={folder}", "--host-resolver-rules=MAP * ~NOTFOUND"]
+        flags = [*FLAGS, f"--user-data-dir={folder}", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
         process = subprocess.Popen(
             ["bash", "-c", command, CHROMIUM, *flags, "about:blank"],
             pass_fds=(theirs_in, theirs_out),

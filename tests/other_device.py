@@ -23,6 +23,8 @@ from workbench.editors.make import make_editor
 from workbench.editors.registry import EDITORS
 from workbench.editors.shared.second_moments import second_moments
 from workbench.measuring.evaluate import evaluate
+from workbench.models import placement
+from workbench.models.checkpoints import load_checkpoint
 from workbench.models.generation import generate
 from workbench.models.loading import load_model
 from workbench.models.model import SITES, Model
@@ -125,6 +127,25 @@ def moved(model: Model) -> Model:
     return Model(name=model.name, checkpoint=model.checkpoint, device=DEVICE, dtype=model.dtype)
 
 
+def spread() -> Model:
+    """The model with the matrices of some blocks on the CPU and all else on the other device."""
+
+    def move(module: torch.nn.Module, name: str, tensor: torch.Tensor, where: torch.device) -> None:
+        assert where == DEVICE
+        if name in module._parameters:
+            swap_tensors(tensor, torch.nn.Parameter(OtherTensor(tensor.data), requires_grad=False))
+        else:
+            module._buffers[name] = OtherTensor(tensor)
+
+    placement._move_ = move
+    checkpoint = load_checkpoint(str(FOLDER), device="cpu", dtype=torch.float32)
+    there = {f"transformer.h.{layer}": torch.device("cpu") for layer in (1, 2, 4)}
+    placement.place_(checkpoint, {"": DEVICE, **there})
+    made = Model(name=str(FOLDER), checkpoint=checkpoint, device=DEVICE, dtype=torch.float32)
+    assert made.spread and made.weight(2).is_cpu and not made.weight(3).is_cpu
+    return made
+
+
 def check_that_mixing_is_seen() -> None:
     """So that silence says something."""
     there = torch.zeros(3, 4, device=DEVICE)
@@ -196,5 +217,6 @@ if __name__ == "__main__":
     with OtherDevice():
         check_that_mixing_is_seen()
         other = moved(load_model(str(FOLDER), device="cpu"))
-        check_tracing(cpu, other)
-        check_the_rest(cpu, other)
+        for there in (other, spread()):
+            check_tracing(cpu, there)
+            check_the_rest(cpu, there)

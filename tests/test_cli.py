@@ -248,3 +248,10 @@ def test_a_script_of_the_analyses_is_repeated(
         for name in ("one", "one-rerun")
     ]
     assert tables[0] and tables[0] == tables[1]
+
+
+def test_the_page_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "workbench.app.page", raising=False)
+    said = run("app")
+    assert said.exit_code == 1 and "pip install 'workbench[app]'" in said.stderr

@@ -20,9 +20,10 @@ DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "pyyaml", "importlinter": "i
 """By the name that is imported, where it is not that of the package on PyPI."""
 IMPORT = re.compile(r"^ *(?:from (\w+)[\w.]* import |import (\w+)[\w.]*(?: as \w+)?(?:  #.*)?$)", re.MULTILINE)
 """One a line, as ruff keeps them; to parse all files would take a test seconds."""
-RUN_BY_OTHERS = {"gguf", "beartype", "pytest-xdist", "ruff", "pyright", "hatchling"}
+FOR_DOCS = {"mkdocs-material", "mkdocstrings", "latex2mathml", "nbclient", "nbformat", "ipykernel"}
+RUN_BY_OTHERS = {"gguf", "beartype", "pytest-xdist", "ruff", "pyright", "hatchling"} | FOR_DOCS
 """What is not imported: transformers reads GGUF files by one, the tests' import hook checks by another, the rest are
-tools."""
+tools and what builds the docs."""
 
 
 def imported(*rooms: str) -> set[str]:

@@ -37,6 +37,15 @@ def test_its_tables_are_those_of_the_reports() -> None:
     assert refresh["with_tables"](TEXT) == TEXT
 
 
+def test_the_folder_of_each_report_shows_what_it_says() -> None:
+    twin = runpy.run_path(str(ROOT / "reports" / "refresh.py"))["twin"]
+    for report in (ROOT / "reports").rglob("report.html"):
+        page = report.with_name("README.md").read_text(encoding="utf-8")
+        assert page == twin(report) and page.startswith("# ")
+        links = re.findall(r"!\[.*?\]\((figures/[^)]+)\)", page)
+        assert len(links) == len(list((report.parent / "figures").glob("*.png")))
+
+
 def test_its_links_and_pictures_are_there() -> None:
     links = [link for link in re.findall(r"\]\(([^)]+)\)", TEXT) if not link.startswith("http")]
     assert links

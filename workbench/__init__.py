@@ -21,11 +21,17 @@ if TYPE_CHECKING:
     from workbench.editors.registry import EDITORS as EDITORS
     from workbench.edits.edit import Edit as Edit
     from workbench.edits.sequence import sequence as sequence
+    from workbench.figures.editors import editor_figure as editor_figure
+    from workbench.figures.effects import average_effect_figure as average_effect_figure
+    from workbench.figures.effects import trace_heatmap as trace_heatmap
+    from workbench.figures.lens import lens_figure as lens_figure
+    from workbench.measuring.evaluate import score_state as score_state
     from workbench.measuring.summaries import summarise as summarise
     from workbench.models.generation import generate as generate
     from workbench.models.loading import load_model as load_model
     from workbench.models.model import Model as Model
     from workbench.models.scoring import score_targets as score_targets
+    from workbench.records.course import read_single_edit as read_single_edit
     from workbench.records.facts import EditRequest as EditRequest
     from workbench.records.facts import Fact as Fact
     from workbench.records.facts import Record as Record
@@ -36,8 +42,12 @@ if TYPE_CHECKING:
     from workbench.studies.calls import edit as edit
     from workbench.studies.calls import evaluate as evaluate
     from workbench.studies.calls import trace as trace
+    from workbench.studies.defaults import records_path as records_path
+    from workbench.studies.defaults import requests_path as requests_path
     from workbench.studies.edit import make_editor as make_editor
     from workbench.studies.locate import find_layer as find_layer
+    from workbench.tables.scores import generation_table as generation_table
+    from workbench.tables.scores import main_table as main_table
     from workbench.tracing.averages import average_effects as average_effects
     from workbench.tracing.averages import mediating_layer as mediating_layer
     from workbench.tracing.fact import trace_fact as trace_fact
@@ -52,18 +62,25 @@ _HOMES = {
     "edits.sequence": ("sequence",),
     "editors.plugins": ("load_plugin",),
     "editors.registry": ("EDITORS",),
+    "figures.editors": ("editor_figure",),
+    "figures.effects": ("average_effect_figure", "trace_heatmap"),
+    "figures.lens": ("lens_figure",),
+    "measuring.evaluate": ("score_state",),
     "measuring.summaries": ("summarise",),
     "models.generation": ("generate",),
     "models.loading": ("load_model",),
     "models.model": ("Model",),
     "models.scoring": ("score_targets",),
+    "records.course": ("read_single_edit",),
     "records.reading": ("read_facts", "read_records"),
     "records.facts": ("EditRequest", "Fact", "Record"),
     "report.write": ("write_report",),
     "runs.run": ("Run",),
     "studies.calls": ("edit", "evaluate", "trace"),
+    "studies.defaults": ("records_path", "requests_path"),
     "studies.edit": ("make_editor",),
     "studies.locate": ("find_layer",),
+    "tables.scores": ("generation_table", "main_table"),
     "tracing.averages": ("average_effects", "mediating_layer"),
     "tracing.fact": ("trace_fact",),
     "tracing.lens": ("logit_lens",),

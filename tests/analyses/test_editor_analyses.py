@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,7 @@ def test_the_best_is_bold_where_there_is_bold(tmp_path: Path) -> None:
     assert r"C & \textbf{88.0} (80.0-90.0) & - & 10 \\" in latex and r"A\_1 &" in latex and "**" not in latex
     saved = run.tables()["scores"]
     assert saved.rows[2] == ("B", "90.0 (85.0-95.0)", "1.0", "10") and saved.caption.endswith("interval reaches it.")
+    assert saved.best == ((2, 1), (3, 1))  # B and C, for the report
     assert "*" not in (run.folder / "tables" / "scores.csv").read_text()
 
 
@@ -187,11 +189,11 @@ def test_prompts_whose_answer_other_edits_change_are_left_out() -> None:
         capital(3, "Nigeria", "Old", "Oslo").request,
         speech,
     ]
-    left = untouched(record, requests)
+    (left,) = untouched([record], requests)
     assert left.neighborhood_prompts == ("In Romania, the capital is", "The capital of Niger is")
     assert [probe.targets_new for probe in left.portability_prompts] == [("Tiber",)]
     elsewhere = replace(requests[1], relation="currency")
-    assert len(untouched(record, [record.request, elsewhere]).neighborhood_prompts) == 3
+    assert len(untouched([record], [record.request, elsewhere])[0].neighborhood_prompts) == 3
 
 
 def test_every_number_of_edits_scores_the_same_records() -> None:
@@ -321,6 +323,34 @@ def test_the_curves_have_a_panel_each_measure() -> None:
     assert lines["Unedited"].get_ydata()[0] == 20.0  # type: ignore[index]
     with pytest.raises(ValueError, match="at least one number of edits"):
         stack_figure(frame.loc[frame["edits"] == 0], panels)
+
+
+def stacked(editors: int, *, width: float) -> pd.DataFrame:
+    """A share that all editors have half of at 1, 316 and 1,000 edits, with intervals so wide."""
+    places = [(f"E{number}", edits) for number in range(editors) for edits in (1, 316, 1000)]
+    interval = {"measure": "S", "value": 0.5, "low": 0.5 - width / 2, "high": 0.5 + width / 2}
+    return pd.DataFrame({"editor": name, "edits": edits, **interval} for name, edits in places)
+
+
+def test_curves_have_bands_where_these_can_be_read() -> None:
+    share = [Panel(measure="S", title="S", label="%", scale=100.0, limits=(0.0, 100.0))]
+    banded = stack_figure(stacked(2, width=0.2), share, heading="h")
+    assert len(banded.axes[0].collections) == 2 and banded.legends
+    vague = stack_figure(stacked(2, width=0.9), share).axes[0]
+    assert not vague.collections and vague.get_title(loc="left") == "S, no bands"
+    many = stack_figure(stacked(8, width=0.2), share, heading="h")
+    assert not many.axes[0].collections and not many.legends
+    names = {text.get_text(): text.get_position()[1] for text in many.axes[0].texts}
+    assert sorted(names) == [f"E{number}" for number in range(8)]
+    heights = sorted(names.values())
+    assert min(after - before for before, after in pairwise(heights)) > 0.06
+
+
+def test_ticks_of_numbers_of_edits_do_not_touch() -> None:
+    figure = stack_figure(stacked(1, width=0.0), [Panel(measure="S", title=name, label="") for name in "abcd"])
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["1", "", "1,000"]
+    wide = stack_figure(stacked(1, width=0.0), [Panel(measure="S", title="a", label="")])
+    assert [label.get_text() for label in wide.axes[0].get_xticklabels()] == ["1", "316", "1,000"]
 
 
 # The analyses ------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from workbench.machine.intervals import Estimate
 from workbench.measuring.scores import KINDS, Evaluation, PromptScores, RecordScores
 from workbench.records.facts import EditRequest
 from workbench.report.elements import Example, ExamplePrompt, Examples, Paragraph, Section
+from workbench.report.once import said_once
 from workbench.report.page import cells, numeric
 from workbench.report.study import study_headline
 from workbench.report.write import write_report
@@ -207,7 +208,33 @@ def test_an_empty_run_gives_a_page(run: Run) -> None:
 
 def test_numbers_stand_on_the_right_with_their_interval_below() -> None:
     rows = (("ROME (r)", "90.0 (80.0-95.0)", "-"), ("FT", "-1.0", "20"))
-    table = SavedTable(columns=("Editor", "S", "n"), rows=rows, caption="")
+    table = SavedTable(columns=("Editor", "S", "n"), rows=rows, caption="", best=((0, 1),))
     assert numeric(table) == [False, True, True]
-    assert cells(table)[0] == [("ROME (r)", ""), ("90.0", "(80.0-95.0)"), ("-", "")]
+    assert cells(table)[0] == [("ROME (r)", "", False), ("90.0", "(80.0-95.0)", True), ("-", "", False)]
     assert numeric(SavedTable(columns=("a", "b"), rows=(), caption="")) == [False, False]
+
+
+def test_the_best_are_bold_and_a_table_scrolls_in_an_area_of_its_own(run: Run) -> None:
+    run.save_table("scores", pd.DataFrame({"Editor": ["A"], "S": ["90.0"]}), caption="What.")
+    table = SavedTable(caption="", columns=("Editor", "S"), rows=(("A", "90.0"), ("B", "9.0")), best=((0, 1),))
+    source = Page(write_report(run, [Section(title="One", elements=[table])])).source
+    assert "<b>90.0</b>" in source and "<b>9.0" not in source and '<div class="scroll" tabindex="0">\n<table>' in source
+    run.write_json("tables/scores.json", {"caption": "", "columns": ["Editor"], "rows": [["A"]]})
+    assert run.tables()["scores"].best == ()  # of reports from before
+
+
+def test_nothing_is_said_twice() -> None:
+    shared = "Scores of edits. Intervals are over records (1,000 resamples)."
+    table = SavedTable(caption=f"{shared} Bold: best.", columns=("a",), rows=())
+    other = SavedTable(caption=f"{shared} Another model.", columns=("a",), rows=())
+    figure = SavedFigure(path=Path("x.png"), caption=shared)
+    lone = SavedTable(caption="Scores of edits. Costs.", columns=("a",), rows=())
+    said, more = Paragraph(text="ROME wins."), Paragraph(text="By far.")
+    sections = [
+        Section(title="One", elements=[said, more, table, other]),
+        Section(title="Two", elements=[figure, lone]),
+    ]
+    one, two = said_once(sections, "Which one? ROME wins.")
+    assert list(one.elements)[:2] == [more, table]
+    assert [each.caption for each in one.elements[2:]] == ["Another model. Else as Table 1 says."]  # pyright: ignore
+    assert [each.caption for each in two.elements] == ["As Table 1 says.", lone.caption]  # pyright: ignore

@@ -52,6 +52,11 @@ def test_main_table_has_a_row_an_editor_below_the_unedited_model() -> None:
     assert _cells(frame, "Records") == [100, 100, 100]
 
 
+def test_what_was_not_sampled_is_neither_shown_nor_told() -> None:
+    table = main_table({"ROME": _summary()}, fluency=False)
+    assert "Fluency" not in table.frame().columns and "Fluency" not in table.caption
+
+
 @pytest.mark.parametrize(
     ("style", "shown"), [("interval", "98.0 (95.2-99.8)"), ("plus-minus", "98.0 ± 2.3"), ("value", "98.0")]
 )

@@ -12,6 +12,8 @@ from workbench.cli.applying import apply, chat
 from workbench.cli.checkpoints import export, fetch
 from workbench.cli.comparing import compare
 from workbench.cli.editing import edit, evaluate
+from workbench.cli.moments import moments
+from workbench.cli.playing import app as page
 from workbench.cli.repeating import rerun
 from workbench.cli.session import told
 from workbench.cli.study import study
@@ -45,6 +47,8 @@ def settings(
 
 for command in (fetch, trace, edit, evaluate, apply, chat, export, train, study, rerun):
     app.command()(told(command, command.__name__))
+app.add_typer(moments, name="moments")
+app.command("app")(told(page, "app"))
 app.command()(told(compare, "compare_editors"))  # its runs are those of the script
 
 

@@ -24,10 +24,13 @@ def apply(
     tokens: Tokens = 20,
     force: Force = False,
     device: options.Device = "auto",
+    device_map: options.DeviceMap = None,
     dtype: options.Dtype = "float32",
 ) -> None:
     """Show what a model says to prompts before and after saved edits, side by side."""
-    show_both(load(model, device=device, dtype=dtype), edits, prompts, tokens=tokens, force=force)
+    show_both(
+        load(model, device=device, dtype=dtype, device_map=device_map), edits, prompts, tokens=tokens, force=force
+    )
 
 
 def chat(
@@ -36,10 +39,11 @@ def chat(
     tokens: Tokens = 20,
     force: Force = False,
     device: options.Device = "auto",
+    device_map: options.DeviceMap = None,
     dtype: options.Dtype = "float32",
 ) -> None:
     """Read prompts line by line, and show what a model says before and after saved edits; an empty line ends it."""
-    loaded = load(model, device=device, dtype=dtype)
+    loaded = load(model, device=device, dtype=dtype, device_map=device_map)
     console.print("A prompt a line; an empty line ends.")
     while prompt := _line():
         show_both(loaded, edits, [prompt], tokens=tokens, force=force)

@@ -28,6 +28,7 @@ def export(
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
     device: options.Device = "auto",
+    device_map: options.DeviceMap = None,
     dtype: options.OwnDtype = None,
 ) -> None:
     """Write a model with edits applied, as a Hugging Face checkpoint or as a PEFT LoRA adapter."""
@@ -36,7 +37,7 @@ def export(
 
     if to not in ("checkpoint", "lora"):
         raise ValueError(f"--to is checkpoint or lora, got {to!r}")
-    loaded = load(model, device=device, dtype=dtype)
+    loaded = load(model, device=device, dtype=dtype, device_map=device_map)
     with applied_files(loaded, edits, force=force) as applied:
         if to == "checkpoint":
             save_checkpoint(loaded, out, overwrite=overwrite)

@@ -44,7 +44,11 @@ def edit(
     plugin: options.Plugin = None,
     retry: options.Retry = False,
     fresh: options.Fresh = False,
+    workers: options.NumberOfWorkers = None,
+    cluster: options.Cluster = None,
+    gpus_per_worker: options.GpusPerWorker = None,
     device: options.Device = "auto",
+    device_map: options.DeviceMap = None,
     dtype: options.Dtype = "float32",
     precision: options.Precision = "float32",
 ) -> None:
@@ -60,6 +64,7 @@ def edit(
     from workbench.studies.defaults import default_records, default_text, records_path
     from workbench.studies.edit import edit_records, make_editor, show_edit
     from workbench.studies.locate import check_tracing, settled_layer
+    from workbench.studies.replicas import chosen_workers
 
     one = {"--prompt": prompt, "--subject": subject, "--target": target}
     if any(one.values()) and not all(one.values()):
@@ -74,14 +79,15 @@ def edit(
     records = records or default_records(model)
     every = [] if prompt and (layer is not None or layers) else read_records(records_path(records))
     chosen = [_request(prompt, subject, target)] if prompt else every[:limit]
-    loaded = load(model, device=device, dtype=dtype)
+    loaded = load(model, device=device, dtype=dtype, device_map=device_map)
     wanted = ask(loaded, method, preset_of=preset, settings=changes or (), layer=layer, layers=layers)
     text = text or default_text(loaded)
     settings = given(records=records, limit=len(chosen), layer=layer, text=text, without=["located"])
-    with analysis(out, settings, loaded, report=False, checks=[edited(chosen)]) as page:
+    crew = chosen_workers(loaded, workers=workers, cluster=cluster, gpus=gpus_per_worker, plugins=plugin)
+    with analysis(out, settings, loaded, report=False, checks=[edited(chosen)]) as page, crew as those:
         run = page.run
         if wanted.located or layer is not None:
-            layer = settled_layer(run, loaded, every, layer=layer, seed=seed, engine=engine)
+            layer = settled_layer(run, loaded, every, layer=layer, seed=seed, engine=engine, workers=those)
         editor = make_editor(
             loaded,
             method,
@@ -91,17 +97,18 @@ def edit(
             seed=seed,
             run=run,
             alone=wanted.alone,
+            workers=those,
             **wanted.fields,
         )
         count, doing = 0, f"Editing with {method}"
         if batch is None:
-            edits = edit_records(run, loaded, editor, chosen, together=together)
+            edits = edit_records(run, loaded, editor, chosen, together=together, workers=those)
             for record, made in track(edits, doing, len(chosen)):
                 count += 1
                 if prompt:
                     show_edit(console, loaded, record, made)
         else:
-            batches = edit_batches(run, loaded, editor, chosen, size=batch)
+            batches = edit_batches(run, loaded, editor, chosen, size=batch, workers=those)
             count = sum(1 for _ in track(batches, doing, ceil(len(chosen) / batch)))
         told = ", ".join(map(str, editor.layers))
         where = f" at layer{'s' * (len(editor.layers) > 1)} {told}" if told else ""
@@ -116,7 +123,11 @@ def evaluate(
     plugin: options.Plugin = None,
     retry: options.Retry = False,
     fresh: options.Fresh = False,
+    workers: options.NumberOfWorkers = None,
+    cluster: options.Cluster = None,
+    gpus_per_worker: options.GpusPerWorker = None,
     device: options.Device = "auto",
+    device_map: options.DeviceMap = None,
     precision: options.Precision = "float32",
 ) -> None:
     """Score the edits of a `workbench edit` run: efficacy, paraphrase, neighborhood, portability, fluency."""
@@ -127,6 +138,7 @@ def evaluate(
     from workbench.studies.defaults import records_path
     from workbench.studies.edit import edit_path, load_edits
     from workbench.studies.measure import score_edits
+    from workbench.studies.replicas import chosen_workers
 
     made = Run.open(edits)
     if made.settings.get("command") != "edit" or made.settings.get("prompt"):
@@ -139,16 +151,17 @@ def evaluate(
         chosen = saved_batches(made, every[: made.settings["limit"]], size=size)
     if not chosen:
         raise ValueError(f"'{edits}' holds no edits; run `workbench edit --out {edits}` to the end")
-    loaded = load(made.settings["model"], device=device, dtype=made.settings["dtype"])
+    loaded = load(made.settings["model"], device=device, dtype=made.settings["dtype"], device_map=device_map)
     made.check_model(loaded.fingerprint())
     settings = dict(made.settings) | given(edits=str(edits), limit=len(chosen))
-    with analysis(out, settings, loaded, checks=[scored(chosen, fluency=fluency)]) as page:
+    crew = chosen_workers(loaded, workers=workers, cluster=cluster, gpus=gpus_per_worker, plugins=plugin)
+    with analysis(out, settings, loaded, checks=[scored(chosen, fluency=fluency)]) as page, crew as those:
         run = page.run
         if not run.rows("failures"):
             for row in made.rows("failures"):  # what could not be edited is missing here too
                 run.append("failures", row)
         pairs = load_edits(made, chosen) if size is None else load_batches(made, chosen, size=size)
-        score_edits(run, loaded, pairs, records=chosen, seed=seed, fluency=fluency)
+        score_edits(run, loaded, pairs, records=chosen, seed=seed, fluency=fluency, workers=those)
 
 
 def _request(prompt: str, subject: str, target: str) -> "Record":

@@ -1,4 +1,4 @@
-"""How a command ends before its time: by a signal, or by an error that is told in one line."""
+"""How a command ends before its time: by a signal."""
 
 import signal
 import threading
@@ -28,15 +28,3 @@ def terminating() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def told_in_a_line(error: Exception) -> str:
-    """What went wrong, and the way out, on one line."""
-    from workbench.machine.allocator import out_of_memory
-    from workbench.machine.failures import reason
-
-    if out_of_memory(error):
-        return f"not enough memory ({reason(error)}): try --dtype bfloat16, fewer --samples, or a smaller model"
-    if isinstance(error, ValueError | OSError | IndexError) and str(error).strip():
-        return " ".join(str(error).split())
-    return f"{reason(error)} (unexpected: set WORKBENCH_TRACEBACK=1 to see where)"

@@ -145,7 +145,8 @@ Text = Annotated[
     typer.Option(
         "--text",
         help="Text for the second moment of keys: a .txt or .jsonl file, 'wikitext' (hub), 'self' (sampled from the "
-        "model), or 'atlas'. [default: wikitext; atlas and self for the models at hand]",
+        "model), or 'atlas'; or a folder that `workbench moments` has written. [default: wikitext; atlas and self for "
+        "the models at hand]",
     ),
 ]
 Preset = Annotated[
@@ -183,6 +184,41 @@ Device = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
 OwnDtype = Annotated[
     str | None, typer.Option("--dtype", help="float32, bfloat16 or float16. [default: the checkpoint's own]")
+]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        "--device-map",
+        help="auto: spread a model that is larger than a GPU over all GPUs and, what does not fit, the CPU; each "
+        "matrix is multiplied where it lies.",
+    ),
+]
+NumberOfWorkers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        min=1,
+        help="Facts, edits or texts worked on at once: processes of one thread (Linux, on a CPU), or with --cluster "
+        "replicas of the model. [default: for tracing a small model a process a thread, else this one]",
+    ),
+]
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        metavar="auto|ADDRESS",
+        help="Work on replicas of the model in a Ray cluster: the one at this address, or with auto the one that runs "
+        "here, else one that is started for this command. All machines need the workbench and the same files. Needs "
+        "the package ray.",
+    ),
+]
+GpusPerWorker = Annotated[
+    float | None,
+    typer.Option(
+        "--gpus-per-worker",
+        min=0,
+        help="GPUs that a replica in the cluster has, 0.5 for two on one. [default: 1 if the cluster has any]",
+    ),
 ]
 Precision = Annotated[
     str,

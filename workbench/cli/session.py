@@ -19,7 +19,8 @@ import typer
 from rich.console import Console
 
 from workbench.cli import options
-from workbench.cli.ending import Terminated, terminating, told_in_a_line
+from workbench.cli.ending import Terminated, terminating
+from workbench.machine.failures import told_in_a_line
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 SOME_FAILED = 3
 """Exit code of a command that came to its end, but some of whose records failed."""
 _running: ContextVar[dict[str, Any]] = ContextVar("the name and the options of the command that runs now")
-_OF_THIS_TIME = {"out", "retry", "fresh", "device"}
+_OF_THIS_TIME = {"out", "retry", "fresh", "device", "device_map", "workers", "cluster", "gpus_per_worker"}
 _NO_SETTINGS = {*_OF_THIS_TIME, "together"}
 """Options that a run may go on with though they differ."""
 console = Console(soft_wrap=True, markup=False, highlight=False, emoji=False)
@@ -128,7 +129,7 @@ def given(*, without: Sequence[str] = (), **settled: Any) -> dict[str, Any]:
     """The settings of a run: the options of the command that runs now, with what it has settled in their place.
 
     Left out are the options that a run may go on with though they differ: --out, --retry, --fresh, --device,
-    --together and those of `without`.
+    --together, those that say who works, and those of `without`.
     """
     left_out = {*_NO_SETTINGS, "plugin", *without}
     asked = _running.get()
@@ -243,11 +244,12 @@ def one_of(option: str, value: Any, choices: Iterable[Any]) -> None:
 # Its model -----------------------------------------------------------------------------------------------------
 
 
-def load(model: str, *, device: str, dtype: str | None) -> "Model":
+def load(model: str, *, device: str, dtype: str | None, device_map: str | None = None) -> "Model":
     """`load_model` with the options of a command."""
     from workbench.models import loading
 
-    return loading.load_model(model, device=device, dtype=None if dtype is None else torch_dtype(dtype))
+    chosen = {"device_map": device_map} if device_map else {}
+    return loading.load_model(model, device=device, dtype=None if dtype is None else torch_dtype(dtype), **chosen)
 
 
 def torch_dtype(name: str) -> "torch.dtype":

@@ -27,7 +27,11 @@ def study(
     plugin: options.Plugin = None,
     retry: options.Retry = False,
     fresh: options.Fresh = False,
+    workers: options.NumberOfWorkers = None,
+    cluster: options.Cluster = None,
+    gpus_per_worker: options.GpusPerWorker = None,
     device: options.Device = "auto",
+    device_map: options.DeviceMap = None,
     dtype: options.Dtype = "float32",
     precision: options.Precision = "float32",
 ) -> None:
@@ -46,22 +50,24 @@ def study(
     from workbench.studies.edit import edit_records, follow_answers, load_edits, make_editor
     from workbench.studies.locate import check_tracing, locate, trace_edited, true_facts
     from workbench.studies.measure import score_edits
+    from workbench.studies.replicas import chosen_workers
 
     check_tracing(positions, engine, layer_needed=layer is None and not layers)
     records = records or default_records(model)
     every = read_records(records_path(records))
     chosen, facts = every[:limit], true_facts(every)
-    loaded = load(model, device=device, dtype=dtype)
+    loaded = load(model, device=device, dtype=dtype, device_map=device_map)
     window = window or default_window(loaded)
     wanted = ask(loaded, method, preset_of=preset, settings=changes or (), layer=layer, layers=layers)
     text = text or default_text(loaded)
     settings = given(records=records, window=window, text=text)
     checks = [traced(dict(islice(facts.items(), traces))), scored(chosen, fluency=fluency)]
-    with analysis(out, settings, loaded, checks=checks) as page:
+    crew = chosen_workers(loaded, workers=workers, cluster=cluster, gpus=gpus_per_worker, plugins=plugin)
+    with analysis(out, settings, loaded, checks=checks) as page, crew as those:
         run = page.run
         located = locate(
             run, loaded, facts, limit=traces, seed=seed, window=window, samples=samples,
-            noise=noise, positions=positions, engine=engine,
+            noise=noise, positions=positions, engine=engine, workers=those,
         )  # fmt: skip
         layer = located.layer if wanted.located else wanted.layer
         if layer is None and wanted.located:
@@ -75,10 +81,11 @@ def study(
             seed=seed,
             run=run,
             alone=wanted.alone,
+            workers=those,
             **wanted.fields,
         )
-        edits = edit_records(run, loaded, editor, chosen, together=together)
-        score_edits(run, loaded, edits, records=chosen, seed=seed, fluency=fluency)
+        edits = edit_records(run, loaded, editor, chosen, together=together, workers=those)
+        score_edits(run, loaded, edits, records=chosen, seed=seed, fluency=fluency, workers=those)
         trace_edited(run, loaded, chosen, located)
         show_neurons(run, loaded, located, load_edits(run, chosen))
         follow_answers(run, loaded, load_edits(run, chosen))

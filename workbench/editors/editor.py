@@ -10,9 +10,11 @@ import torch
 
 from workbench.editors.setup.contexts import sample_contexts
 from workbench.editors.setup.presets import Preset
+from workbench.editors.shared.kept_moments import read_kept
 from workbench.editors.shared.moment import SecondMoment
 from workbench.editors.shared.second_moments import second_moments
 from workbench.edits.edit import Edit
+from workbench.machine.processes import Workers
 from workbench.machine.shown import Shown, field_values, html_table, short
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest, Record
@@ -33,10 +35,14 @@ class Setting:
     """Text that keys are averaged over."""
     cache: Path
     """Folder where second moments are kept."""
+    kept: Path | None = None
+    """Folder of second moments that are there already; None to count them over the texts."""
     seed: int
     """Of the contexts."""
     records: Callable[[], Sequence[Record]] = tuple
     """Training records, for methods that learn from others' edits or show them."""
+    workers: Workers[Model] | None = None
+    """Who counts second moments, of the same model; None for this process."""
 
     def layers(self) -> tuple[int, ...]:
         """The layers that the preset names, or those around the located one; IndexError for one that is not there."""
@@ -48,8 +54,12 @@ class Setting:
         return sample_contexts(self.model, lengths=self.preset.context_lengths, generator=generator)
 
     def moments(self, layers: Sequence[int]) -> Mapping[int, SecondMoment]:
-        """Second moments of the layers' keys, over the texts or from the cache."""
-        return second_moments(self.model, list(layers), self.texts(), cache=self.cache, progress=True)
+        """Second moments of the layers' keys: those kept, else over the texts or from the cache."""
+        if self.kept is not None:
+            return read_kept(self.model, layers, self.kept)
+        return second_moments(
+            self.model, list(layers), self.texts(), cache=self.cache, progress=True, workers=self.workers
+        )
 
 
 class Editor(Shown, ABC):

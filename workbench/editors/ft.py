@@ -98,7 +98,7 @@ class FT(Editor):
         matrices = ("W_out", "b_out") if self.bias else ("W_out",)
         weights = {(layer, matrix): model.weight(layer, matrix) for layer in self.layers for matrix in matrices}
         changes = {
-            place: torch.zeros(weight.shape, dtype=dtype, device=weight.device, requires_grad=True)
+            place: torch.zeros(weight.shape, dtype=dtype, device=model.device, requires_grad=True)
             for place, weight in weights.items()
         }
         losses = self._optimise(model, requests, weights, changes)
@@ -135,7 +135,8 @@ class FT(Editor):
                     continue
                 for place, gradient in zip(changes, gradients, strict=True):
                     change = changes[place]
-                    change.grad = gradient + self.weight_decay * (weights[place] + change.detach())
+                    weight = weights[place].to(change.device)
+                    change.grad = gradient + self.weight_decay * (weight + change.detach())
                 optimiser.step()
                 if self.norm_constraint is not None:
                     for leaf in leaves:

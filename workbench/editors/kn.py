@@ -193,7 +193,8 @@ def easyedit_change(model: Model, prompt: str, answer: Sequence[int]) -> Float[T
 
 
 def _unembedding(model: Model, ids: Sequence[int]) -> Float[Tensor, "token d_model"]:
-    rows = model.hf.get_output_embeddings().weight.detach()[torch.tensor(ids, device=model.device, dtype=torch.long)]
+    table = model.hf.get_output_embeddings().weight.detach()
+    rows = table[torch.tensor(ids, device=table.device, dtype=torch.long)].to(model.device)
     return rows.to(torch.promote_types(model.dtype, torch.float32))
 
 

@@ -120,7 +120,7 @@ class LoRA(Editor):
         """The matrices' modules, wrapped by `peft`, stand in the model within the block."""
         holders = [module_of(model.bridge.blocks[layer], matrix) for layer, matrix in places]
         originals = [holder.original_component for holder in holders]
-        adapters = [self._wrapped(original) for original in originals]
+        adapters = [self._wrapped(original, model.device) for original in originals]
         try:
             for holder, adapter in zip(holders, adapters, strict=True):
                 holder.set_original_component(adapter)
@@ -129,8 +129,8 @@ class LoRA(Editor):
             for holder, original in zip(holders, originals, strict=True):
                 holder.set_original_component(original)
 
-    def _wrapped(self, original: nn.Module) -> Any:
-        """The module with factors beside it, which start at no change."""
+    def _wrapped(self, original: nn.Module, device: torch.device) -> Any:
+        """The module with factors beside it, where states are, which start at no change."""
         from peft import LoraConfig, inject_adapter_in_model  # here, since it takes seconds
 
         config = LoraConfig(
@@ -146,7 +146,7 @@ class LoRA(Editor):
             parameter.requires_grad_(flag)
         adapter: Any = wrapped[_INSIDE]  # pyright: ignore[reportIndexIssue]
         for factors in (adapter.lora_A, adapter.lora_B):  # Adam's steps would be lost in half precision
-            factors.to(torch.promote_types(factors["default"].weight.dtype, torch.float32))
+            factors.to(device, torch.promote_types(factors["default"].weight.dtype, torch.float32))
         return adapter
 
     def _optimise(self, model: Model, requests: tuple[EditRequest, ...], adapters: Sequence[Any]) -> list[float]:

@@ -9,6 +9,7 @@ from workbench.editors.asked import Asked, asked, preset_or_defaults
 from workbench.editors.editor import Editor, Setting, edited_layers
 from workbench.editors.registry import EDITORS
 from workbench.editors.setup.presets import Preset
+from workbench.machine.processes import Workers
 from workbench.models.model import Model
 from workbench.records.facts import Record
 
@@ -55,6 +56,8 @@ def make_editor(
     preset_of: str | None = None,
     alone: bool = False,
     records: Callable[[], Sequence[Record]] = tuple,
+    workers: Workers[Model] | None = None,
+    kept: Path | None = None,
     **changes: Any,
 ) -> Editor:
     """An editor with its preset, and prepared with what it needs of the model, such as second moments of keys.
@@ -69,6 +72,8 @@ def make_editor(
             the last layer.
         alone: edit `layer` alone, whatever the preset says.
         records: gives training records, for methods that learn from others' edits or show them.
+        workers: who counts second moments, of the same model; this process unless given.
+        kept: a folder of second moments that are there already (`kept_moments`), taken in place of texts.
         changes: fields of the editor that differ from the preset.
 
     Raises ValueError for an unknown method or no preset, IndexError for a layer out of range.
@@ -78,7 +83,16 @@ def make_editor(
     chosen = _preset(model, method, preset_of)
     at = 0 if layer is None else layer  # which is then not looked at
     setting = Setting(
-        model=model, layer=at, preset=chosen, alone=alone, texts=texts, cache=cache, seed=seed, records=records
+        model=model,
+        layer=at,
+        preset=chosen,
+        alone=alone,
+        texts=texts,
+        cache=cache,
+        seed=seed,
+        records=records,
+        workers=workers,
+        kept=kept,
     )
     fields = {name: value for name, value in chosen.fields.items() if name != "layers"}  # the setting knows them
     return EDITORS[method].prepare(setting, {**fields, **changes})

@@ -177,7 +177,7 @@ class WISE(Editor):
         self, model: Model, request: EditRequest, index: int, before: Float[Tensor, "d_in d_out"]
     ) -> tuple[Float[Tensor, "d_in d_out"], dict[str, Any]]:
         """The shard's change with one more request in it, on the CPU, and what is noted of it."""
-        text, weight = self._text(request), self.rules.weight(model)
+        text, weight = self._text(request), self.rules.weight(model).to(model.device)
         templates = in_contexts(request.template, self.contexts)
         rows = tuple(replace(request, template=template) for template in templates)
         batch = tuning_batch(model, rows, objective="target", kl_template=None)

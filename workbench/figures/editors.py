@@ -94,6 +94,7 @@ def stack_figure(frame: pd.DataFrame, panels: Sequence[Panel], *, heading: str =
     """A panel each measure against the number of edits kept together, on a logarithmic axis, with a line each editor.
 
     Args:
+        heading: what is drawn; it goes on to say where intervals are.
         frame: columns `editor`, `edits`, `measure`, `value`, `low`, `high` (the interval, may be NaN). Zero edits are
             the unedited model, a dotted line across the panel.
 
@@ -102,54 +103,108 @@ def stack_figure(frame: pd.DataFrame, panels: Sequence[Panel], *, heading: str =
     edited = frame.loc[frame["edits"] > 0]
     if edited.empty or not panels:
         raise ValueError("stack_figure needs at least one number of edits and one panel")
-    across = min(len(panels), 4)
-    down = -(-len(panels) // across)
-    figure = Figure(figsize=(WIDTH, 0.9 + 2.3 * down), layout="constrained")
-    grid = figure.subplots(down, across, squeeze=False, sharex=True)
     editors = list(dict.fromkeys(edited["editor"]))
+    many = len(editors) > _BANDED
+    across = min(len(panels), 2 if many else 4)
+    down = -(-len(panels) // across)
+    figure = Figure(figsize=(WIDTH, 0.9 + (2.6 if many else 2.3) * down), layout="constrained")
+    grid = figure.subplots(down, across, squeeze=False, sharex=True)
     for ax, panel in zip(grid.flat, panels, strict=False):
         rows = frame.loc[frame["measure"] == panel.measure]
         before = rows.loc[rows["edits"] == 0, "value"].to_numpy(float)
+        vague = not many and _vague(rows.loc[rows["edits"] > 0], panel)
         if len(before) and np.isfinite(before[0]):
             ax.axhline(panel.scale * before[0], color="#777777", linewidth=1, linestyle=":", label=UNEDITED)
         for index, editor in enumerate(editors):
-            _line(ax, rows.loc[(rows["editor"] == editor) & (rows["edits"] > 0)], panel, editor, index)
+            some = rows.loc[(rows["editor"] == editor) & (rows["edits"] > 0)]
+            _line(ax, some, panel, editor, index, banded=not (many or vague))
         numbers = sorted(set(edited["edits"]))
         ax.set_xscale("log")
-        ax.set_xticks(numbers, [f"{number:,}" for number in numbers], fontsize=8)
+        ax.set_xticks(numbers, _apart(numbers, inches=0.7 * WIDTH / across), fontsize=8)
         ax.xaxis.set_minor_locator(NullLocator())
-        ax.set(title=panel.title, ylabel=panel.label)
+        ax.set(title=f"{panel.title}, no bands" if vague else panel.title, ylabel=panel.label)
         if panel.log and _spread(rows["value"].to_numpy(float)) > 10:
             ax.set_yscale("log")
             ax.yaxis.set_major_formatter("{x:g}")
         elif panel.limits:
             ax.set_ylim(panel.limits)
         sns.despine(ax=ax)
+        if many:
+            _name_lines(ax)
     for ax in grid.flat[len(panels) :]:
         ax.set_visible(False)
     for ax in grid.flat[max(0, len(panels) - across) : len(panels)]:  # the lowest of each column
         ax.set_xlabel("Edits")
         ax.tick_params(labelbottom=True)
-    named: dict[str, Artist] = {}
-    for ax in grid.flat:
-        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            named.setdefault(label, handle)
-    columns = min(len(named), 6)
-    figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=columns, handlelength=3)
+    if not many:
+        named: dict[str, Artist] = {}
+        for ax in grid.flat:
+            for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+                named.setdefault(label, handle)
+        columns = min(len(named), 6)
+        figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=columns, handlelength=3)
     if heading:
-        write_heading(figure, heading)
+        bands = "bands are 95 % intervals, not drawn where they would cover a panel"
+        write_heading(figure, f"{heading}; {'intervals are in the table' if many else bands}")
     return figure
 
 
-def _line(ax: Axes, rows: pd.DataFrame, panel: Panel, editor: str, index: int) -> None:
+def _line(ax: Axes, rows: pd.DataFrame, panel: Panel, editor: str, index: int, *, banded: bool) -> None:
     rows = rows.sort_values("edits")
     rows = rows.loc[np.isfinite(rows["value"].to_numpy(float))]
     if rows.empty:
         return
     style = EDITOR_STYLES[index % len(EDITOR_STYLES)]
     x, (y, low, high) = rows["edits"].to_numpy(float), (panel.scale * rows[c].to_numpy(float) for c in _BAND)
-    ax.fill_between(x, low, high, color=style.color, alpha=0.1, linewidth=0)
+    if banded:
+        ax.fill_between(x, low, high, color=style.color, alpha=0.1, linewidth=0)
     ax.plot(x, y, label=editor, **style.keywords())
+
+
+def _vague(rows: pd.DataFrame, panel: Panel) -> bool:
+    """Whether intervals of a share are so wide, on average, that bands would cover the panel."""
+    width = panel.scale * (rows["high"] - rows["low"]).to_numpy(float)
+    known = width[np.isfinite(width)]
+    if panel.limits is None or not len(known):
+        return False
+    return float(known.mean()) > _VAGUE * (panel.limits[1] - panel.limits[0])
+
+
+def _apart(numbers: Sequence[int], *, inches: float) -> list[str]:
+    """Labels for ticks on a logarithmic axis so long, from the right on; those that would touch one are left out."""
+    decades = np.log10(numbers[-1] / numbers[0]) or 1.0
+    labels, edge = [f"{number:,}" for number in numbers], np.inf
+    for index in reversed(range(len(numbers))):
+        place, half = inches * np.log10(numbers[index] / numbers[0]) / decades, 0.035 * len(labels[index])
+        if place + half + 0.06 > edge:
+            labels[index] = ""
+        else:
+            edge = place - half
+    return labels
+
+
+def _name_lines(ax: Axes) -> None:
+    """Names at the right ends of lines, as near to them as they can stand without touching."""
+    to_axes = ax.transData + ax.transAxes.inverted()
+    right = ax.get_xlim()[1]
+    ends = []
+    for line in ax.get_lines():
+        x, y = (np.asarray(values, dtype=float)[-1] for values in line.get_data())
+        ends.append((to_axes.transform((right, y))[1], x, y, line))
+    ends.sort(key=lambda end: end[0])
+    places = [height for height, *_ in ends]
+    for _ in range(200):  # neighbors push each other apart
+        for one in range(len(places) - 1):
+            short = max(0.0, _GAP - (places[one + 1] - places[one]))
+            places[one], places[one + 1] = places[one] - short / 2, places[one + 1] + short / 2
+        places[0], places[-1] = max(places[0], -0.05), min(places[-1], 1.05)
+    for place, (_, x, y, line) in zip(places, ends, strict=True):
+        color = str(line.get_color())
+        ax.annotate(
+            str(line.get_label()), xy=(right if line.get_linestyle() == ":" else x, y), xytext=(1.05, place),
+            textcoords="axes fraction", va="center", fontsize=8, color=color, annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 3},
+        )  # fmt: skip
 
 
 def _spread(values: np.ndarray) -> float:
@@ -159,3 +214,8 @@ def _spread(values: np.ndarray) -> float:
 
 
 _BAND = ("value", "low", "high")
+_BANDED = 4
+"""Editors up to which bands can be told apart; the lines of more are named where they end."""
+_VAGUE = 0.45
+_GAP = 0.072
+"""Of an axis, between the names of two lines."""

@@ -33,3 +33,14 @@ def lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     named = [f"  {row['what']} {row['case_id']}: {row['reason']}" for row in rows[:_NAMED]]
     more = [f"  and {len(rows) - _NAMED:,} more, in failures.jsonl"] if len(rows) > _NAMED else []
     return [f"{sentence(rows).strip()} --retry tries again.", *named, *more]
+
+
+def told_in_a_line(error: Exception) -> str:
+    """What went wrong, and the way out, on one line."""
+    from workbench.machine.allocator import out_of_memory
+
+    if out_of_memory(error):
+        return f"not enough memory ({reason(error)}): try --dtype bfloat16, fewer --samples, or a smaller model"
+    if isinstance(error, ValueError | OSError | IndexError) and str(error).strip():
+        return " ".join(str(error).split())
+    return f"{reason(error)} (unexpected: set WORKBENCH_TRACEBACK=1 to see where)"

@@ -1,4 +1,4 @@
-"""One function over many items, side by side in forked processes of one thread each.
+"""One function over many items, side by side: in forked processes of one thread each, or wherever `Workers` are.
 
 Small matrices keep two threads waiting for each other; two processes do not wait. A fork shares the model's memory
 with this process and sees hooks and edits as they are now.
@@ -10,17 +10,60 @@ import pickle
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from threading import Thread
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
+_State = TypeVar("_State")
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
+
+AHEAD = 4
+"""Items that are given out before the first of them is asked for, a worker; fewer where results are large."""
+
+
+class Workers(ABC, Generic[_State]):
+    """Those who do one thing with many items, each with a state of its own, such as a model."""
+
+    count: int
+    """How many work at once."""
+
+    @abstractmethod
+    def map(
+        self, function: Callable[[_State, _Item], _Result], items: Iterable[_Item], *, ahead: int = AHEAD
+    ) -> Generator[_Result, None, None]:
+        """What the function gives for a worker's state and each item, in the items' order, as it is asked for.
+
+        Items are taken as workers become free, at most `ahead` a worker before the first of them is asked for. What it
+        raises is raised here.
+        """
+
+    def close(self) -> None:
+        """Let them go."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processes(Workers[_State]):
+    """This process, or forked ones that share the state with it as it is when the work begins."""
+
+    state: _State
+    count: int = 1
+
+    def map(
+        self, function: Callable[[_State, _Item], _Result], items: Iterable[_Item], *, ahead: int = AHEAD
+    ) -> Generator[_Result, None, None]:
+        """See `side_by_side`."""
+        return side_by_side(partial(function, self.state), items, workers=self.count, ahead=ahead)
 
 
 def check_workers(workers: int, device: torch.device) -> None:
@@ -37,23 +80,31 @@ def can_fork(device: torch.device) -> bool:
 
 
 def side_by_side(
-    function: Callable[[_Item], _Result], items: Sequence[_Item], *, workers: int
+    function: Callable[[_Item], _Result], items: Iterable[_Item], *, workers: int, ahead: int = AHEAD
 ) -> Generator[_Result, None, None]:
     """What the function gives for each item, in their order; one worker is this process, with all its threads.
 
-    What it raises is raised here. RuntimeError where a worker is killed, as by the system when memory runs out.
+    `ahead` as `Workers.map` says. What it raises is raised here. RuntimeError where a worker is killed, as by the
+    system when memory runs out.
     """
-    workers = min(workers, len(items))
+    left = iter(items)
+    first = list(islice(left, workers)) if workers > 1 else []
+    workers = min(workers, len(first))
     if workers <= 1:
-        yield from map(function, items)
+        yield from map(function, first)
+        yield from map(function, left)
         return
     context = multiprocessing.get_context("fork")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(function,))
     try:
         with _quiet_fork():
-            futures = [pool.submit(_work, item) for item in items]
-        for future in futures:
-            yield pickle.loads(future.result())
+            futures: deque[Future[bytes]] = deque(pool.submit(_work, item) for item in first)
+        for item in left:
+            futures.append(pool.submit(_work, item))
+            if len(futures) >= ahead * workers:
+                yield pickle.loads(futures.popleft().result())
+        while futures:
+            yield pickle.loads(futures.popleft().result())
     except BrokenProcessPool as error:
         raise RuntimeError(
             f"one of {workers} worker processes was killed, perhaps since memory ran out: use fewer workers"

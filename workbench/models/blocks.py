@@ -122,7 +122,9 @@ class Blocks:
         if self._positions is None:
             return embeddings
         at = torch.arange(embeddings.shape[-2], device=embeddings.device) if positions is None else positions
-        return embeddings + F.embedding(at + getattr(self._positions, "offset", 0), self._positions.weight)
+        table = self._positions.weight
+        rows = F.embedding((at + getattr(self._positions, "offset", 0)).to(table.device), table)
+        return embeddings + rows.to(embeddings.device)
 
     def unembed(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... vocab"]:
         """Logits of a residual stream that leaves the last layer."""

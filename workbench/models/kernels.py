@@ -49,7 +49,7 @@ def attend_short(
 
 def linear(module: Any, x: Float[Tensor, "... d_in"], *, gelu: bool = False) -> Float[Tensor, "... d_out"]:
     """What a linear module gives, or GELU in its tanh form of that; on a CPU without gradients one kernel of oneDNN."""
-    fits = x.is_cpu and x.dtype == torch.float32 and type(module) in (Conv1D, torch.nn.Linear)
+    fits = x.is_cpu and x.dtype == torch.float32 and type(module) in (Conv1D, torch.nn.Linear) and module.weight.is_cpu
     if LINEAR_KERNEL is not None and fits and not torch.is_grad_enabled():
         weight = module.weight.t() if isinstance(module, Conv1D) else module.weight
         if weight.is_contiguous() or weight.t().is_contiguous():  # for slices of a larger matrix it is slow

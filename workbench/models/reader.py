@@ -27,11 +27,13 @@ class Reader:
     checkpoint: Checkpoint
     """The loaded weights and tokenizer."""
     device: torch.device
-    """Where the weights are."""
+    """Where the weights are or, of a model that is spread, its states."""
     dtype: torch.dtype
     """Type of the weights and of the logits."""
     budget: float = BUDGET
     """GiB that a forward pass may hold beside the weights; batches are made smaller to stay below."""
+    device_map: str | None = None
+    """How it was spread over devices; None for one on a single device."""
 
     def __post_init__(self) -> None:
         cfg, hf = self.bridge.cfg, self.hf

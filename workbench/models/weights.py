@@ -30,6 +30,11 @@ class Weights(Reader):
         """
         return self.checkpoint.parameters
 
+    @property
+    def spread(self) -> bool:
+        """Whether weights lie on several devices."""
+        return any(parameter.device != self.device for parameter in self.parameters.values())
+
     def _layer(self, layer: int | None) -> int:
         if layer is None or not 0 <= layer < self.n_layers:
             raise IndexError(f"layer {layer} is out of range; {self.name} has layers 0 to {self.n_layers - 1}")

@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from workbench.report.elements import Examples, Paragraph, Section, Traces
+from workbench.report.once import said_once
 from workbench.runs.artifacts import SavedFigure, SavedTable
 from workbench.runs.run import Run
 
@@ -47,7 +48,7 @@ def render(*, title: str, headline: str, sections: Sequence[Section], notice: st
         title=title,
         headline=headline,
         notice=notice,
-        sections=sections,
+        sections=said_once(sections, headline),
         script_source=next(iter(sources), ""),
         style=Markup(files("workbench.report").joinpath("report.css").read_text(encoding="utf-8")),
         settings=[] if run is None else list(_flat(run.settings)),
@@ -63,12 +64,15 @@ def numeric(table: SavedTable) -> list[bool]:
     return [bool(cells) and all(map(_is_number, cells)) for cells in columns]
 
 
-def cells(table: SavedTable) -> list[list[tuple[str, str]]]:
-    """Rows of (value, interval): `98.0 (95.1-99.8)` is shown on two lines, so that wide tables fit."""
-    numbers = numeric(table)
+def cells(table: SavedTable) -> list[list[tuple[str, str, bool]]]:
+    """Rows of (value, interval, bold): `98.0 (95.1-99.8)` is shown on two lines, so that wide tables fit."""
+    numbers, best = numeric(table), set(table.best)
     return [
-        [_split(cell) if number else (cell, "") for cell, number in zip(row, numbers, strict=True)]
-        for row in table.rows
+        [
+            (*(_split(cell) if number else (cell, "")), (row, column) in best)
+            for column, (cell, number) in enumerate(zip(shown, numbers, strict=True))
+        ]
+        for row, shown in enumerate(table.rows)
     ]
 
 

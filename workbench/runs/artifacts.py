@@ -44,6 +44,8 @@ class SavedTable(AsJson):
     """Heads."""
     rows: tuple[tuple[str, ...], ...]
     """Cells as text."""
+    best: tuple[tuple[int, int], ...] = ()
+    """(row, column) of those that are shown in bold."""
 
     @classmethod
     def of(cls, table: Table | pd.DataFrame, caption: str = "") -> "SavedTable":

@@ -1,20 +1,28 @@
 """Edits of different records searched together, before each is asked for: every one is as if made alone."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any, cast
 
 from workbench.editors.editor import Editor
 from workbench.edits.edit import Edit
 from workbench.machine.failures import FAILURES
+from workbench.machine.processes import Processes, Workers
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest, Record
+
+Made = tuple[Edit, float]
+"""An edit, and the seconds that it took: of several made at once an even share."""
 
 
 @dataclass(kw_only=True)
 class Ahead:
-    """The edits of records, made for so many at once (`Editor.each`) when the first of them is asked for."""
+    """The edits of records, made for so many at once (`Editor.each`) when the first of them is asked for.
+
+    Several workers make those of further records meanwhile.
+    """
 
     model: Model
     """As it is when an edit is asked for: unedited."""
@@ -24,38 +32,71 @@ class Ahead:
     """In the order in which they are asked for."""
     together: int = 1
     """Records whose edits are made at once."""
-    _made: dict[int, tuple[Edit, float]] = field(default_factory=dict)
-    _alone: set[int] = field(default_factory=set)
+    workers: Workers[Model] | None = None
+    """Who makes them, of the same model; None for this process."""
+    _made: dict[int, Made | Exception] = field(default_factory=dict)
+    _begin: int = 0
+    """The first record that has not been given to a worker."""
+    _end: int = 0
+    """Behind the last one that has come back."""
 
-    def __call__(self, record: Record) -> tuple[Edit, float]:
-        """A record's edit, and the seconds that it took: of several made at once an even share. The editor's errors;
-        where one of several fails, each is made alone, and those of the others do not tell of it."""
-        at = self._places.get(record.case_id)
-        if at is not None and record.case_id not in self._made and record.case_id not in self._alone:
-            self._make(self.records[at : at + self.together])
-        if record.case_id in self._made:
-            return self._made.pop(record.case_id)
-        began = time.perf_counter()
-        edit = self.editor(self.model, [record.request])
-        return edit, time.perf_counter() - began
+    def __call__(self, record: Record) -> Made:
+        """A record's edit, or the editor's errors; where one of several fails, each is made alone, and those of the
+        others do not tell of it."""
+        at = self._places.get(record.case_id, -1)
+        self._begin = max(self._begin, at)  # those before it were not asked for
+        while self._end <= at:
+            self._made.update(next(self._stream))
+        made = self._made.pop(record.case_id, None) or _each(self.editor, self.model, [record])[record.case_id]
+        if isinstance(made, Exception):
+            raise made
+        return made
 
     @cached_property
     def _places(self) -> dict[int, int]:
         return {record.case_id: index for index, record in enumerate(self.records)}
 
-    def _make(self, some: Sequence[Record]) -> None:
-        began, cases = time.perf_counter(), [record.case_id for record in some]
-        searches = isinstance(self.editor, Editor) and type(self.editor).each is not Editor.each
-        if len(some) > 1 and searches:  # others would gain nothing, and a stopped run lose more
-            try:
-                edits = self.editor.each(self.model, [record.request for record in some])
-            except FAILURES:
-                pass  # which of them it is shows when each is made alone
-            else:
-                seconds = (time.perf_counter() - began) / len(some)
-                self._made = {case: (edit, seconds) for case, edit in zip(cases, edits, strict=True)}
-                return
-        self._alone.update(cases)
+    @cached_property
+    def _stream(self) -> Iterator[dict[int, Made | Exception]]:
+        workers = self.workers or Processes(state=self.model)
+        for made in workers.map(partial(_each, self.editor), self._lots()):
+            self._end = 1 + max(self._places[case] for case in made)
+            yield made
+
+    def _lots(self) -> Iterator[Sequence[Record]]:
+        # Methods that do not search for many at once would gain nothing, and a stopped run lose more.
+        size = self.together if _searches(self.editor) else 1
+        while self._begin < len(self.records):
+            some = self.records[self._begin : self._begin + size]
+            self._begin += len(some)
+            yield some
+
+
+def _searches(editor: Any) -> bool:
+    return isinstance(editor, Editor) and type(editor).each is not Editor.each
+
+
+def _each(
+    editor: Editor | Callable[[Model, Sequence[EditRequest]], Edit], model: Model, records: Sequence[Record]
+) -> dict[int, Made | Exception]:
+    """By case the records' edits, or why there is none."""
+    began, cases = time.perf_counter(), [record.case_id for record in records]
+    if len(records) > 1:
+        try:
+            edits = cast(Editor, editor).each(model, [record.request for record in records])
+            seconds = (time.perf_counter() - began) / len(records)
+            return {case: (edit, seconds) for case, edit in zip(cases, edits, strict=True)}
+        except FAILURES:
+            pass  # which of them it is shows when each is made alone
+    found: dict[int, Made | Exception] = {}
+    for record in records:
+        began = time.perf_counter()
+        try:
+            edit = editor(model, [record.request])
+            found[record.case_id] = edit, time.perf_counter() - began
+        except FAILURES as error:
+            found[record.case_id] = error
+    return found
 
 
 def shared(together: int) -> str:

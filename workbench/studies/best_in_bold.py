@@ -11,6 +11,8 @@ import pandas as pd
 
 from workbench.machine.failures import sentence
 from workbench.machine.intervals import Estimate
+from workbench.machine.jsonl import dumps
+from workbench.runs.artifacts import SavedTable
 from workbench.runs.run import Run
 from workbench.tables.table import Style, Table, to_latex, to_markdown
 
@@ -41,7 +43,8 @@ def best_cells(table: Table, better: Better, *, among: Sequence[str]) -> set[tup
 def save_table_with_best(run: Run, name: str, table: Table, better: Better, *, among: Sequence[str]) -> str:
     """Save a table as `Run.save_table` does, in Markdown and LaTeX with the best cells in bold; the Markdown.
 
-    The caption says what bold means. CSV and JSON hold the plain cells.
+    The caption says what bold means. CSV and JSON hold the plain cells, and JSON, which reports are made of, where
+    the best are.
     """
     table = replace(table, caption=f"{table.caption} {_CAPTION}.")
     run.save_table(name, table)
@@ -52,6 +55,11 @@ def save_table_with_best(run: Run, name: str, table: Table, better: Better, *, a
         interval=table.interval,
         cells=frozenset(best_cells(table, better, among=among)),
     )
+    places = {column.metric: number for number, column in enumerate(table.columns, start=1)}  # after the editors
+    rows = {row.label: number for number, row in enumerate(table.rows)}
+    best = ((rows[label], places[metric]) for label, metric in marked.cells)
+    shown = replace(SavedTable.of(replace(table, caption=marked.caption)), best=tuple(sorted(best)))
+    run.write_text(f"tables/{name}.json", dumps(shown.to_dict()))
     markdown = to_markdown(marked)
     run.write_text(f"tables/{name}.md", markdown)
     latex = _BOLD.sub(r"\\textbf{\1}", to_latex(marked, label=f"tab:{Path(name).name}"))

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from workbench.editors.setup.presets import preset
+from workbench.editors.shared.kept_moments import holds_moments, kept_content
 from workbench.machine.hashing import digest
 from workbench.machine.jsonl import dumps
 from workbench.studies.defaults import records_path, requests_path
@@ -13,7 +14,8 @@ _FILES = ("records", "requests", "text", "texts", "plugin")
 
 
 def contents(settings: Mapping[str, Any]) -> dict[str, str]:
-    """SHA-256 of each file that the settings name, by the setting and what it names; names of no file are left out."""
+    """SHA-256 of each file, or folder of second moments, that the settings name, by the setting and what it names;
+    names of neither are left out."""
     found = {}
     for setting in _FILES:
         named = settings.get(setting)
@@ -23,6 +25,8 @@ def contents(settings: Mapping[str, Any]) -> dict[str, str]:
             path = requests_path(name) if setting == "requests" else records_path(name)
             if path.is_file():
                 found[f"{setting} {name}"] = digest(path.read_bytes())
+            elif holds_moments(path):
+                found[f"{setting} {name}"] = kept_content(path)
     return found
 
 

@@ -11,11 +11,13 @@ from workbench.atlas.world import World, sample_texts
 from workbench.editors import make
 from workbench.editors.editor import Editor
 from workbench.editors.setup.self_texts import self_texts
+from workbench.editors.shared.kept_moments import holds_moments
 from workbench.edits.edit import Edit
 from workbench.edits.ledger import check_restored, state_fingerprint
 from workbench.figures.lens import lens_figure
 from workbench.machine import paths
 from workbench.machine.plain import plain
+from workbench.machine.processes import Workers
 from workbench.models.generation import generate
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest, Record
@@ -33,7 +35,9 @@ SHOWN_TOKENS = 12
 
 def statistics_texts(model: Model, name: str, *, seed: int) -> list[str]:
     """Texts over which an MLP's keys are averaged: "atlas" for what the embedded model was trained on, "self" for what
-    the model itself says (`self_texts`), else see `read_texts`."""
+    the model itself says (`self_texts`), else see `read_texts`. ValueError for a folder of second moments."""
+    if holds_moments(Path(name)):
+        raise ValueError(f"'{name}' holds second moments of keys, and texts are needed here: name some with --text")
     if name == "self":
         return self_texts(model, seed=seed, cache=paths.CACHE)
     return sample_texts(World.load()) if name == "atlas" else read_texts(name)
@@ -49,11 +53,13 @@ def make_editor(
     preset_of: str | None = None,
     alone: bool = False,
     run: Run | None = None,
+    workers: Workers[Model] | None = None,
     **changes: Any,
 ) -> Editor:
-    """`editors.make.make_editor` with second moments over what `text` stands for, kept in the cache.
+    """`editors.make.make_editor` with second moments over what `text` stands for, kept in the cache, or from the folder
+    of moments that it names.
 
-    The editor's fields are noted in `run`, if one is given.
+    The editor's fields are noted in `run`, if one is given. `workers` take part in counting the moments.
     """
     chosen = text or default_text(model)
     editor = make.make_editor(
@@ -66,6 +72,8 @@ def make_editor(
         preset_of=preset_of,
         alone=alone,
         records=lambda: training_records(model),
+        workers=workers,
+        kept=Path(chosen) if holds_moments(Path(chosen)) else None,
         **changes,
     )
     if run is not None:
@@ -86,17 +94,23 @@ def edit_path(run: Run, record: Record) -> Path:
 
 
 def edit_records(
-    run: Run, model: Model, editor: Any, records: Sequence[Record], *, together: int = 1
+    run: Run,
+    model: Model,
+    editor: Any,
+    records: Sequence[Record],
+    *,
+    together: int = 1,
+    workers: Workers[Model] | None = None,
 ) -> Iterator[tuple[Record, Edit]]:
     """Make and save one edit a record, or read the one that is there; the model is left as it is.
 
     A record that cannot be edited is kept as failed (`Run.keeping`) and left out. Edits are searched for `together`
-    records at once (`Ahead`).
+    records at once (`Ahead`), by `workers` if there are any.
     """
     untouched = state_fingerprint(model)
     some = sound(run, records)
     left = [record for record in some if not edit_path(run, record).exists()]
-    make = Ahead(model=model, editor=editor, records=left, together=together)
+    make = Ahead(model=model, editor=editor, records=left, together=together, workers=workers)
     for record in some:
         path = edit_path(run, record)
         edit = kept_edit(path, [record])

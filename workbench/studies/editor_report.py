@@ -177,12 +177,13 @@ def show(run: Run, model: Model) -> list[Section]:
         )
     ]
     if stacked:
-        table = main_table({f"{name}, {edits} edits": one for (name, edits), one in stacked.items()})
+        named = {f"{name}, {edits} edits": one for (name, edits), one in stacked.items()}
+        table = main_table(named, fluency=False)  # which is not sampled here
         said = (
             "Edits written as one batch and all of them kept, scored on the same records. Prompts whose right answer "
             f"another of these edits changes are left out. {table.caption}"
         )
-        table = replace(table, caption=said, columns=table.columns[:-1])  # fluency is not sampled here
+        table = replace(table, caption=said)
         run.save_table("stacked", table)
         print(to_markdown(table))
         sections.append(Section(title="Many edits at once", elements=[run.tables()["stacked"]]))

@@ -11,6 +11,9 @@ from workbench.models.model import Model
 from workbench.runs.run import Run
 from workbench.studies.edit import make_editor
 
+_COUNTED = {"edits": "edits", "sequences": "sequences of edits"}
+"""What results.json counts: as the report calls it."""
+
 
 def check_methods(methods: Iterable[str]) -> None:
     """ValueError for a name that is no method's."""
@@ -52,3 +55,13 @@ def whys(run: Run, without: Collection[str]) -> dict[str, str]:
         if rows and (rows[0]["what"] == "editor" or name in without):
             found[name] = rows[0]["reason"]
     return found
+
+
+def headline(run: Run) -> str:
+    """How many edits, or sequences of them, by how many methods."""
+    found = run.read_json("results.json")
+    done = [f"{found[kind]:,} {said}" for kind, said in _COUNTED.items() if kind in found]
+    if not done:
+        return "Nothing is finished yet."
+    failed = f"; {len(found['failed'])} failed" if found["failed"] else ""
+    return f"{done[0]} by {len(found['editors'])} methods{failed}."

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.edits.edit import Edit
+from workbench.machine.processes import Workers
 from workbench.machine.progress import track
 from workbench.models.model import SITES, Model
 from workbench.records.facts import Fact, Record
@@ -44,16 +45,16 @@ def locate(
     window: int,
     samples: Samples = 10,
     noise: str = "s3",
-    workers: int | None = None,
+    workers: int | Workers[Model] | None = None,
     **form: Any,
 ) -> Located:
     """Trace the first `limit` facts, find the mediating layer, and save traces, figures and tables.
 
     `facts` are by `case_id` (`true_facts`, `read_cases`), which links a trace to its record whatever their order. Those
     traced in an earlier, interrupted run are read. `noise` is the short form of a rule (`NoiseRule.parse`), fitted to
-    the subjects of all facts. `workers` are facts traced at once (`default_workers` unless given). `form` goes on to
-    `trace_fact`: positions, span, severed, metric, engine, ... A fact that cannot be traced is kept as failed.
-    ValueError if the model knows none of the facts.
+    the subjects of all facts. `workers` are facts traced at once (`default_workers` unless given), or who traces them.
+    `form` goes on to `trace_fact`: positions, span, severed, metric, engine, ... A fact that cannot be traced is kept
+    as failed. ValueError if the model knows none of the facts.
     """
     cases = list(facts)[:limit]
     rows = {row["case_id"]: row for row in run.rows("traces") if row["case_id"] in facts}
@@ -162,7 +163,15 @@ def true_facts(records: Sequence[Record]) -> dict[int, Fact]:
     return facts
 
 
-def find_layer(model: Model, facts: Sequence[Fact], *, limit: int = 20, seed: int = 0, engine: str = "auto") -> int:
+def find_layer(
+    model: Model,
+    facts: Sequence[Fact],
+    *,
+    limit: int = 20,
+    seed: int = 0,
+    engine: str = "auto",
+    workers: Workers[Model] | None = None,
+) -> int:
     """The mediating layer of the first `limit` facts, with nothing saved; ValueError if the model knows none.
 
     Only the cells that say it are computed: those of the MLPs at the last subject token.
@@ -170,7 +179,7 @@ def find_layer(model: Model, facts: Sequence[Fact], *, limit: int = 20, seed: in
     chosen, noise = facts[:limit], fitted(model, facts, str(NoiseRule()))
     traces = trace_facts(
         model, chosen, seed=seed, noise_rule=noise, sites=("mlp_out",), positions="last_subject",
-        window=default_window(model), engine=engine, workers=default_workers(model),
+        window=default_window(model), engine=engine, workers=workers or default_workers(model),
         keep_failures=True,
     )  # fmt: skip
     found = TraceSet.collect(track(traces, "Locating", len(chosen)))
@@ -195,13 +204,14 @@ def settled_layer(
     layer: int | None,
     seed: int,
     engine: str = "auto",
+    workers: Workers[Model] | None = None,
 ) -> int:
     """The layer given, the one that an earlier, interrupted run has noted, or one located now; it is noted."""
     if layer is None:
         layer = run.read_json("results.json").get("layer")
     if layer is None:
         facts = [fact for record in records for fact in true_facts([record]).values()]  # case ids recur between files
-        layer = find_layer(model, facts, seed=seed, engine=engine)
+        layer = find_layer(model, facts, seed=seed, engine=engine, workers=workers)
     run.note(layer=layer)
     return layer
 

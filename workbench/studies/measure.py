@@ -1,12 +1,16 @@
 """Measure: score the edits of a run, into its evaluations, tables and figures."""
 
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from workbench.edits.edit import Edit
 from workbench.edits.ledger import check_restored, state_fingerprint
 from workbench.figures.scores import score_figure
+from workbench.machine.failures import FAILURES, reason
+from workbench.machine.processes import Processes, Workers
 from workbench.machine.progress import track
 from workbench.measuring.evaluate import evaluate
 from workbench.measuring.scores import FLUENCY_TOKENS, Evaluation
@@ -26,34 +30,41 @@ def score_edits(
     records: Sequence[Record],
     seed: int,
     fluency: int | None = None,
+    workers: Workers[Model] | None = None,
 ) -> list[Evaluation]:
     """Score every record before and after its edit, one line of `evaluations.jsonl` each, then tables and figures.
 
     `records` are all that were to be edited; the first `fluency` of them have texts sampled, which takes most of the
-    time; None for all. A
-    record that cannot be scored is kept as failed. The weights are compared bit for bit after every record:
-    RuntimeError if they did not come back exactly. ValueError if no record is left.
+    time; None for all. `workers`, of the same model, score several at once. A record that cannot be scored is kept as
+    failed. The weights are compared bit for bit after every record: RuntimeError if they did not come back exactly.
+    ValueError if no record is left.
     """
     untouched, failed = state_fingerprint(model), run.failed()
     sampled = {record.case_id for record in records[:fluency]}
     finished = {row["case_id"]: row for row in run.rows("evaluations")}
     method = ""
-
-    def options(record: Record) -> dict[str, Any]:
-        return {"fluency_tokens": FLUENCY_TOKENS if record.case_id in sampled else None, "seed": seed}
-
     left = [one for one in records if one.case_id not in finished and one.case_id not in failed]
-    before = Before(model=model, records=left, options=options)
-    for record, edit in track(edits, "Editing and scoring", len(records)):
-        method = edit.method
-        if record.case_id in finished or record.case_id in failed:
-            continue
-        evaluation = None
-        with run.keeping(record.case_id, of=len(records)):
-            evaluation = evaluate(model, edit, record, pre=before(record), **options(record))
-            before.drop(record)
-        check_restored(model, untouched, after=f"the edit of record {record.case_id}")
-        if evaluation is None:
+    options: dict[int, dict[str, Any]] = {
+        one.case_id: {"seed": seed, "fluency_tokens": FLUENCY_TOKENS if one.case_id in sampled else None}
+        for one in left
+    }
+    given: deque[Record] = deque()
+
+    def pairs() -> Iterator[tuple[Record, Edit]]:
+        nonlocal method
+        for record, edit in track(edits, "Editing and scoring", len(records)):
+            method = edit.method
+            if record.case_id in options:
+                given.append(record)
+                yield record, edit
+
+    crew, before = workers or Processes(state=model), None
+    if isinstance(crew, Processes) and crew.count == 1:  # several score each record before its edit themselves
+        before = Before(model=model, records=left, options=lambda record: options[record.case_id])
+    for evaluation in crew.map(partial(_score, untouched, options, before), pairs()):
+        record = given.popleft()
+        if isinstance(evaluation, str):
+            run.fail(record.case_id, evaluation, of=len(records))
             continue
         finished[record.case_id] = evaluation.to_dict() | {"method": method, "request": asdict(record.request)}
         run.append("evaluations", finished[record.case_id])
@@ -65,6 +76,26 @@ def score_edits(
         )
     _show_scores(run, {method: summarise(evaluations, seed=seed)})
     return evaluations
+
+
+def _score(
+    untouched: str,
+    options: Mapping[int, dict[str, Any]],
+    before: Before | None,
+    model: Model,
+    pair: tuple[Record, Edit],
+) -> Evaluation | str:
+    """Of a record before and after its edit, or why it cannot be scored; RuntimeError if weights did not come back."""
+    record, edit = pair
+    try:
+        pre = None if before is None else before(record)
+        found = evaluate(model, edit, record, pre=pre, **options[record.case_id])
+        if before is not None:
+            before.drop(record)
+    except FAILURES as error:
+        found = reason(error)
+    check_restored(model, untouched, after=f"the edit of record {record.case_id}")
+    return found
 
 
 def _show_scores(run: Run, summaries: dict[str, Summary]) -> None:

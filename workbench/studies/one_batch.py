@@ -23,7 +23,7 @@ def edit_stacked(run: Run, model: Model, method: str, records: Sequence[Record],
 
     def attempt(some: Sequence[Record]) -> Iterator[None]:
         requests = [record.request for record in some]
-        asked = [untouched(record, requests) for record in some]
+        asked = untouched(some, requests)
         with refusing(some, lambda record: score_stack(model, [record])):
             before = score_stack(model, asked)
         began = time.perf_counter()

@@ -57,7 +57,7 @@ def plan_stacks(records: Sequence[Record], numbers: Sequence[int], *, sample: in
     random.Random(seed).shuffle(order)
     stacked = order[: max(*numbers, sample)]
     requests = [record.request for record in stacked]
-    trimmed = [untouched(record, requests) for record in stacked]
+    trimmed = untouched(stacked, requests)
     scored = [place for place, record in enumerate(trimmed) if record.neighborhood_prompts][:sample]
     scored = scored or list(range(len(stacked)))[:sample]  # where no neighbor is left, NS has no value
     others = [place for place in range(len(stacked)) if place not in set(scored)]
@@ -72,24 +72,38 @@ def plan_stacks(records: Sequence[Record], numbers: Sequence[int], *, sample: in
     return Plan(sample=tuple(trimmed[place] for place in scored), stacks=stacks)
 
 
-def untouched(record: Record, requests: Sequence[EditRequest]) -> Record:
-    """The record without the prompts whose right answers other requests change.
+def untouched(records: Sequence[Record], requests: Sequence[EditRequest]) -> list[Record]:
+    """The records without the prompts whose right answers other requests change.
 
     These are neighborhood prompts that name the subject of another request of the same relation, and portability
     prompts whose new answer is the old one of another request about this record's new target.
     """
-    own = record.request
-    others = [request for request in requests if request.subject != own.subject and request.relation == own.relation]
-    named = re.compile("|".join(whole_word(each.subject) for each in others)) if others else None
-    moved = {request.target_true for request in requests if request.subject == own.target_new.strip()}
-    return replace(
-        record,
-        neighborhood_prompts=tuple(
-            prompt for prompt in record.neighborhood_prompts if named is None or not named.search(prompt)
-        ),
-        portability_prompts=tuple(
-            probe for probe in record.portability_prompts if not moved.intersection(probe.targets_new)
-        ),
+    subjects: dict[str | None, set[str]] = {}
+    moved: dict[str, set[str | None]] = {}
+    for request in requests:
+        subjects.setdefault(request.relation, set()).add(request.subject)
+        moved.setdefault(request.subject, set()).add(request.target_true)
+    return [
+        replace(
+            record,
+            neighborhood_prompts=tuple(
+                prompt
+                for prompt in record.neighborhood_prompts
+                if not _names(prompt, subjects.get(record.request.relation, ()), besides=record.request.subject)
+            ),
+            portability_prompts=tuple(
+                probe
+                for probe in record.portability_prompts
+                if not moved.get(record.request.target_new.strip(), set()).intersection(probe.targets_new)
+            ),
+        )
+        for record in records
+    ]
+
+
+def _names(prompt: str, subjects: Collection[str], *, besides: str) -> bool:
+    return any(
+        subject in prompt and subject != besides and re.search(whole_word(subject), prompt) for subject in subjects
     )
 
 

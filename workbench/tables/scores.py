@@ -13,12 +13,12 @@ _TEACHER_FORCED = "teacher-forced"
 _GENERATED = "generated (greedy)"
 
 
-def main_table(summaries: Mapping[str, Summary]) -> Table:
+def main_table(summaries: Mapping[str, Summary], *, fluency: bool = True) -> Table:
     """CounterFact's scores by editor, in the columns of Meng et al. 2022, table 4."""
     scores = [
         Column(label=name, metric=name, protocol=_TEACHER_FORCED) for name in ("S", "ES", "EM", "PS", "PM", "NS", "NM")
     ]
-    fluency = Column(
+    sampled = Column(
         label="Fluency",
         metric="fluency",
         protocol=f"generated (sampled, top {FLUENCY_TOP_K})",
@@ -26,10 +26,11 @@ def main_table(summaries: Mapping[str, Summary]) -> Table:
     )
     what = (
         "CounterFact scores (%), teacher-forced: success (ES, PS, NS) and magnitude (EM, PM, NM) on rewrite, "
-        "paraphrase and neighborhood prompts; S is the harmonic mean of the successes. Fluency: n-gram "
-        f"entropy (bits x 100) of generated text, sampled from the top {FLUENCY_TOP_K} tokens."
+        "paraphrase and neighborhood prompts; S is the harmonic mean of the successes."
     )
-    return _table(summaries, [*scores, fluency], what)
+    if fluency:
+        what += f" Fluency: n-gram entropy (bits x 100) of generated text, sampled from the top {FLUENCY_TOP_K} tokens."
+    return _table(summaries, [*scores, *([sampled] if fluency else [])], what)
 
 
 def generation_table(summaries: Mapping[str, Summary]) -> Table:

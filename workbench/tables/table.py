@@ -8,7 +8,7 @@ from typing import Literal
 import pandas as pd
 
 from workbench.machine.intervals import Estimate
-from workbench.machine.shown import Shown
+from workbench.machine.shown import Shown, html_table
 from workbench.tables.markup import csv, escaped, latex, markdown
 
 Style = Literal["interval", "plus-minus", "value"]
@@ -61,6 +61,11 @@ class Table(Shown):
         }
         names, records = [row.label for row in self.rows], [row.records for row in self.rows]
         return pd.DataFrame({"Editor": names, **columns, "Records": records})
+
+    def _repr_html_(self) -> str:
+        """The rows as they are shown, for notebooks."""
+        frame = self.frame()
+        return html_table(self.caption, frame.to_numpy().tolist(), head=list(frame.columns))
 
     def numbers(self) -> pd.DataFrame:
         """One line a cell, unrounded: value, low and high in the shown unit, records, protocol, interval."""

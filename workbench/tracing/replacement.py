@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.machine.failures import FAILURES
+from workbench.machine.processes import Processes
 from workbench.models.model import Model
 from workbench.records.facts import Fact
 from workbench.tracing.fact import trace_fact
@@ -114,7 +115,7 @@ def trace_pairs(
     positions = parse_positions(positions)
     pairs = pair_facts(model, facts, seed=seed, keep_failures=keep_failures)
 
-    def trace(index: int) -> CausalTrace | str:
+    def trace(model: Model, index: int) -> CausalTrace | str:
         pair = pairs[index]
         if pair.partner is None:
             return pair.reason
@@ -124,4 +125,5 @@ def trace_pairs(
             model, pair.fact, noise=noise, replace=True, positions=positions, metric=metric, **foil, **options
         )
 
-    return sweep(facts, trace, done=done, progress=progress, keep_failures=keep_failures)
+    here = Processes(state=model)
+    return sweep(facts, trace, workers=here, done=done, progress=progress, keep_failures=keep_failures)

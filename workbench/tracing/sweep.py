@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from workbench.machine.failures import FAILURES, reason
-from workbench.machine.processes import can_fork, check_workers, side_by_side
+from workbench.machine.processes import Processes, Workers, can_fork, check_workers
 from workbench.machine.shown import Shown, html_table
 from workbench.models.model import Model
 from workbench.records.facts import Fact
@@ -136,7 +136,7 @@ def trace_facts(
     done: Collection[int] = (),
     progress: Callable[[int, int], None] | None = None,
     method: Callable[..., CausalTrace] = trace_fact,
-    workers: int = 1,
+    workers: int | Workers[Model] = 1,
     keep_failures: bool = False,
     **options: Any,
 ) -> Iterator[TracedFact]:
@@ -157,24 +157,26 @@ def trace_facts(
         progress: called with (facts finished, all facts) after every fact, `done` counted as finished.
         method: what traces one fact: `trace_fact`, or `attribute_fact` for its first-order estimate.
         workers: facts traced at once, each in a process of one thread (Linux, models on the CPU); of small models
-            n workers trace more than n threads do (`default_workers`). Each takes the method's `memory` for itself.
+            n workers trace more than n threads do (`default_workers`). Each takes the method's `memory` for itself. Or
+            who traces them: the replicas of this model in a cluster.
         keep_failures: a fact that raises one of `FAILURES` comes back with the error as its reason (`failed`).
         options: further arguments of the method: sites, window, span, severed, metric, engine, ...
 
     Raises ValueError at the call, before the first fact, for an empty set of facts, positions that
     mean nothing, other than one foil a fact, and several workers on a GPU or another system than Linux.
     """
-    check_workers(workers, model.device)
+    if isinstance(workers, int):
+        check_workers(workers, model.device)
+        workers = Processes(state=model, count=workers)
     check_samples(samples)
     positions = parse_positions(positions)
     if foils is not None and len(foils) != len(facts):
         raise ValueError(f"tracing needs one foil a fact, got {len(foils)} for {len(facts)} facts")
     check_facts(facts)
     noise = noise_rule.fit(model, facts) if isinstance(noise_rule, NoiseRule) else noise_rule
-
     known: dict[int, int | None] = {}
 
-    def trace(index: int) -> CausalTrace | str:
+    def trace(model: Model, index: int) -> CausalTrace | str:  # a worker's model
         fact = facts[index]
         if index not in known:
             next_ones = [i for i in range(index, len(facts)) if i not in done][:_KNOWN_AT_ONCE]
@@ -198,32 +200,30 @@ def trace_facts(
 
 def sweep(
     facts: Sequence[Fact],
-    trace: Callable[[int], CausalTrace | str],
+    trace: Callable[[Model, int], CausalTrace | str],
     *,
+    workers: Workers[Model],
     done: Collection[int],
     progress: Callable[[int, int], None] | None,
-    workers: int = 1,
     keep_failures: bool = False,
 ) -> Iterator[TracedFact]:
     """What `trace` makes of each fact that is not done, by index: a trace, or the reason why there is none."""
 
-    def attempt(index: int) -> CausalTrace | str:
+    def attempt(model: Model, index: int) -> CausalTrace | str:
         try:
-            return trace(index)
+            return trace(model, index)
         except FAILURES as error:
             if not keep_failures:
                 raise
             return failure(error)
 
     todo = [index for index in range(len(facts)) if index not in done]
-    found = zip(todo, side_by_side(attempt, todo, workers=workers), strict=True)
+    found = zip(todo, workers.map(attempt, todo), strict=True)
     for count, (index, each) in enumerate(found, start=len(facts) - len(todo) + 1):
         if progress is not None:
             progress(count, len(facts))
-        if isinstance(each, str):
-            yield TracedFact(index=index, fact=facts[index], trace=None, reason=each)
-        else:
-            yield TracedFact(index=index, fact=facts[index], trace=each)
+        traced, why = (None, each) if isinstance(each, str) else (each, "")
+        yield TracedFact(index=index, fact=facts[index], trace=traced, reason=why)
 
 
 def failure(error: BaseException) -> str:

@@ -103,7 +103,8 @@ class Search:
         initial = torch.stack([self.suffixes.states[site][bare] for site in self.sites], dim=1)
         self.initial: Float[Tensor, "request site d_model"]
         self.initial = initial.to(torch.promote_types(initial.dtype, torch.float32))
-        self.capture = graphs.captured if graphs.pays(blocks.model.device) else None
+        model = blocks.model  # a graph is of one device
+        self.capture = graphs.captured if graphs.pays(model.device) and not model.spread else None
         self.most_left = 0.5 if self.capture else 1.0
 
     @property

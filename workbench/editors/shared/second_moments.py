@@ -1,7 +1,9 @@
 """Second moments of an MLP's keys over text: several layers in one pass, or read from a cache."""
 
+import functools
 import json
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from torch import Tensor
 from workbench.editors.shared.moment import Partial, SecondMoment, partial_path, read_moment, write_moment
 from workbench.edits.ledger import state_fingerprint
 from workbench.machine.hashing import digest
+from workbench.machine.processes import Workers
 from workbench.models.model import Model
 from workbench.models.tokens import TokenRow
 from workbench.records.texts import LONGEST, cut
@@ -33,6 +36,7 @@ def second_moments(
     batch_size: int = 32,
     cache: Path | None = None,
     progress: bool = False,
+    workers: Workers[Model] | None = None,
 ) -> dict[int, SecondMoment]:
     """Second moment of the keys of each layer over all tokens of `texts` (or the first `max_tokens`).
 
@@ -40,7 +44,7 @@ def second_moments(
     into what is tokenised at once (`texts.cut`); blank texts are left out. With a `cache` folder, what is there for
     these weights, texts and `max_tokens` is read, and the rest is computed and written; a damaged cache file is
     computed anew, with a warning. Sums are saved there once a minute, so that a pass that was stopped goes on.
-    `progress` shows a bar, and prints tokens a second.
+    `progress` shows a bar, and prints tokens a second. `workers`, of the same model, each sum over some of the texts.
 
     IndexError for a layer out of range; ValueError if there is no text, or a key is not finite.
     """
@@ -57,11 +61,14 @@ def second_moments(
     if cache is not None:
         paths = _cache_paths(model, layers, texts, max_tokens, cache)
         found = {layer: moment for layer in layers if (moment := read_moment(paths[layer], layer, model.d_mlp))}
-    if missing := {layer: name for layer, name in names.items() if layer not in found}:
+    missing = {layer: name for layer, name in names.items() if layer not in found}
+    # Of a model that one device does not hold, nor does it hold many sums.
+    passes = [{layer: name} for layer, name in missing.items()] if model.spread else [missing] if missing else []
+    for missing in passes:
         partial = Partial(
             sums=_zeros(model, missing), path=partial_path([paths[layer] for layer in missing if layer in paths])
         )
-        computed = _compute(model, missing, texts, max_tokens, batch_size, progress, partial)
+        computed = _compute(model, missing, texts, max_tokens, batch_size, progress, partial, workers)
         for layer, moment in computed.items():
             if layer in paths:
                 write_moment(paths[layer], moment)
@@ -84,6 +91,7 @@ def _compute(
     batch_size: int,
     progress: bool,
     partial: Partial,
+    workers: Workers[Model] | None,
 ) -> dict[int, SecondMoment]:
     partial.resume()
     before, began = partial.count, time.perf_counter()
@@ -95,21 +103,30 @@ def _compute(
     console = Console(stderr=True, highlight=False)
     with Progress(*columns, console=console, disable=not progress, transient=True) as bar:
         task = bar.add_task("", total=len(texts), completed=partial.texts)
-        for some in _lots(texts[partial.texts :]):
+        given: deque[tuple[int, int]] = deque()  # texts and tokens of what was given to workers
+
+        def lots() -> Iterator[list[TokenRow]]:
             room = None if max_tokens is None else max_tokens - partial.count
-            if room == 0:
-                break
-            rows = _rows(model, some, room)
-            for batch in model.batches(rows, batch_size, keep=1):
-                tokens = model.pad([rows[index] for index in batch])
-                keys = model.activations(tokens, list(names.values()))
-                real = tokens.mask.bool()
-                for layer, name in names.items():
-                    total = partial.sums[layer]
-                    k = keys[name][real].to(device=total.device, dtype=torch.float64)
-                    total += k.T @ k
-            partial.count += sum(len(row.ids) for row in rows)
-            partial.texts += len(some)
+            for some in _lots(texts[partial.texts :]):
+                if room == 0:
+                    return
+                rows = _rows(model, some, room)
+                count = sum(len(row.ids) for row in rows)
+                room = None if room is None else room - count
+                given.append((len(some), count))
+                yield rows
+
+        if workers is None:  # into the same sums
+            done = (_add_(partial.sums, names, batch_size, model, rows) for rows in lots())
+        else:
+            done = workers.map(functools.partial(_sums, names, batch_size), lots(), ahead=1)  # sums are large
+        for sums in done:
+            if workers is not None:
+                for layer, total in partial.sums.items():
+                    total += sums[layer].to(total.device)
+            some, count = given.popleft()
+            partial.count += count
+            partial.texts += some
             partial.save()
             bar.update(task, completed=partial.texts, description=f"{rate()} tokens a second")
     sums, count = partial.sums, partial.count
@@ -122,6 +139,28 @@ def _compute(
     return {
         layer: SecondMoment(layer=layer, matrix=(total / count).cpu(), count=count) for layer, total in sums.items()
     }
+
+
+def _add_(
+    sums: dict[int, Tensor], names: dict[int, str], batch_size: int, model: Model, rows: Sequence[TokenRow]
+) -> dict[int, Float[Tensor, "d_mlp d_mlp"]]:
+    """The sums by layer, with those of k k^T over these tokens added to them."""
+    for batch in model.batches(rows, batch_size, keep=1):
+        tokens = model.pad([rows[index] for index in batch])
+        keys = model.activations(tokens, list(names.values()))
+        real = tokens.mask.bool()
+        for layer, name in names.items():
+            total = sums[layer]
+            k = keys[name][real].to(device=total.device, dtype=torch.float64)
+            total += k.T @ k
+    return sums
+
+
+def _sums(
+    names: dict[int, str], batch_size: int, model: Model, rows: Sequence[TokenRow]
+) -> dict[int, Float[Tensor, "d_mlp d_mlp"]]:
+    """A worker's part, on the CPU."""
+    return {layer: total.cpu() for layer, total in _add_(_zeros(model, names), names, batch_size, model, rows).items()}
 
 
 def _lots(texts: Sequence[str]) -> Iterator[list[str]]:

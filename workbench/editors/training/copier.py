@@ -17,7 +17,7 @@ _SIZE = 0.1  # root mean square of the embeddings, on which the sizes of the fir
 
 def token_table(model: Model) -> Float[Tensor, "d_vocab d_model"]:
     """A model's token embeddings in float32, their mean taken off, and each scaled to the same length."""
-    table = model.hf.get_input_embeddings().weight.detach().float()
+    table = model.hf.get_input_embeddings().weight.detach().to(model.device).float()
     table = table - table.mean(dim=0)
     return table * (_SIZE / table.square().mean(dim=1, keepdim=True).sqrt().clamp(min=1e-9))
 

@@ -90,7 +90,7 @@ def embedded(model: Model, texts: Sequence[str]) -> list[Tensor]:
     """The tokens of each text as the model embeds them, [pos d_embed], without what its tokenizer puts in front."""
     table = model.hf.get_input_embeddings().weight.detach()
     rows = [[id for id, (_, end) in zip(row.ids, row.offsets, strict=True) if end] for row in model.encode(texts)]
-    return [table[torch.tensor(ids, device=table.device)].float() for ids in rows]
+    return [table[torch.tensor(ids, device=table.device)].to(model.device).float() for ids in rows]
 
 
 def _name(place: Place) -> str:
