@@ -15,7 +15,7 @@ from workbench.studies.benchmarking import shallower
 from workbench.studies.published_protocol import PublishedRuns
 from workbench.studies.speed_table import against_float32
 from workbench.studies.tracing_growth import exponent, grow, growth_table, of_length
-from workbench.studies.tracing_speed import TOGETHER, Traced, spread, timed
+from workbench.studies.tracing_speed import TOGETHER, Traced, spread, timed, to_float32
 from workbench.tracing.cells import Cell, Patch
 
 
