@@ -21,7 +21,7 @@ def on_files(files: Files, config: Any) -> Files:
     """Add the pages that are made from other files."""
     for notebook in [file for file in files if file.src_uri.endswith(".ipynb")]:
         name = notebook.src_uri.removesuffix(".ipynb")
-        text, figures = page_of(Path(notebook.abs_src_path), Path(name).name)
+        text, figures = page_of(Path(str(notebook.abs_src_path)), Path(name).name)
         files.append(File.generated(config, f"{name}.md", content=text))
         for figure, content in figures.items():
             files.append(File.generated(config, f"{Path(name).parent}/{figure}", content=content))
