@@ -72,7 +72,7 @@ def measure(run: Run, model: Model, facts: Sequence[Fact], workers: int, samples
         try:
             there.wait()
             starting = time.perf_counter() - began
-            _sweep(model, facts[:1] * 2 * count, there, samples)  # a first pass takes longer than others
+            _sweep(model, [facts[0]] * 2 * count, there, samples)  # a first pass takes longer than others
             found, seconds = _sweep(model, facts, there, samples)
         finally:
             there.close()
@@ -109,7 +109,7 @@ def show(run: Run) -> list[Section]:
                 "Times as fast as one worker": round(
                     statistics.median(a / b for a, b in zip(one, each, strict=True)), 2
                 ),
-                "Seconds to start": round(rows[rows["workers"] == who]["starting"].median(), 1),
+                "Seconds to start": round(statistics.median(rows.loc[rows["workers"] == who, "starting"].tolist()), 1),
                 "Largest difference": f"{rows[rows['workers'] == who]['difference'].max():.1e}",
             }
             for who, each in times.items()
