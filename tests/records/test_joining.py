@@ -161,7 +161,8 @@ def test_names_are_found_inside_text_without_spaces() -> None:
         )
 
     record = Record(case_id=0, request=request("法国"), neighborhood_prompts=("在德国的首都", "在英国的首都"))
-    assert untouched(record, [request("法国"), request("德国")]).neighborhood_prompts == ("在英国的首都",)
+    (left,) = untouched([record], [request("法国"), request("德国")])
+    assert left.neighborhood_prompts == ("在英国的首都",)
 
 
 def test_fluency_counts_characters_where_words_have_no_spaces() -> None:
