@@ -1,6 +1,8 @@
 """Scores of targets, one prompt a target."""
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -16,3 +18,14 @@ def scored(model: Model, prompts: Sequence[str], targets: Sequence[str], **optio
 def all_top(model: Model, prompts: Sequence[str], targets: Sequence[str]) -> list[bool]:
     """Whether every token of the target is the most likely one."""
     return [score.top for score in score_targets(model, list(zip(prompts, targets, strict=True)))]
+
+
+def nearly(one: Any, other: Any) -> bool:
+    """Whether rows of a run are the same but for the rounding of their numbers."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(nearly(value, other[key]) for key, value in one.items())
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(nearly, one, other))
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-4, abs_tol=1e-6) or (math.isnan(one) and math.isnan(other))
+    return one == other

@@ -31,7 +31,8 @@ def options_of(command: Callable[..., None]) -> list[str]:
     hints = get_type_hints(command, include_extras=True)
     infos = [hints[name].__metadata__[0] for name in inspect.signature(command).parameters]
     names = [name for info in infos for name in (info.default, *(info.param_decls or ()))]
-    return [name for name in names if isinstance(name, str) and name.startswith("--")]
+    given = [name for name in names if isinstance(name, str) and name.startswith("--")]
+    return [part for name in given for part in name.split("/")]  # --growth/--no-growth
 
 
 @pytest.mark.parametrize("command", [each.callback for each in app.registered_commands], ids=lambda c: c.__name__)

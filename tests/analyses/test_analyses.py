@@ -13,6 +13,7 @@ def given(records: Path) -> list[object]:
     return ["--model", TINY, "--records", records]
 
 
+@pytest.mark.slow
 def test_locate_facts_draws_them(analyse: Analyse, given: list[object], tmp_path: Path) -> None:
     out = tmp_path / "run"
     printed = analyse(

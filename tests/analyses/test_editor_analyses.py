@@ -12,6 +12,7 @@ import torch
 from command import TINY, Analyse
 from conftest import load_hf
 from known_records import capital
+from known_scores import nearly
 
 from workbench.atlas.world import World
 from workbench.edits.weights import WeightEdit, WeightUpdate
@@ -381,8 +382,8 @@ def test_compare_editors_scores_and_resumes(analyse: Analyse, records: Path, tex
     (out / "evaluations.jsonl").write_text("".join(lines[:-1]))
     analyse(*arguments)
     new = run.rows("evaluations")[-1]
-    timed = {"seconds": 0, "edit_seconds": 0}
-    assert {**old, **timed} == {**new, **timed}
+    timed = {"seconds": 0, "edit_seconds": 0}  # and fewer records are searched and scored together
+    assert nearly({**old, **timed}, {**new, **timed}) and not nearly({**old, **timed}, {**new, **timed, "case_id": 9})
 
 
 @pytest.mark.slow

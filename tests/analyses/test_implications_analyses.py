@@ -63,6 +63,7 @@ def written(figure: Figure) -> set[str]:
     return {text.get_text() for text in texts(figure)}
 
 
+@pytest.mark.slow
 def test_figures_name_every_method_and_stay_inside() -> None:
     def estimate(value: float) -> dict[str, Estimate]:
         return {how: Estimate(value=value, low=value - 0.1, high=value + 0.1, n=4) for how in ("forced", "generated")}

@@ -65,6 +65,7 @@ def test_edits_stack_and_the_model_is_as_it_was_between_calls(tiny_gpt2: Model, 
         assert [each.digest for each in read] == [one.digest, other.digest]
 
 
+@pytest.mark.slow
 def test_texts_and_scores_are_those_without_and_with_the_edits(tiny_gpt2: Model) -> None:
     record = bench.asked_record(
         request(), paraphrases=f"In the book, {SUBJECT}'s capital city is\n\n", neighbors="The capital of France is",

@@ -82,6 +82,7 @@ def test_training_text_never_states_what_is_held_out(world: World) -> None:
     assert sample_texts(world, 5) == sample_texts(world, 5)
 
 
+@pytest.mark.slow
 def test_records_ask_what_they_say(world: World) -> None:
     train, evaluation = atlas_records(world)
     assert len(evaluation) >= 200
@@ -104,6 +105,7 @@ def test_records_ask_what_they_say(world: World) -> None:
         assert all(probe.targets_new == (request.subject,) for probe in record.reversion_prompts)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*the schema of MEND's zsRE")
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "atlas")) for name in RECORDS])
 def test_the_committed_questions_ask_for_the_same_edits(world: World, name: str) -> None:

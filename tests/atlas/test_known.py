@@ -34,6 +34,7 @@ def world() -> World:
     return replace(World.load(), kinds={}, facts=facts, relations=relations, bridges=())
 
 
+@pytest.mark.slow
 def test_known_facts_stand_in_the_first_template_that_brings_them(tiny_gpt2: Model, world: World) -> None:
     known = known_facts(tiny_gpt2, world)
     assert len(known) > 0.8 * sum(map(len, world.facts.values()))

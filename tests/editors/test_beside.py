@@ -58,6 +58,7 @@ def test_it_is_the_whole_network(family_model: Model) -> None:
         compare(family_model, layer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gemma2", "olmo2", "mistral"])
 def test_with_norms_and_windows_above(checkpoints: dict[str, Path], family: str) -> None:
     compare(load_model(str(checkpoints[family]), device="cpu"), 0)

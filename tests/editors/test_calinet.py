@@ -106,6 +106,7 @@ def test_the_published_start_is_another_model(tiny_gpt2: Model) -> None:
     assert abs(one[0] - other[0]) > 1e-3
 
 
+@pytest.mark.slow
 def test_parts_and_the_whole_network_find_the_same(tiny_gpt2: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Facts that do not fit into memory together, and an MLP whose layers above cannot be run alone."""
     quick = replace(PLAIN, layer=2, steps=4, gated=True)

@@ -84,6 +84,7 @@ def test_it_changes_what_the_moment_holds_least(tiny_gpt2: Model, editor: EMMET,
         assert cost(dense + other) > cost(dense)
 
 
+@pytest.mark.slow
 def test_one_request_is_the_update_of_r_rome(tiny_gpt2: Model, moments: dict[int, SecondMoment]):
     # Without decay and clamp, ROME's delta of the MLP's output is also that of the residual stream.
     shared = {"steps": 5, "weight_decay": 0.0, "clamp": 1e3, "contexts": ("{}",)}

@@ -262,6 +262,7 @@ def logits(model: Model) -> Tensor:
     return model.logits(model.tokenize(texts).with_prompts([len(request.prompt) for request in REQUESTS]))
 
 
+@pytest.mark.slow
 @mostly("last")
 def test_stacked_edits_are_one_codebook_and_come_off_in_any_order(tiny_gpt2: Model, plain: GRACE) -> None:
     """Taking one back gives what the others make without it, bit for bit; also from a loaded file."""
@@ -294,6 +295,7 @@ def test_stacked_edits_are_one_codebook_and_come_off_in_any_order(tiny_gpt2: Mod
     check_restored(tiny_gpt2, untouched, after="a test")
 
 
+@pytest.mark.slow
 @mostly("prompt")
 def test_together_is_one_after_another(tiny_gpt2: Model, plain: GRACE) -> None:
     together = plain(tiny_gpt2, REQUESTS)
@@ -306,6 +308,7 @@ def test_together_is_one_after_another(tiny_gpt2: Model, plain: GRACE) -> None:
         assert torch.equal(logits(tiny_gpt2), apart)
 
 
+@pytest.mark.slow
 @mostly("prompt")
 def test_a_sequence_goes_on_from_its_files(tiny_gpt2: Model, plain: GRACE, tmp_path: Path) -> None:
     with sequence(tiny_gpt2, plain, REQUESTS, folder=tmp_path / "edits") as steps:

@@ -168,6 +168,7 @@ def test_it_survives_the_disk_and_is_taken_back_from_below_another(tiny_gpt2: Mo
     assert same(before, tiny_gpt2.snapshot()) and tiny_gpt2.edits == []
 
 
+@pytest.mark.slow
 def test_it_works_in_bf16(tiny_gpt2: Model):
     half = load_model(str(GOLDEN / "tiny-gpt2"), device="cpu", dtype=torch.bfloat16)
     edit, exact = (rows(PLAIN(model, [REQUEST])) for model in (half, tiny_gpt2))

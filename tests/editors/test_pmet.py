@@ -202,6 +202,7 @@ def test_many_find_what_each_finds_alone_in_every_family(family_model: Model):
     assert_same(together(family_model, **changes), one_by_one(family_model, **changes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -254,6 +255,7 @@ def test_outputs_that_diverge_name_their_request(tiny_gpt2: Model):
         together(tiny_gpt2, requests, templates, learning_rate=float("inf"))
 
 
+@pytest.mark.slow
 def test_a_model_of_another_shape_is_edited_with_a_warning(
     tiny_gpt2: Model, editor: PMET, monkeypatch: pytest.MonkeyPatch
 ):

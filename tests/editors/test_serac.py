@@ -241,6 +241,7 @@ def test_a_sequence_goes_on_from_its_files(tiny_gpt2: Model, editor: SERAC, tmp_
         assert torch.equal(log_probs(tiny_gpt2, prompts), fewer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_families_and_half_precision(

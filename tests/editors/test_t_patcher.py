@@ -152,6 +152,7 @@ def test_most_patches(tiny_gpt2: Model, plain: TPatcher) -> None:
     assert (len(one.neurons), len(all_of_them.neurons)) == (1, 2)
 
 
+@pytest.mark.slow
 def test_each_edit_stands_on_those_before(tiny_gpt2: Model, plain: TPatcher, tmp_path: Path) -> None:
     """Together is one after another, goes on from files, and what was patched is remembered."""
     together = plain(tiny_gpt2, REQUESTS)

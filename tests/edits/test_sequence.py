@@ -204,6 +204,7 @@ def test_rollbacks_that_make_no_sense(tiny_gpt2: Model):
             steps.rollback(0)
 
 
+@pytest.mark.slow
 def test_a_sequence_is_resumed_from_its_folder(tiny_gpt2: Model, editor: Any, tmp_path: Path):
     with sequence(tiny_gpt2, editor, REQUESTS, chunk=2) as steps:
         digests = [edit.digest for edit in steps]

@@ -149,6 +149,7 @@ def test_average_figure_shows_means_bands_and_planted_layers() -> None:
         assert isinstance(shade, Rectangle) and (shade.get_x(), shade.get_width()) == (1.5, 3)
 
 
+@pytest.mark.slow
 def test_roles_that_no_fact_has_are_left_white() -> None:
     averages = make_averages()
     holed = averages[0].mean.clone()

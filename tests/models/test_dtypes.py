@@ -49,6 +49,7 @@ def test_a_checkpoint_is_exported_in_its_own_dtype(half: Path, tmp_path: Path) -
     assert {config["dtype"]} == stored(half)
 
 
+@pytest.mark.slow
 def test_an_edit_of_another_dtype_is_refused_or_converted(half: Path, tmp_path: Path) -> None:
     (name,) = stored(half)
     edit = made(load_model(str(half), device="cpu"), tmp_path / "edit.safetensors")

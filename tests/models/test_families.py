@@ -113,6 +113,7 @@ SPREAD: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [pytest.param((1,), marks=pytest.mark.slow), (0, 1)], ids=str)
 @pytest.mark.parametrize(
     "method", ["MEMIT", *(pytest.param(m, marks=pytest.mark.slow) for m in ("PMET", "EMMET", "AlphaEdit"))]

@@ -89,6 +89,7 @@ def test_one_that_fails_leaves_the_others_of_its_batch(tiny_gpt2: Model, every: 
     assert [record.case_id for record, _ in load_batches(run, some, size=3)] == [0, 2, 1]
 
 
+@pytest.mark.slow
 def test_scores_are_those_with_the_whole_batch(tiny_gpt2: Model, every: list[Record], tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", {"batch": 3})
     shared = replace(every[0], neighborhood_prompts=("The capital of France is", every[1].request.prompt))

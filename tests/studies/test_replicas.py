@@ -182,6 +182,7 @@ def test_what_is_not_there(tiny_gpt2: Model, monkeypatch: pytest.MonkeyPatch):
         pass
 
 
+@pytest.mark.slow
 def test_edits_are_made_and_scored_by_processes(tiny_gpt2: Model, tmp_path: Path):
     run = Run.create(tmp_path, {"command": "edit"})
     texts = [f"{fact.prompt} {fact.object}." for fact in FACTS]

@@ -120,6 +120,7 @@ def test_cells_of_any_shape(tiny_gpt2: Model) -> None:
     assert len(set(plain.tolist())) == 5  # the last two are the corrupted run
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near_float32(checkpoints: dict[str, Path]) -> None:
     folder = str(checkpoints["llama"])
     noise = noise_for(load_model(folder, device="cpu"), TOWER)

@@ -290,6 +290,7 @@ def test_a_view_shows_other_tokens_as_not_measured() -> None:
         trace_view([some_rows(3)], after=[make_trace()])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize(("positions", "figures"), [("-1", {"average_effects", "trace_1"}), ("0", {"trace_1"})])
 def test_a_run_that_located_no_layer_says_so(

@@ -43,6 +43,7 @@ def test_facts_the_model_does_not_know_are_skipped_and_counted(tiny_gpt2):
     assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
+@pytest.mark.slow
 def test_a_resumed_sweep_equals_an_uninterrupted_one(tiny_gpt2):
     whole = list(quick_sweep(tiny_gpt2))
     sweep = quick_sweep(tiny_gpt2)
