@@ -105,13 +105,18 @@ def measure(run: Run, model: Model, name: str, records: Sequence[Record]) -> Non
 
 
 def measure_many(run: Run, model: Model, name: str, records: Sequence[Record], alone: int) -> None:
-    """Time ROME's edits of many records and their scores, once."""
-    done = {row["model"] for row in run.rows("scoring")}
-    if name not in done:
-        editor = settled_editor(model, "rome", name, run.settings["seed"])
-        sound = [record for record in records if record.case_id not in run.failed()]
-        edits = measure_each(run, model, name, editor, sound, alone)
-        measure_scoring(run, model, name, sound, edits)
+    """Time ROME's edits of many records and their scores, once; a record that it cannot take is kept as failed."""
+    if name in {row["model"] for row in run.rows("scoring")}:
+        return
+    editor = settled_editor(model, "rome", name, run.settings["seed"])
+
+    def attempt(some: Sequence[Record]) -> Iterator[None]:
+        with refusing(some, lambda record: editor(model, [record.request])):
+            edits = measure_each(run, model, name, editor, some, alone)
+        measure_scoring(run, model, name, some, edits)
+        yield
+
+    list(going_on(run, model, records, attempt, method=f"rome on {name}"))
 
 
 def compare(

@@ -61,11 +61,11 @@ def texts(notebook: Any) -> list[str]:
     """What its cells show, with a mark for each figure, and numbers, which differ between machines, left out."""
     found = []
     for cell in notebook.cells:
-        for output in cell.get("outputs", ()):
-            data = output.get("data", {})
-            text = output.get("text") or data.get("text/plain", "")
-            found.append("figure" if "image/png" in data else re.sub(r"-?\d+(\.\d+)?(e-?\d+)?", "#", text))
-    return found
+        outputs = cell.get("outputs", ())
+        found.append("".join(each.text for each in outputs if each.output_type == "stream"))  # printed in however many
+        for data in (each.data for each in outputs if "data" in each):
+            found.append("figure" if "image/png" in data else data.get("text/plain", ""))
+    return [re.sub(r"-?\d+(\.\d+)?(e-?\d+)?", "#", text) for text in found]
 
 
 if __name__ == "__main__":

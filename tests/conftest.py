@@ -6,6 +6,8 @@ jaxtyping.install_import_hook("workbench", "beartype.beartype")
 
 import functools  # noqa: E402
 import json  # noqa: E402
+import sys  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -15,12 +17,14 @@ from command import TINY, Analyse, make_analyse  # noqa: E402
 from known_records import CAPITALS, capital  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
+from workbench.editors.registry import ADDED  # noqa: E402
 from workbench.machine import paths  # noqa: E402
 from workbench.models import loading  # noqa: E402
 from workbench.models.loading import load_model  # noqa: E402
 from workbench.models.model import Model  # noqa: E402
 from workbench.records.counterfact import write_counterfact  # noqa: E402
 from workbench.records.facts import Probe  # noqa: E402
+from workbench.records.reading import READERS  # noqa: E402
 from workbench.studies.tiny_models import make_checkpoint  # noqa: E402
 
 GOLDEN = TINY.parent
@@ -120,6 +124,16 @@ def quick_presets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         content = {"tiny-gpt2": entry, "gpt2-xl": published | {"context_lengths": [[3, 2]]}}
         (tmp_path / "presets" / f"{method}.json").write_text(json.dumps(content))
     monkeypatch.setattr("workbench.editors.setup.presets.PRESETS", tmp_path / "presets")
+
+
+@pytest.fixture(autouse=True)
+def nothing_added(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The plugins that a test adds are gone after it."""
+    for added in (ADDED, READERS):
+        monkeypatch.setattr(added, "_of_files", {})
+    yield
+    for name in [name for name in sys.modules if name.startswith("workbench_plugin_")]:
+        del sys.modules[name]
 
 
 # A small study of the golden model ---------------------------------------------------------------------

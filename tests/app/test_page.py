@@ -28,7 +28,9 @@ CELL = "document.querySelector(\"#map .trace-view\").shadowRoot.querySelector(\"
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """The page of the embedded model, by the command, which Ctrl-C ends."""
     command = [sys.executable, "-m", "workbench", "app", "--out", str(tmp_path_factory.mktemp("page"))]
-    served = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    # Ctrl-C is to reach it also where these tests run in the background, which ignore it.
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    served = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=heard)
     assert served.stdout is not None
     (address,) = re.findall(r"Open (http://127\.0\.0\.1:\d+/)", served.stdout.readline())
     with browser() as one:

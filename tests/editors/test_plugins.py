@@ -2,8 +2,6 @@
 
 import inspect
 import json
-import sys
-from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from workbench.cli.early_help import outlined
 from workbench.editors.editor import Editor
 from workbench.editors.make import make_editor
 from workbench.editors.plugins import load_plugin, method_name
-from workbench.editors.registry import ADDED, EDITORS
+from workbench.editors.registry import EDITORS
 from workbench.editors.rome import ROME
 from workbench.machine import plugins
 from workbench.machine.plugins import PluginError
@@ -63,16 +61,6 @@ def read(path):
 
 MINE = Reader(name="my table", suffix=".csv", read=read)
 """
-
-
-@pytest.fixture(autouse=True)
-def nothing_added(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a test adds is gone after it."""
-    for added in (ADDED, READERS):
-        monkeypatch.setattr(added, "_of_files", {})
-    yield
-    for name in [name for name in sys.modules if name.startswith("workbench_plugin_")]:
-        del sys.modules[name]
 
 
 def write(folder: Path, code: str, name: str = "mine.py") -> Path:

@@ -43,8 +43,7 @@ def nodes() -> Iterator[Any]:
 
 @pytest.fixture
 def replicas(nodes: Any, tiny_gpt2: Model) -> Iterator[Replicas]:
-    there = Replicas(tiny_gpt2, address=nodes.address)
-    assert there.count == 2
+    there = Replicas(tiny_gpt2, address=nodes.address, workers=2)  # another test may have added a node
     yield there
     there.close()
 
