@@ -17,6 +17,7 @@ from known_records import CAPITALS, capital
 
 from workbench.editors.rome import ROME
 from workbench.editors.shared.second_moments import second_moments
+from workbench.edits.weights import WeightEdit
 from workbench.machine import cluster
 from workbench.models.model import Model
 from workbench.runs.run import Run
@@ -193,6 +194,7 @@ def test_edits_are_made_and_scored_by_processes(tiny_gpt2: Model, tmp_path: Path
     assert [each.case_id for each in evaluations] == [record.case_id for record in RECORDS]
     for record, edit in load_edits(run, RECORDS):
         there = editor(tiny_gpt2, [record.request])
+        assert isinstance(edit, WeightEdit)
         for one, other in zip(edit.updates, there.updates, strict=True):
             torch.testing.assert_close(one.right, other.right, atol=1e-5, rtol=1e-4)
     assert asdict(RECORDS[0].request) == run.rows("evaluations")[0]["request"]

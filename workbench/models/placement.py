@@ -32,7 +32,7 @@ def automatic(hf: Any) -> Placement:
     Room for a forward pass is left on the first, where all states are. ValueError where the CPU has no room either.
     """
     whole = {"no_split_module_classes": list(getattr(hf, "_no_split_modules", None) or []), "dtype": hf.dtype}
-    memory = dict(get_balanced_memory(hf, **whole))
+    memory: dict[Any, Any] = dict(get_balanced_memory(hf, **whole) or {})
     if 0 in memory:
         memory[0] = max(0, int(memory[0] - BUDGET * 2**30))
     found = infer_auto_device_map(hf, max_memory=memory, **whole)
@@ -90,7 +90,8 @@ def _move_(module: nn.Module, name: str, tensor: Tensor, where: torch.device) ->
 
 
 def _bring(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    return _to(module.weight.device, args), _to(module.weight.device, kwargs)
+    device: Any = module.weight.device
+    return _to(device, args), _to(device, kwargs)
 
 
 def _taking_back(main: torch.device) -> Callable[[nn.Module, Any, Any], Any]:

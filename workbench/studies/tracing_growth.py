@@ -1,6 +1,6 @@
 """How the time of tracing grows with facts, tokens and layers, by the fast engine and cell by cell."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ FACTS_BY_CELL = 10
 
 
 def grow(
-    model: Model, facts: Sequence[Fact], sizes: dict[str, Sequence[int]], *, window: int, samples: int, cells: int
+    model: Model, facts: Sequence[Fact], sizes: Mapping[str, Sequence[int]], *, window: int, samples: int, cells: int
 ) -> Iterator[dict[str, Any]]:
     """A row for each size along each axis: the seconds of each of `ENGINES`."""
     for axis, some in sizes.items():
