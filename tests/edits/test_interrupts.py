@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,13 @@ from workbench.records.facts import EditRequest
 
 TRACED = (str(Path(workbench.__file__).parent / "edits"), str(Path(workbench.__file__).parent / "models"))
 REQUESTS = [EditRequest(template="{} is", subject=name, target_new="x") for name in ("A", "B", "C")]
+
+
+@pytest.fixture(autouse=True)
+def gradients() -> Iterator[None]:
+    """An interrupt at the very end of `torch.no_grad` leaves them off, for all tests that follow."""
+    yield
+    torch.set_grad_enabled(True)
 
 
 def edits_of(model: Model) -> list[Edit]:

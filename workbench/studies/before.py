@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from workbench.machine.failures import FAILURES
@@ -40,9 +41,13 @@ class Before:
         """Forget a record's scores, which nobody will ask for again."""
         self._found.pop(record.case_id, None)
 
+    @cached_property
+    def _places(self) -> dict[int, int]:
+        return {record.case_id: index for index, record in enumerate(self.records)}
+
     def _find(self, record: Record) -> None:
-        at = next((index for index, one in enumerate(self.records) if one == record), None)
-        if at is None or record.case_id in self._alone:
+        at = self._places.get(record.case_id)
+        if at is None or self.records[at] != record or record.case_id in self._alone:  # it may lack prompts by now
             return
         options = self.options(record)
         some = [one for one in self.records[at : at + AT_ONCE] if self.options(one) == options]
