@@ -195,6 +195,8 @@ def test_prompts_whose_answer_other_edits_change_are_left_out() -> None:
     assert [probe.targets_new for probe in left.portability_prompts] == [("Tiber",)]
     elsewhere = replace(requests[1], relation="currency")
     assert len(untouched([record], [record.request, elsewhere])[0].neighborhood_prompts) == 3
+    own = replace(record, neighborhood_prompts=("Japan's largest city is",))  # which no other request changes
+    assert untouched([own], requests)[0].neighborhood_prompts == own.neighborhood_prompts
 
 
 def test_every_number_of_edits_scores_the_same_records() -> None:

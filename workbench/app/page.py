@@ -8,8 +8,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
-from gradio.themes import Base
+import gradio as gr  # pyright: ignore[reportMissingImports]  # of an extra
+from gradio.themes import Base  # pyright: ignore[reportMissingImports]
 
 from workbench.app import bench
 from workbench.app.bench import Standing
