@@ -70,6 +70,8 @@ def killing_always(model: Model, item: int) -> None:
 
 
 def failing(model: Model, item: int) -> int:
+    """Fails at the second item, which is ready before the first."""
+    time.sleep(0.5 * (1 - item))
     warnings.warn(f"item {item}", UserWarning, stacklevel=1)
     if item == 1:
         raise LookupError("no such item")
@@ -120,8 +122,11 @@ def test_nothing_is_lost_with_a_worker(replicas: Replicas, tmp_path: Path):
     lost = pytest.raises(RuntimeError, match=r"3 workers were lost with the same work.*goes on")
     with lost, warnings.catch_warnings(record=True):
         list(replicas.map(killing_always, [0]))
-    with pytest.warns(UserWarning, match="item 0"), pytest.raises(LookupError, match="no such item"):
-        list(replicas.map(failing, range(2)))
+    found = replicas.map(failing, range(2))
+    with pytest.warns(UserWarning, match="item 0"):
+        assert next(found) == 0
+    with pytest.warns(UserWarning, match="item 1"), pytest.raises(LookupError, match="no such item"):
+        next(found)
 
 
 @pytest.mark.slow

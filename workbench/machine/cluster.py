@@ -149,13 +149,14 @@ class Cluster(Workers[_State]):
         self, function: Callable[[_State, _Item], _Result], items: Iterable[_Item], *, ahead: int = AHEAD
     ) -> Generator[_Result, None, None]:
         """As `Workers.map` says. What a lost actor had in hand is done by others, and another is started in its place.
+        What an item raises or warns of comes when its turn has come, so that all before it are kept.
 
         RuntimeError where the same item has taken several actors with it, and where none is left.
         """
         key, shared = next(self._keys), [self._ray.put(function)]
         left, again = enumerate(items), deque[tuple[int, Any, int]]()
         running: dict[Any, tuple[_Worker, int, Any, int]] = {}
-        done: dict[int, _Result] = {}
+        done: dict[int, tuple[Any, Exception | None, list[tuple[str, type]]]] = {}
         at, more = 0, True
         try:
             while True:
@@ -173,7 +174,12 @@ class Cluster(Workers[_State]):
                     reference = worker.actor.work.remote(key, shared, item)
                     running[reference] = (worker, index, item, lost)
                 if at in done:
-                    yield done.pop(at)
+                    found, error, told = done.pop(at)
+                    for message, category in told:
+                        warnings.warn(message, category, stacklevel=2)
+                    if error is not None:
+                        raise error
+                    yield found
                     at += 1
                 elif not running and not again and not more:
                     return
@@ -202,7 +208,7 @@ class Cluster(Workers[_State]):
                 continue
             worker, index, item, lost = running.pop(reference)
             try:
-                found, error, told = ray.get(reference)
+                done[index] = ray.get(reference)
             except ray.exceptions.RayTaskError:  # what cannot be sent, or is raised by Ray
                 raise
             except ray.exceptions.RayError:
@@ -212,12 +218,6 @@ class Cluster(Workers[_State]):
                     ) from None
                 again.append((index, item, lost + 1))
                 self._replace(worker)
-                continue
-            for message, category in told:
-                warnings.warn(message, category, stacklevel=3)
-            if error is not None:
-                raise error
-            done[index] = found
 
     def _loaded(self, worker: _Worker) -> None:
         try:
