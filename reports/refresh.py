@@ -51,7 +51,7 @@ COMMANDS["survey_table"] += ("--limit", "50", "--together", "20", "--methods", "
 WRITING = "ft,ft_l,rome,r_rome,memit,emmet,pmet,alphaedit"
 """The methods of ROME's and MEMIT's tables and their kin."""
 REAL = {
-    "smollm2/study": (*STUDY, "--model", "smollm2", "--traces", "4", "--limit", "15", "--fluency", "3"),
+    "smollm2/study": (*STUDY, "--model", "smollm2", "--traces", "3", "--limit", "15", "--fluency", "2"),
     **{
         f"smollm2/{name}": (sys.executable, f"analyses/{name}.py", "--model", "smollm2", *options.split())
         for name, options in {
