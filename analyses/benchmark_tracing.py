@@ -166,13 +166,14 @@ def show(run: Run) -> list[Section]:
         if not rows:
             continue
         rate = max(row["rate"] for row in run.rows("rates") if row["model"] == name)
-        tokens, (some, all_cells) = [row["tokens"] for row in rows], rows[0]["cells"]
+        tokens, (some, all_cells) = sorted({row["tokens"] for row in rows}), rows[0]["cells"]
+        sizes = f"{tokens[0]} to {tokens[-1]}" if len(tokens) > 1 else f"{tokens[0]}"
         table = pd.DataFrame([shown(summed(rows, label), label, rate) for label in (*SITES, TOGETHER)])
         caption = (
             f"{name} ({rows[0]['layers']} layers x {rows[0]['d_model']}), {settings['dtype']}, {rows[0]['device']}, "
-            f"{rate / 1e9:,.0f} GFLOP/s measured: {len(rows)} prompts of {min(tokens)} to {max(tokens)} "
-            f"tokens, {settings['samples']} samples, windows of {rows[0]['window']}, {settings['repeats']} interleaved "
-            f"runs each{', products in TF32' * (settings['precision'] == 'tf32')}. "
+            f"{rate / 1e9:,.0f} GFLOP/s measured: {len(rows)} prompt{'s' * (len(rows) > 1)} of {sizes} tokens, "
+            f"{settings['samples']} samples, windows of {rows[0]['window']}, {settings['repeats']} interleaved "
+            f"run{'s' * (settings['repeats'] > 1)} each{', products in TF32' * (settings['precision'] == 'tf32')}. "
             f"Cell by cell (published, plain) {some} of {all_cells} cells a site are timed and scaled to all. "
             f"Launches: {'calls of operators' if 'CPU' in rows[0]['device'] else 'kernels and graphs'} a fact. MiB: "
             "most that tensors take at one time beyond the model. Largest difference of a probability: "

@@ -84,6 +84,8 @@ TABLES = {
     "real-scores": "smollm2/compare_editors/tables/scores.md",
     "real-stacked": "smollm2/compare_editors/tables/stacked.md",
     "real-survey": "smollm2/survey_table/tables/survey.md",
+    "real-speed": "smollm2/benchmark_tracing/tables/smollm2.md",
+    "real-speed-editing": "smollm2/benchmark_editing/tables/speed.md",
     "scores": "atlas/tables/scores.md",
     "generation": "atlas/tables/generation.md",
     "editors": "compare_editors/tables/scores.md",
