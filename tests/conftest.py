@@ -1,5 +1,6 @@
 """Shapes and types are checked at run time; tiny random checkpoints of five model families lie on disk."""
 
+import heavy  # noqa: F401
 import jaxtyping
 
 jaxtyping.install_import_hook("workbench", "beartype.beartype")
