@@ -1,12 +1,16 @@
 """Plain text, over which statistics of a model's activations are taken."""
 
 import json
+import warnings
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import TextIO
 
 LONGEST = 2**16
 """Characters of one text."""
+MOST = 2**28
+"""Characters of all texts together, which are held in memory."""
 WIKITEXT = ("Salesforce/wikitext", "wikitext-103-raw-v1")
 """Hub name and configuration of what "wikitext" stands for (a corpus that ROME's published statistics use)."""
 
@@ -14,7 +18,8 @@ WIKITEXT = ("Salesforce/wikitext", "wikitext-103-raw-v1")
 def read_texts(name: str, *, limit: int = 100_000) -> list[str]:
     """At most `limit` non-blank texts: lines of a .txt file, the "text" of each line of a .jsonl, or "wikitext".
 
-    Longer ones than `LONGEST` are cut between words (`cut`). "wikitext" is fetched from the Hugging Face hub.
+    Longer ones than `LONGEST` are cut between words (`cut`) as they are read, and no more than `MOST` characters are
+    held, with a warning. "wikitext" is fetched from the Hugging Face hub.
     FileNotFoundError or ValueError names the file, the line and what was expected.
     """
     if name == "wikitext":
@@ -22,13 +27,14 @@ def read_texts(name: str, *, limit: int = 100_000) -> list[str]:
     path = Path(name)
     if not path.is_file():
         raise FileNotFoundError(f"no text at '{path}': give a .txt or .jsonl file, 'wikitext', 'self', or 'atlas'")
-    texts = []
+    texts, left = [], MOST
     with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            text = _jsonl_text(path, number, line) if path.suffix == ".jsonl" else line
-            texts += islice(cut(text.strip()), limit - len(texts))
-            if len(texts) == limit:
+        for text in islice(_jsonl(path, file) if path.suffix == ".jsonl" else _lines(file), limit):
+            left -= len(text)
+            if left < 0:
+                warnings.warn(f"{path}: no more than its first {MOST:,} characters are used", stacklevel=2)
                 break
+            texts.append(text)
     if not texts:
         raise ValueError(f"{path} holds no text")
     return texts
@@ -41,12 +47,36 @@ def cut(text: str) -> Iterator[str]:
     """
     start, end = 0, len(text)
     while start < end:
-        stop = min(start + LONGEST, end)
-        if stop < end and (space := text.rfind(" ", start + 1, stop)) > 0:
-            stop = space  # before the space, which many tokenizers make part of the word behind it
+        stop = end if end - start <= LONGEST else _end_of_piece(text, start)
         if piece := text[start:stop].strip():
             yield piece
         start = stop
+
+
+def _end_of_piece(text: str, start: int) -> int:
+    """Before a space, which many tokenizers make part of the word behind it."""
+    space = text.rfind(" ", start + 1, start + LONGEST)
+    return space if space > 0 else start + LONGEST
+
+
+def _lines(file: TextIO) -> Iterator[str]:
+    """The texts of lines, of which no more than two pieces are held."""
+    held, begun = "", False
+    while part := file.readline(LONGEST):
+        held = held + part if begun else (held + part).lstrip()
+        if part.endswith("\n"):
+            yield from cut(held.rstrip())
+            held, begun = "", False
+        elif len(held) > LONGEST:
+            stop = _end_of_piece(held, 0)
+            yield from cut(held[:stop])
+            held, begun = held[stop:], True
+    yield from cut(held.rstrip())
+
+
+def _jsonl(path: Path, file: TextIO) -> Iterator[str]:
+    for number, line in enumerate(file, start=1):
+        yield from cut(_jsonl_text(path, number, line).strip())
 
 
 def _jsonl_text(path: Path, number: int, line: str) -> str:
