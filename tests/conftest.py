@@ -1,7 +1,11 @@
 """Shapes and types are checked at run time; tiny random checkpoints of five model families lie on disk."""
 
-import heavy  # noqa: F401
-import jaxtyping
+import gc
+
+gc.disable()  # until everything is imported
+
+import heavy  # noqa: E402, F401
+import jaxtyping  # noqa: E402
 
 jaxtyping.install_import_hook("workbench", "beartype.beartype")
 
@@ -30,16 +34,16 @@ from workbench.studies.tiny_models import make_checkpoint  # noqa: E402
 
 GOLDEN = TINY.parent
 FAMILIES = ("gpt2", "gptj", "gpt_neox", "llama", "qwen2")
-costly_families = pytest.mark.parametrize(
-    "family",
-    ["gpt2", "llama", *(pytest.param(family, marks=pytest.mark.slow) for family in ("gptj", "gpt_neox", "qwen2"))],
-    indirect=True,
-)
-"""For tests that take long: one family with a plain MLP and one with a gated one are among the fast tests."""
-
-
+QUICK = ("gpt2", "llama")
+"""One with a plain MLP and one with a gated one; the others are among the slow tests."""
 loaded_once = functools.lru_cache(maxsize=4)(load_model)
 """Commands leave a model as they find it, and check that they do."""
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: a million objects that are not looked through for garbage again and again."""
+    gc.freeze()
+    gc.enable()
 
 
 def load_hf(folder: Path) -> Any:
@@ -67,7 +71,10 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return _Checkpoints(tmp_path_factory.mktemp("checkpoints"))
 
 
-@pytest.fixture(scope="session", params=FAMILIES)
+@pytest.fixture(
+    scope="session",
+    params=[pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in FAMILIES],
+)
 def family(request: pytest.FixtureRequest) -> str:
     """Each family in turn."""
     return request.param

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import costly_families
 from known_kinds import Steering
 from torch import Tensor
 
@@ -52,7 +51,6 @@ def compare(model: Model, layer: int) -> None:
         torch.testing.assert_close(one, other, atol=2e-5, rtol=2e-4)
 
 
-@costly_families
 def test_it_is_the_whole_network(family_model: Model) -> None:
     for layer in (0, family_model.n_layers - 1):
         compare(family_model, layer)

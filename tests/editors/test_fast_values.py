@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import costly_families
 
 from workbench.editors.search.fast_values import Search, optimise_values
 from workbench.editors.search.rows import in_batches, rows_of
@@ -39,7 +38,6 @@ def assert_same(model: Model, **changed: Any) -> None:
         assert [loss.total for loss in found.losses] == pytest.approx([loss.total for loss in alone.losses], abs=1e-4)
 
 
-@costly_families
 @pytest.mark.parametrize("site", ["mlp_out", "resid_post"])
 def test_the_same_as_alone_in_every_family(family_model: Model, site: str) -> None:
     assert_same(family_model, site=site)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import GOLDEN, costly_families
+from conftest import GOLDEN
 from known_edits import same
 from known_scores import all_top, scored
 from safetensors.torch import load_file
@@ -97,7 +97,6 @@ def test_the_bias_is_written_and_comes_back(tiny_gpt2: Model, plain: FT):
 # What the change does
 
 
-@costly_families
 def test_every_family_scores_as_it_was_optimised(family_model: Model):
     editor = FT(layers=(0, 1), steps=3, learning_rate=5e-3)
     before = family_model.snapshot()

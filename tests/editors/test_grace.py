@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import GOLDEN, costly_families
+from conftest import GOLDEN
 from known_edits import random_edit, same
 from known_scores import all_top, scored
 from safetensors.torch import load_file
@@ -222,7 +222,6 @@ def test_an_empty_codebook_is_the_model_itself(tiny_gpt2: Model, plain: GRACE) -
             assert not torch.equal(tiny_gpt2.logits(tokens), unedited)
 
 
-@costly_families
 @pytest.mark.parametrize("site", ["mlp_pre", "mlp_write"])
 def test_every_family_scores_as_it_was_optimised(family_model: Model, plain: GRACE, site: Any) -> None:
     editor = replace(plain, layer=1, site=site, steps=4, learning_rate=0.1)

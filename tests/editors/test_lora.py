@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import costly_families, load_hf
+from conftest import load_hf
 from known_edits import same
 from known_scores import all_top, scored
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -59,7 +59,6 @@ def matrices(family: str) -> tuple[str, ...]:
 # Against peft
 
 
-@costly_families
 def test_it_is_what_peft_trains(
     family: str, family_model: Model, checkpoints: dict[str, Path], plain: LoRA, tmp_path: Path
 ) -> None:

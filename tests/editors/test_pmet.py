@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import GOLDEN, costly_families
+from conftest import GOLDEN
 from known_edits import same
 from known_scores import scored
 from safetensors.torch import load_file
@@ -196,7 +196,6 @@ def assert_same(found: Sequence[OptimisedValue], alone: Sequence[OptimisedValue]
 
 
 @pytest.mark.slow
-@costly_families
 def test_many_find_what_each_finds_alone_in_every_family(family_model: Model):
     changes = {"steps": 12, "clamp": 2.0}
     assert_same(together(family_model, **changes), one_by_one(family_model, **changes))

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import GOLDEN, costly_families
+from conftest import GOLDEN
 from known_edits import same
 from known_scores import scored
 from safetensors.torch import load_file
@@ -126,7 +126,6 @@ def test_the_edited_layer_maps_the_key_to_the_value(tiny_gpt2: Model, editor: RO
     torch.testing.assert_close(now, value.initial + value.delta, rtol=1e-4, atol=1e-4)
 
 
-@costly_families
 def test_every_family_maps_the_key_to_the_value(family_model: Model):
     request = EditRequest(template="The {} stands in", subject="Eiffel Tower", target_new="Rome")
     editor = ROME(layer=1, second_moment=None, contexts=("{}", "Steve Jobs says. {}"), steps=8, learning_rate=0.05)

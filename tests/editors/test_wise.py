@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import GOLDEN, costly_families
+from conftest import GOLDEN
 from known_edits import random_edit, same
 from known_scores import scored
 from safetensors.torch import load_file
@@ -246,7 +246,6 @@ def test_a_memory_stays_chosen_while_an_answer_is_generated(tiny_gpt2: Model, pl
             tiny_gpt2.step(tokens.ids[:, end:], stranger, cache)
 
 
-@costly_families
 @pytest.mark.parametrize("site", ["mlp_write", "mlp_pre"])
 def test_every_family_scores_as_it_was_optimised(family_model: Model, plain: WISE, site: Any) -> None:
     wise = replace(plain, layer=1, site=site, learning_rate=0.05, act_ratio=0.01, unrelated=["People say"])

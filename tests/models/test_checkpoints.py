@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from conftest import costly_families, load_hf
+from conftest import load_hf
 from known_scores import scored
 from safetensors.torch import load_file, save_file
 
@@ -16,7 +16,6 @@ from workbench.models.loading import load_model
 from workbench.models.model import Model
 
 
-@costly_families
 @torch.no_grad()
 def test_an_edited_model_is_saved_and_reloaded(family_model: Model, tmp_path: Path, texts: list[str]) -> None:
     tokens = family_model.tokenize(texts)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import costly_families, load_hf
+from conftest import load_hf
 
 from workbench.models.generation import generate
 from workbench.models.hooks import ForwardPass
@@ -25,7 +25,6 @@ def argmax_loop(model: Model, hf: Any, prompt: str, steps: int) -> list[int]:
     return ids[0, start:].tolist()
 
 
-@costly_families
 @pytest.mark.parametrize("batch_size", [2, 64])
 def test_greedy_generation_is_the_argmax_loop(
     family_model: Model, family_hf: Any, batch_size: int, texts: list[str]

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import costly_families
 from known_edits import random_edit
 from known_scores import all_top, scored
 
@@ -77,7 +76,6 @@ def test_sites_are_what_they_say(family: str, family_model: Model, texts: list[s
     torch.testing.assert_close(found, embedding.weight[tokens.ids], atol=0, rtol=0)
 
 
-@costly_families
 @torch.no_grad()
 @pytest.mark.parametrize("site", LAYER_SITES)
 def test_a_hook_that_returns_a_tensor_is_obeyed(family_model: Model, site: str, texts: list[str]) -> None:

@@ -5,14 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import costly_families
 from torch import Tensor
 
 from workbench.models.model import Model
 from workbench.models.scoring import score_targets
 
 
-@costly_families
 @pytest.mark.parametrize("batch_size", [2, 64])
 def test_pairs_that_share_rows_score_as_each_alone(family_model: Model, batch_size: int) -> None:
     prompts = ["The capital of France is", "The Eiffel Tower stands", "東京は", "Steve"]

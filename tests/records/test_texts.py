@@ -23,7 +23,9 @@ def test_lines_longer_than_a_text_are_cut_as_they_are_read(
     monkeypatch.setattr(texts, "LONGEST", 20)
     draw, path = random.Random(0), tmp_path / "corpus.txt"
     for _ in range(300):
-        lines = ["".join(draw.choices("aé東 ", (5, 2, 2, 1), k=draw.randrange(90))) for _ in range(draw.randrange(1, 5))]
+        lines = [
+            "".join(draw.choices("aé東 ", (5, 2, 2, 1), k=draw.randrange(90))) for _ in range(draw.randrange(1, 5))
+        ]
         path.write_text("\n".join(line.rstrip() for line in lines) + end, encoding="utf-8")
         wanted = [piece for line in lines for piece in cut(line.strip())]
         assert all(len(piece) <= 20 for piece in wanted)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, costly_families
+from conftest import GOLDEN
 from safetensors.torch import load_file
 
 from workbench.models.blocks_check import blocks_of
@@ -43,7 +43,6 @@ def noise_for(model: Model, fact: Fact, *, std: float = 0.5, samples: int = 3) -
     return gaussian_noise(std, samples, end - first, model.d_model, generator=torch.Generator().manual_seed(0))
 
 
-@costly_families
 @pytest.mark.parametrize("form", FORMS)
 def test_equals_the_plain_engine_in_every_family(family_model: Model, form: str) -> None:
     noise = noise_for(family_model, TOWER)

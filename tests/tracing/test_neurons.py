@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import GOLDEN, costly_families
+from conftest import GOLDEN
 from known_kinds import Steers
 from safetensors.torch import load_file
 
@@ -71,7 +71,6 @@ def test_golden_dai(tiny_gpt2: Model, golden: dict[str, torch.Tensor], case: int
     assert [list(place) for place in found.neurons] == entry["bag"]
 
 
-@costly_families
 @pytest.mark.parametrize("site", ["mlp_key", "mlp_pre"])
 def test_a_layers_attributions_sum_to_what_its_neurons_add(family_model: Model, site: NeuronSite):
     """To the accuracy of the sum over points, whose error halves as their number doubles."""
@@ -123,7 +122,6 @@ def test_the_mean_over_tokens_is_linear(tiny_gpt2: Model):
     )
 
 
-@costly_families
 @pytest.mark.parametrize("site", ["mlp_key", "mlp_pre"])
 def test_the_fast_engine_is_the_plain_one(family_model: Model, site: NeuronSite):
     """Layers in any order; more points than climb together."""

@@ -84,25 +84,22 @@ class PlainRuns:
         """All cells in one forward pass."""
         samples = corruption.samples
 
-        def patcher(name: str) -> Callable[..., Tensor]:
-            targets = [
-                (index, slice(*cell.positions), patch.source)
-                for index, cell in enumerate(cells)
-                for patch in cell.patches
-                if self.model.hook_name(patch.site, patch.layer) == name
-            ]
+        targets: dict[str, list[tuple[slice, slice, str]]] = {}  # by hook: rows, positions, run that is taken from
+        for index, cell in enumerate(cells):
+            here = slice(index * samples, (index + 1) * samples), slice(*cell.positions)
+            for patch in cell.patches:
+                targets.setdefault(self.model.hook_name(patch.site, patch.layer), []).append((*here, patch.source))
 
+        def patcher(name: str) -> Callable[..., Tensor]:
             def put(states: Tensor, hook: Any) -> Tensor:
                 states = states.clone()
-                for index, positions, source in targets:
-                    rows = slice(index * samples, (index + 1) * samples)
-                    states[rows, positions] = sources[source, name][:, positions]
+                for own, positions, source in targets[name]:
+                    states[own, positions] = sources[source, name][:, positions]
                 return states
 
             return put
 
-        used = dict.fromkeys(self.model.hook_name(p.site, p.layer) for cell in cells for p in cell.patches)
-        hooks = [self._corrupt(len(cells), corruption), *((name, patcher(name)) for name in used)]
+        hooks = [self._corrupt(len(cells), corruption), *((name, patcher(name)) for name in targets)]
         rows = repeat_tokens(self.tokens, len(cells) * samples)
         with torch.no_grad():
             measured = measure(self.model.logits(rows, hooks=hooks, keep_last=1)[:, -1])
