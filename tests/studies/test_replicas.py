@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 import warnings
@@ -182,6 +183,41 @@ def test_replicas_are_what_the_model_is(nodes: Any, tiny_gpt2: Model):
         tiny_gpt2.restore_(kept)
     with pytest.raises(ValueError, match="a worker needs 2 GPU, and the cluster has 0"):
         Replicas(tiny_gpt2, address=nodes.address, gpus=2.0)
+
+
+TOKEN = {"RAY_AUTH_TOKEN": "ab" * 32}
+FOUND = """
+import os, sys
+from ray._private import services
+from workbench.machine import cluster
+services.find_gcs_addresses = lambda: set(sys.argv[1:])
+print(cluster._running(), os.environ.get("RAY_AUTH_MODE"))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("given", "running", "wanted"),
+    [
+        (TOKEN, ["here:1"], "here:1 token"),  # `ray start` asks for it where there is one
+        ({}, ["here:1"], "here:1 None"),
+        (TOKEN | {"RAY_AUTH_MODE": "disabled"}, ["here:1"], "here:1 disabled"),
+        (TOKEN | {"RAY_ADDRESS": "there:2"}, ["here:1"], "there:2 None"),  # it is not sent elsewhere
+        (TOKEN, [], "local None"),
+    ],
+)
+def test_a_cluster_that_runs_here_is_joined_by_its_token(
+    tmp_path: Path, given: dict[str, str], running: list[str], wanted: str
+) -> None:
+    setup = pytest.importorskip("ray._private.authentication.authentication_token_setup")
+    if not hasattr(setup, "maybe_enable_token_auth_if_token_available"):
+        pytest.skip("this Ray asks for no token")
+    own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [sys.executable, "-c", FOUND, *running]
+    done = subprocess.run(
+        command, env={**own, "HOME": str(tmp_path), **given}, capture_output=True, text=True, timeout=200, check=True
+    )
+    assert done.stdout.strip() == wanted
 
 
 def test_what_is_not_there(tiny_gpt2: Model, monkeypatch: pytest.MonkeyPatch):

@@ -3,6 +3,7 @@
 Ray comes with the extra `cluster`. No usage is reported, and no dashboard is started.
 """
 
+import contextlib
 import os
 import warnings
 from collections import Counter, deque
@@ -114,8 +115,9 @@ class Cluster(Workers[_State]):
                 ray.init(address=where, **quiet, **own)
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise ValueError(
-                    f"no Ray cluster answers at {address!r} ({reason(error)}): start one with `ray start --head`, or "
-                    "give auto"
+                    f"no Ray cluster answers at {where!r} ({reason(error)}): start one with `ray start --head`, or "
+                    "give auto; one that asks for a token is joined with RAY_AUTH_MODE=token and its token in "
+                    "RAY_AUTH_TOKEN or ~/.ray/auth_token"
                 ) from None
         there = ray.cluster_resources()
         gpus = float("GPU" in there) if gpus is None else gpus
@@ -245,11 +247,22 @@ class Cluster(Workers[_State]):
 def _running() -> str:
     """The address of the cluster that RAY_ADDRESS names or that runs here; "local" for one that is to be started.
 
-    Not what Ray would take by itself: the address of the last one that was started, which may have been killed.
+    Not what Ray would take by itself: the address of the last one that was started, which may have been killed. As Ray
+    does, one that runs here is joined by the token that lies here, where there is one: `ray start` asks for it then.
     """
-    from ray._private.services import find_gcs_addresses
+    from ray._private import services
 
-    return os.environ.get("RAY_ADDRESS") or next(iter(sorted(find_gcs_addresses())), "local")
+    if named := os.environ.get("RAY_ADDRESS"):
+        return named
+    found = sorted(services.find_gcs_addresses())
+    if found:
+        with contextlib.suppress(ImportError):  # older releases of Ray ask for none
+            from ray._private.authentication.authentication_token_setup import (
+                maybe_enable_token_auth_if_token_available as by_token,
+            )
+
+            by_token(warn_if_disabled=False)
+    return found[0] if found else "local"
 
 
 _GOING_ON = "use fewer workers, or more memory; the same command goes on"
