@@ -39,7 +39,7 @@ test-gpu: $(DONE)  # a GPU against the CPU, under 3 minutes
 	@$(BIN)/python -c 'import torch; torch.cuda.is_available() or print("torch finds no GPU: its tests are skipped")'
 	$(BIN)/python -m pytest -m cuda tests/test_cuda.py
 
-torture: $(DONE)  # 10,000 fuzzed files, 2,000 faults in run folders, 200 kills; hours. Fewer: FORM='--faults 50'
+torture: $(DONE)  # 10,000 fuzzed files, 2,000 faults in run folders, 200 kills; an hour. Fewer: FORM='--faults 50'
 	OMP_NUM_THREADS=1 $(BIN)/python tests/torture.py $(FORM)
 
 lint: $(DONE)
