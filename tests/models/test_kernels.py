@@ -57,7 +57,14 @@ def test_output_and_gradient_are_those_of_torch(
 def test_weights_that_are_trained_get_their_gradient(make: Any) -> None:
     module, x = make().requires_grad_(True), torch.randn(5, 12)
     linear(module, x).sum().backward()
-    assert module.weight.grad is not None and module.weight.grad.abs().sum() > 0
+    assert all(each.grad is not None and each.grad.abs().sum() > 0 for each in module.parameters())
+
+
+def test_a_bias_that_alone_is_trained_gets_its_gradient() -> None:
+    module = torch.nn.Linear(12, 40)
+    module.weight.requires_grad_(False)
+    linear(module, torch.randn(5, 12, requires_grad=True)).sum().backward()
+    assert module.bias.grad is not None and module.bias.grad.eq(5).all()
 
 
 def test_weights_written_between_forward_and_backward_are_refused() -> None:

@@ -189,9 +189,9 @@ TOKEN = {"RAY_AUTH_TOKEN": "ab" * 32}
 FOUND = """
 import os, sys
 from ray._private import services
-from workbench.machine import cluster
+from workbench.machine.running_cluster import running
 services.find_gcs_addresses = lambda: set(sys.argv[1:])
-print(cluster._running(), os.environ.get("RAY_AUTH_MODE"))
+print(running(), os.environ.get("RAY_AUTH_MODE"))
 """
 
 

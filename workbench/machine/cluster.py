@@ -3,7 +3,6 @@
 Ray comes with the extra `cluster`. No usage is reported, and no dashboard is started.
 """
 
-import contextlib
 import os
 import warnings
 from collections import Counter, deque
@@ -17,6 +16,7 @@ import torch
 
 from workbench.machine.failures import reason
 from workbench.machine.processes import AHEAD, Workers
+from workbench.machine.running_cluster import running
 
 _State = TypeVar("_State")
 _Item = TypeVar("_Item")
@@ -109,7 +109,7 @@ class Cluster(Workers[_State]):
         quiet: Any = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
         self._own = not ray.is_initialized()
         if self._own:
-            where = _running() if address == "auto" else address
+            where = running() if address == "auto" else address
             own: Any = {"include_dashboard": False} if where == "local" else {}
             try:
                 ray.init(address=where, **quiet, **own)
@@ -242,27 +242,6 @@ class Cluster(Workers[_State]):
         worker.lost = True
         self._workers[self._workers.index(worker)] = self._begin()
         warnings.warn("a worker of the cluster was lost; what it was doing is done again", stacklevel=4)
-
-
-def _running() -> str:
-    """The address of the cluster that RAY_ADDRESS names or that runs here; "local" for one that is to be started.
-
-    Not what Ray would take by itself: the address of the last one that was started, which may have been killed. As Ray
-    does, one that runs here is joined by the token that lies here, where there is one: `ray start` asks for it then.
-    """
-    from ray._private import services
-
-    if named := os.environ.get("RAY_ADDRESS"):
-        return named
-    found = sorted(services.find_gcs_addresses())
-    if found:
-        with contextlib.suppress(ImportError):  # older releases of Ray ask for none
-            from ray._private.authentication.authentication_token_setup import (
-                maybe_enable_token_auth_if_token_available as by_token,
-            )
-
-            by_token(warn_if_disabled=False)
-    return found[0] if found else "local"
 
 
 _GOING_ON = "use fewer workers, or more memory; the same command goes on"

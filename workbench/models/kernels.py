@@ -69,7 +69,8 @@ def _weight(module: Any, x: Tensor) -> Float[Tensor, "d_out d_in"] | None:
     weight = module.weight.t() if isinstance(module, Conv1D) else module.weight
     if not (x.is_cpu and x.dtype == torch.float32 and weight.is_cpu):
         return None
-    if torch.is_grad_enabled() and any(each.requires_grad for each in module.parameters()):
+    trained = weight.requires_grad or (module.bias is not None and module.bias.requires_grad)
+    if trained and torch.is_grad_enabled():
         return None
     return weight if weight.is_contiguous() or weight.t().is_contiguous() else None  # it is slow for other strides
 
