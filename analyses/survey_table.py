@@ -14,7 +14,7 @@ Scores for which a data set has no prompts are left out. The survey's own number
 they could not be checked against their source.
 
 A run that is stopped goes on after the last record, when the same command is given again; so does one with other
---methods.
+--methods, or with a --limit that takes in more records.
 """
 
 from workbench.cli.early_help import help_first
@@ -87,7 +87,7 @@ def main(
     check_methods(methods)
     loaded = load(model, device=device, dtype=dtype)
     text = text or default_text(loaded)
-    settings = given(records=records, text=text, without=["methods"])  # others go on in the same run
+    settings = given(records=records, text=text, without=["methods", "limit"])  # others go on in the same run
     title = "Every method, every data set: the survey's table"
     checks = [scored(some, surveyed_pairs, method=name) for name, some in sets.items()]
     with analysis(out, settings, loaded, title=title, headline=headline, checks=checks) as page:

@@ -46,7 +46,7 @@ COMMANDS: dict[str, tuple[Any, ...]] = {"atlas": STUDY} | {
 }
 COMMANDS["locate_facts"] += ("--limit", "506")
 COMMANDS["compare_tracing"] += ("--few", "30")
-COMMANDS["survey_table"] += ("--limit", "50", "--together", "20", "--methods", "ft,rome,memit,mend,serac,ike")
+COMMANDS["survey_table"] += ("--limit", "200", "--together", "20")
 """What makes each folder of `reports/`."""
 WRITING = "ft,ft_l,rome,r_rome,memit,emmet,pmet,alphaedit"
 """The methods of ROME's and MEMIT's tables and their kin."""

@@ -115,12 +115,13 @@ def test_an_unknown_old_answer_is_the_models_own(tiny_gpt2: Model):
     assert all(torch.equal(one, rows(unknown)[place]) for place, one in rows(known).items())
 
 
-def test_each_family_writes_the_change_by_as_much_as_the_neurons_are_active(family_model: Model):
-    """Where a neuron is negative, the published rule writes it the other way round."""
+@pytest.mark.parametrize("signed", [False, True])
+def test_each_family_writes_the_change_by_as_much_as_the_neurons_are_active(family_model: Model, signed: bool):
+    """Where a neuron is negative, the published rule writes it the other way round; `signed` does not."""
     template = "In {}, most people speak"
     request = EditRequest(template=template, subject="Iceland", target_new="Japanese", target_true="Rome")
     before = family_model.snapshot()
-    edit = KN(layers=(1,), steps=4)(family_model, [request])
+    edit = KN(layers=(1,), steps=4, signed=signed)(family_model, [request])
     assert same(before, family_model.snapshot())
     assert not any(parameter.requires_grad for parameter in family_model.parameters.values())
     tokens = family_model.tokenize([request.prompt])
@@ -135,7 +136,8 @@ def test_each_family_writes_the_change_by_as_much_as_the_neurons_are_active(fami
         for text in ("Rome", "Japanese")
         for row, first in [answered(family_model, request.prompt, text, None)]
     ]
-    active = sum(plain[key][0, -1, neuron] for _, neuron in edit.provenance["optimisation"][0]["neurons"])
+    active = [plain[key][0, -1, neuron] for _, neuron in edit.provenance["optimisation"][0]["neurons"]]
+    active = sum(map(abs, active) if signed else active)
     expected = active * (8.0 * unembedding.weight[ids[1]] - unembedding.weight[ids[0]])
     torch.testing.assert_close(written[0, -1] - plain[write][0, -1], expected, atol=1e-5, rtol=1e-3)
 
@@ -223,4 +225,5 @@ def test_published_presets():
     for name, entry in entries.items():
         editor = KN(layers=(0,), **entry["fields"])
         assert editor.steps == (1 if name.startswith(("llama", "mistral", "qwen")) else 20)
-        assert ("untuned" in entry["source"]) == (name in ("atlas", "smollm2"))
+        assert ("training records" in entry["source"]) == (name in ("atlas", "smollm2"))
+        assert editor.signed == (name == "smollm2")  # the only one that was tried on a gated MLP

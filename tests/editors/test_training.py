@@ -20,7 +20,7 @@ TARGETS = torch.tensor([1.0, 2.0, 3.0, 6.0])
 
 
 def fitted(
-    steps: int, *, checkpoint: Path | None = None, stop: int | None = None, learning_rate: float = 0.1, **changes: int
+    steps: int, *, checkpoint: Path | None = None, stop: int | None = None, learning_rate: float = 0.1, **changes: float
 ) -> Fitted:
     """Adam finds the mean of noisy targets; `stop` breaks off at that loss."""
     network = torch.nn.Linear(1, 1, bias=False)
@@ -58,14 +58,24 @@ def test_the_mean_is_found_and_the_curve_goes_down() -> None:
     assert found.step == min(found.curve, key=lambda point: point.validation).step
 
 
-def test_what_is_stopped_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_what_is_stopped_goes_on_to_the_same_bits(tmp_path: Path, decay: float) -> None:
     path = tmp_path / "training.pt"
     with pytest.raises(KeyboardInterrupt):
-        fitted(60, checkpoint=path, stop=75)
-    went_on, through = fitted(60, checkpoint=path), fitted(60)
+        fitted(60, checkpoint=path, stop=95, decay=decay)
+    went_on, through = fitted(60, checkpoint=path, decay=decay), fitted(60, decay=decay)
     assert went_on.curve == through.curve and went_on.step == through.step
     assert all(torch.equal(went_on.state[name], through.state[name]) for name in through.state)
-    assert fitted(60, checkpoint=path).curve == through.curve  # it was at its end
+    assert fitted(60, checkpoint=path, decay=decay).curve == through.curve  # it was at its end
+
+
+def test_learning_rates_fall_to_0_at_the_end() -> None:
+    paced = Schedule(steps=10, validate_every=1, patience=1, decay=0.4)
+    assert [paced.pace(step) for step in (0, 6, 7, 8, 9)] == [1, 1, 0.75, 0.5, 0.25]
+    even, decayed = (fitted(200, decay=decay).curve for decay in (0.0, 0.5))
+    assert even[:11] == decayed[:11]  # the first half
+    moved, less = (abs(curve[-1].validation - curve[-2].validation) for curve in (even, decayed))
+    assert 0 < less < moved / 5
 
 
 def test_a_checkpoint_of_a_gpu_goes_on_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,6 +108,8 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
         fitted(1, patience=0)
     with pytest.raises(ValueError, match="clip must be positive"):
         Schedule(steps=1, validate_every=1, patience=1, clip=0.0)
+    with pytest.raises(ValueError, match="decay is a share of the steps from 0 to 1, got 1.5"):
+        Schedule(steps=1, validate_every=1, patience=1, decay=1.5)
     with pytest.raises(ValueError, match="the training loss at step 1 is inf: lower the learning rate"):
         fitted(20, learning_rate=1e30)
     path = tmp_path / "training.pt"

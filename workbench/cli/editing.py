@@ -153,12 +153,13 @@ def evaluate(
         raise ValueError(f"'{edits}' holds no edits; run `workbench edit --out {edits}` to the end")
     loaded = load(made.settings["model"], device=device, dtype=made.settings["dtype"], device_map=device_map)
     made.check_model(loaded.fingerprint())
-    settings = dict(made.settings) | given(edits=str(edits), limit=len(chosen))
+    settings = dict(made.settings) | given(edits=str(edits))
     crew = chosen_workers(loaded, workers=workers, cluster=cluster, gpus=gpus_per_worker, plugins=plugin)
     with analysis(out, settings, loaded, checks=[scored(chosen, fluency=fluency)]) as page, crew as those:
         run = page.run
-        if not run.rows("failures"):
-            for row in made.rows("failures"):  # what could not be edited is missing here too
+        known = run.rows("failures")
+        for row in made.rows("failures"):  # what could not be edited is missing here too
+            if row not in known:
                 run.append("failures", row)
         pairs = load_edits(made, chosen) if size is None else load_batches(made, chosen, size=size)
         score_edits(run, loaded, pairs, records=chosen, seed=seed, fluency=fluency, workers=those)

@@ -56,7 +56,7 @@ class KN(Editor):
     the relation's other facts share; a request brings no such facts, so that is not done here.
 
     Rows are moved whatever the sign of their neuron's activation, as published: where it is negative, as it may be
-    in a gated MLP, the row then works against the new answer.
+    in a gated MLP, the row then works against the new answer. `signed`, which no paper has, turns such changes round.
 
     Defaults are those of the paper, for BERT.
     """
@@ -90,6 +90,8 @@ class KN(Editor):
     """lambda_1, of the old answer."""
     write: float = 8.0
     """lambda_2, of the new answer."""
+    signed: bool = False
+    """Whether what is added takes the sign of the neuron's activation at the prompt's last token: for gated MLPs."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
@@ -135,9 +137,10 @@ class KN(Editor):
                     f"none, or for different ones by prompt; lower share ({each.share}), or give fewer contexts"
                 )
             change = self._change(model, request)
-            for layer, neuron in each.neurons:
+            signs = self._signs(model, request, each.neurons)
+            for (layer, neuron), sign in zip(each.neurons, signs, strict=True):
                 rows.setdefault(layer, []).append(neuron)
-                changes.setdefault(layer, []).append(change(model.weight(layer)[neuron]))
+                changes.setdefault(layer, []).append(sign * change(model.weight(layer)[neuron]))
         return WeightEdit(
             updates=tuple(_update(model, layer, rows[layer], changes[layer]) for layer in sorted(rows)),
             method=self.method,
@@ -164,6 +167,14 @@ class KN(Editor):
             points=self.points,
             tokens=self.tokens,
         )
+
+    def _signs(self, model: Model, request: EditRequest, neurons: Sequence[tuple[int, int]]) -> list[int]:
+        """-1 for the neurons whose activation turns their row round, else 1."""
+        if not self.signed:
+            return [1] * len(neurons)
+        names = {layer: model.hook_name("mlp_key", layer) for layer, _ in neurons}
+        states = model.activations(model.tokenize([request.prompt]), list(names.values()))
+        return [-1 if states[names[layer]][0, -1, neuron] < 0 else 1 for layer, neuron in neurons]
 
     def _change(self, model: Model, request: EditRequest) -> Callable[[Tensor], Tensor]:
         """What is added to a row of W_out, by the row."""

@@ -36,6 +36,8 @@ class Schedule:
     """Examples a step; their mean loss is what it lowers."""
     clip: float | None = None
     """Largest norm of the gradient over all parameters; None for any."""
+    decay: float = 0.0
+    """Share of the steps, at the end, over which the learning rates fall to 0 along a line; 0 leaves them."""
     seed: int = 0
     """Of the order of the examples and of what their losses draw."""
 
@@ -45,6 +47,12 @@ class Schedule:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip must be positive, or None for none, got {self.clip}")
+        if not 0 <= self.decay <= 1:
+            raise ValueError(f"decay is a share of the steps from 0 to 1, got {self.decay}")
+
+    def pace(self, step: int) -> float:
+        """What the learning rates are multiplied with at a step, the first being 0."""
+        return min(1.0, (self.steps - step) / (self.decay * self.steps)) if self.decay else 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +113,7 @@ def train(
     Raises ValueError where a loss or a validation is not finite.
     """
     at = _Progress.load(checkpoint, identity) if checkpoint is not None and checkpoint.exists() else _Progress()
+    rates = [group["lr"] for group in optimiser.param_groups]
     if at.points:
         network.load_state_dict(at.network)
         optimiser.load_state_dict(at.optimiser)
@@ -133,6 +142,8 @@ def train(
         losses: list[float] = []
         network.train()
         while at.step < schedule.steps and at.step - at.best_step < schedule.patience:
+            for group, rate in zip(optimiser.param_groups, rates, strict=True):
+                group["lr"] = rate * schedule.pace(at.step)
             losses.append(_step(parameters, optimiser, loss, at.step, examples, schedule))
             at.step += 1
             if at.step % schedule.validate_every == 0 or at.step == schedule.steps:

@@ -148,6 +148,8 @@ class HypernetworkRecipe:
     """Edits a step, computed together."""
     clip: float | None = None
     """Largest norm of the gradient."""
+    decay: float = 0.0
+    """Share of the steps, at the end, over which the learning rates fall to 0; the authors leave them as they are."""
     vary_targets: bool = False
     """Ask for a random new answer of the record's relation instead of the record's own."""
     itself: float = 0.0
@@ -225,6 +227,7 @@ def fit_network(
             validate_every=recipe.validate_every,
             patience=recipe.patience,
             clip=recipe.clip,
+            decay=recipe.decay,
             seed=recipe.seed,
         ),
         checkpoint=checkpoint,
