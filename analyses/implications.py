@@ -24,14 +24,14 @@ from workbench.cli.early_help import help_first
 help_first(__name__, __file__)
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from workbench.cli import options
 from workbench.cli.session import analysis, given, load, script
-from workbench.editors.editor import Editor
 from workbench.editors.make import ready
-from workbench.edits.ledger import check_restored, state_fingerprint
+from workbench.edits.edit import Edit
 from workbench.figures.methods import asked_figure, course_figure
 from workbench.machine.as_json import from_json, to_json
 from workbench.machine.intervals import Estimate, bootstrap_mean, wilson
@@ -42,12 +42,13 @@ from workbench.records.facts import Record
 from workbench.records.reading import read_records
 from workbench.report.elements import Paragraph, Section
 from workbench.runs.run import Run
-from workbench.studies.ahead import Ahead
+from workbench.studies.alone import each_alone
 from workbench.studies.checked import scored
 from workbench.studies.defaults import default_records, default_text, records_path
 from workbench.studies.every_method import check_methods, headline, made_editor, tried, whys
 from workbench.studies.going_on import sound
 from workbench.studies.locate import check_tracing, settled_layer
+from workbench.studies.replicas import chosen_workers
 from workbench.tables.scores import UNEDITED
 from workbench.tables.survey import measures_table
 from workbench.tables.table import to_markdown
@@ -67,6 +68,9 @@ def main(
     engine: options.Engine = "auto",
     text: options.Text = None,
     together: options.Together = 1,
+    workers: options.NumberOfWorkers = None,
+    cluster: options.Cluster = None,
+    gpus_per_worker: options.GpusPerWorker = None,
     seed: options.Seed = 0,
     out: options.Out = None,
     retry: options.Retry = False,
@@ -84,7 +88,9 @@ def main(
     text = text or default_text(loaded)
     settings = given(records=records, text=text, without=["methods"])  # others go on in the same run
     checks = [scored(every[:limit], asks)]
-    with analysis(out, settings, loaded, title="What follows from an edit?", headline=headline, checks=checks) as page:
+    title = "What follows from an edit?"
+    crew = chosen_workers(loaded, workers=workers, cluster=cluster, gpus=gpus_per_worker, plugins=plugin)
+    with analysis(out, settings, loaded, title=title, headline=headline, checks=checks) as page, crew as those:
         run = page.run
         page.show = lambda: show(run, every[:limit])
         layer = settled_layer(run, loaded, every, layer=layer, seed=seed, engine=engine)
@@ -93,7 +99,20 @@ def main(
         for method in methods:
             left = unfinished(run, method, every[:limit])
             if left and (editor := made_editor(run, loaded, method, making)):
-                edit_each(run, loaded, method, editor, left, every, together)
+                edited = each_alone(
+                    run,
+                    loaded,
+                    editor,
+                    left,
+                    partial(answered, every),
+                    title=f"Editing with {method}",
+                    of=len(left),
+                    method=method,
+                    together=together,
+                    workers=those,
+                )
+                for record, _, state in edited:
+                    run.append("edited", {"method": method, "case_id": record.case_id, "state": state})
 
 
 def asks(record: Record) -> list[tuple[str, str]]:
@@ -117,25 +136,10 @@ def unfinished(run: Run, method: str, records: Sequence[Record]) -> list[Record]
     return [one for one in sound(run, records, method) if one.case_id in asked and one.case_id not in finished]
 
 
-def edit_each(
-    run: Run,
-    model: Model,
-    method: str,
-    editor: Editor,
-    records: Sequence[Record],
-    every: Sequence[Record],
-    together: int,
-) -> None:
-    """Edit and ask, one record at a time."""
-    weights = state_fingerprint(model)
-    make = Ahead(model=model, editor=editor, records=records, together=together)
-    for record in track(records, f"Editing with {method}", len(records)):
-        with run.keeping(record.case_id, of=len(records), method=method):
-            edit, _ = make(record)
-            with edit.applied(model):
-                state = probe(model, record, every)
-            run.append("edited", {"method": method, "case_id": record.case_id, "state": to_json(state)})
-        check_restored(model, weights, after=f"the edit of record {record.case_id} with {method}")
+def answered(every: Sequence[Record], model: Model, edit: Edit, record: Record) -> Any:
+    """What the model makes of a record with its edit, as JSON values."""
+    with edit.applied(model):
+        return to_json(probe(model, record, every))
 
 
 # What came of it ---------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ help_first(__name__, __file__)
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,11 @@ from workbench.cli import options
 from workbench.cli.session import analysis, given, load, script
 from workbench.editors.editor import Editor
 from workbench.editors.registry import EDITORS
-from workbench.edits.ledger import check_restored, state_fingerprint
+from workbench.edits.edit import Edit
 from workbench.machine.allocator import peak_memory
 from workbench.machine.as_json import from_json, to_json
 from workbench.machine.failures import FAILURES
+from workbench.machine.processes import Workers
 from workbench.machine.progress import track
 from workbench.measuring.survey import Answered, SurveyScores, survey_scores, survey_state, surveyed_pairs
 from workbench.models.model import Model
@@ -42,12 +44,14 @@ from workbench.records.facts import Record
 from workbench.records.reading import read_records
 from workbench.report.elements import Paragraph, Section
 from workbench.runs.run import Run
-from workbench.studies.ahead import Ahead, shared
+from workbench.studies.ahead import shared
+from workbench.studies.alone import each_alone
 from workbench.studies.checked import scored
 from workbench.studies.defaults import default_records, default_text, records_path
 from workbench.studies.every_method import check_methods, headline, made_editor, tried, whys
 from workbench.studies.going_on import sound
 from workbench.studies.locate import check_tracing, settled_layer
+from workbench.studies.replicas import chosen_workers
 from workbench.tables.survey import Cost, DataSet, survey_table
 from workbench.tables.table import to_markdown
 
@@ -67,6 +71,9 @@ def main(
     engine: options.Engine = "auto",
     text: options.Text = None,
     together: options.Together = 1,
+    workers: options.NumberOfWorkers = None,
+    cluster: options.Cluster = None,
+    gpus_per_worker: options.GpusPerWorker = None,
     seed: options.Seed = 0,
     out: options.Out = None,
     plugin: options.Plugin = None,
@@ -90,7 +97,8 @@ def main(
     settings = given(records=records, text=text, without=["methods", "limit"])  # others go on in the same run
     title = "Every method, every data set: the survey's table"
     checks = [scored(some, surveyed_pairs, method=name) for name, some in sets.items()]
-    with analysis(out, settings, loaded, title=title, headline=headline, checks=checks) as page:
+    crew = chosen_workers(loaded, workers=workers, cluster=cluster, gpus=gpus_per_worker, plugins=plugin)
+    with analysis(out, settings, loaded, title=title, headline=headline, checks=checks) as page, crew as those:
         run = page.run
         page.show = lambda: show(run, sets)
         facts = [record for every in named.values() for record in every]
@@ -103,7 +111,7 @@ def main(
             left = {name: unfinished(run, asked, edited, method, name, some) for name, some in sets.items()}
             if any(left.values()) and (editor := made_editor(run, loaded, method, making)):
                 for name, some in left.items():
-                    edit_each(run, loaded, method, editor, name, some, together)
+                    edit_each(run, loaded, method, editor, name, some, together, those)
 
 
 def unfinished(
@@ -127,23 +135,42 @@ def score_unedited(run: Run, model: Model, name: str, records: Sequence[Record])
 
 
 def edit_each(
-    run: Run, model: Model, method: str, editor: Editor, name: str, records: Sequence[Record], together: int
+    run: Run,
+    model: Model,
+    method: str,
+    editor: Editor,
+    name: str,
+    records: Sequence[Record],
+    together: int,
+    workers: Workers[Model] | None,
 ) -> None:
     """Edit and score records of a data set, one at a time."""
-    before, weights = states(run.rows("unedited"), name), state_fingerprint(model)
+    before = states(run.rows("unedited"), name)
     measured = [row for row in run.rows("memory") if row["method"] == method]
     for record in records[: MEMORY_RECORDS - len(measured)]:  # first, so that what is made once is no part of an edit
         with suppress(*FAILURES):  # the record is kept as failed below
             _, size = peak_memory(lambda each=record: editor(model, [each.request]), model.device)
             run.append("memory", {"method": method, "bytes": size})
-    make = Ahead(model=model, editor=editor, records=records, together=together)
-    for record in track(records, f"Editing {name} with {method}", len(records)):
-        with run.keeping(record.case_id, of=len(records), method=f"{method} on {name}"):
-            edit, seconds = make(record)
-            scored = survey_scores(model, edit, record, before=before[record.case_id])
-            row = {"records": name, "method": method, "case_id": record.case_id}
-            run.append("edited", row | {"seconds": seconds, "together": together, "answers": to_json(scored.after)})
-        check_restored(model, weights, after=f"the edit of record {record.case_id} of {name} with {method}")
+    edited = each_alone(
+        run,
+        model,
+        editor,
+        records,
+        partial(answered, before),
+        title=f"Editing {name} with {method}",
+        of=len(records),
+        method=f"{method} on {name}",
+        together=together,
+        workers=workers,
+    )
+    for record, seconds, answers in edited:
+        row = {"records": name, "method": method, "case_id": record.case_id}
+        run.append("edited", row | {"seconds": seconds, "together": together, "answers": answers})
+
+
+def answered(before: Mapping[int, _STATE], model: Model, edit: Edit, record: Record) -> Any:
+    """What the model makes of a record with its edit, as JSON values."""
+    return to_json(survey_scores(model, edit, record, before=before[record.case_id]).after)
 
 
 # What came of it ---------------------------------------------------------------------------------------

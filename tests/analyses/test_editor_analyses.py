@@ -378,14 +378,16 @@ def test_compare_editors_scores_and_resumes(analyse: Analyse, records: Path, tex
     assert "Fewer records have: Fluency 1" in run.tables()["scores"].caption
     again = analyse(*arguments).printed
     assert again == first and len(run.rows("evaluations")) == 4
-    # Stopped before the last record: that one is done again, and no other.
+    # Stopped before the last records: these are done again, here or by several, and no others.
     lines = (out / "evaluations.jsonl").read_text().splitlines(keepends=True)
-    old = run.rows("evaluations")[-1]
-    (out / "evaluations.jsonl").write_text("".join(lines[:-1]))
-    analyse(*arguments)
-    new = run.rows("evaluations")[-1]
-    timed = {"seconds": 0, "edit_seconds": 0}  # and fewer records are searched and scored together
-    assert nearly({**old, **timed}, {**new, **timed}) and not nearly({**old, **timed}, {**new, **timed, "case_id": 9})
+    every, timed = run.rows("evaluations"), {"seconds": 0, "edit_seconds": 0}  # fewer are searched and scored together
+    for kept, workers in ((3, 1), (2, 2)):
+        (out / "evaluations.jsonl").write_text("".join(lines[:kept]))
+        analyse(*arguments, "--workers", workers)
+        again = run.rows("evaluations")
+        for old, new in zip(every, again, strict=True):
+            assert nearly({**old, **timed}, {**new, **timed})
+            assert not nearly({**old, **timed}, {**new, **timed, "case_id": 9})
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ def test_the_table_is_made_resumed_and_told(analyse: Analyse, records: Path, tex
     assert "| records | Reliability | teacher-forced |" in first.printed
     run = Run.open(tmp_path / "run")
     assert [(row["records"], row["case_id"]) for row in run.rows("edited")] == [("records", 0), ("asked", 0)]
-    analyse(*arguments, "--methods", "ft")  # takes in one more
+    analyse(*arguments, "--methods", "ft", "--workers", "2")  # takes in one more
     assert [(row["records"], row["case_id"]) for row in run.rows("edited")[2:]] == [("records", 1)]
     again = analyse(*arguments, "--methods", "ft,emmet", code=3)
     assert len(run.rows("edited")) == 3 and "EMMET failed: ValueError: no preset" in again.printed

@@ -108,7 +108,7 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
         fitted(1, patience=0)
     with pytest.raises(ValueError, match="clip must be positive"):
         Schedule(steps=1, validate_every=1, patience=1, clip=0.0)
-    with pytest.raises(ValueError, match="decay is a share of the steps from 0 to 1, got 1.5"):
+    with pytest.raises(ValueError, match=r"decay is a share of the steps from 0 to 1, got 1\.5"):
         Schedule(steps=1, validate_every=1, patience=1, decay=1.5)
     with pytest.raises(ValueError, match="the training loss at step 1 is inf: lower the learning rate"):
         fitted(20, learning_rate=1e30)

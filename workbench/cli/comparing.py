@@ -23,6 +23,9 @@ def compare(
     engine: options.Engine = "auto",
     text: options.Text = None,
     together: options.Together = 16,
+    workers: options.NumberOfWorkers = None,
+    cluster: options.Cluster = None,
+    gpus_per_worker: options.GpusPerWorker = None,
     seed: options.Seed = 0,
     out: options.Out = None,
     plugin: options.Plugin = None,
@@ -44,6 +47,7 @@ def compare(
     from workbench.studies.editor_report import headline, show
     from workbench.studies.locate import check_tracing, settled_layer, stating_facts
     from workbench.studies.one_batch import edit_stacked
+    from workbench.studies.replicas import chosen_workers
     from workbench.studies.stacked_edits import distinct
 
     check_tracing("last_subject", engine)
@@ -57,7 +61,8 @@ def compare(
     settings = given(records=records, text=text, stacked=stacked, without=["methods"])  # others go on in the same run
     checks, title = [scored(every[:limit], fluency=fluency)], "Which editor writes facts best?"
     checks += [scored(distinct(every)[:edits])] if stacked else []
-    with analysis(out, settings, loaded, title=title, headline=headline, checks=checks) as page:
+    crew = chosen_workers(loaded, workers=workers, cluster=cluster, gpus=gpus_per_worker, plugins=plugin)
+    with analysis(out, settings, loaded, title=title, headline=headline, checks=checks) as page, crew as those:
         run = page.run
         page.show = lambda: show(run, loaded)
         layer = settled_layer(run, loaded, every, layer=layer, seed=seed, engine=engine)
@@ -66,6 +71,6 @@ def compare(
         making = {"layer": layer, "preset_of": preset, "text": text, "seed": seed}
         before = unedited(run, loaded, every[:limit])
         for method in methods:
-            edit_alone(run, loaded, method, every[:limit], before, making, together)
+            edit_alone(run, loaded, method, every[:limit], before, making, together, those)
         for method in stacked:
             edit_stacked(run, loaded, method, distinct(every)[:edits], making)

@@ -65,14 +65,15 @@ class Ahead:
 
     def _lots(self) -> Iterator[Sequence[Record]]:
         # Methods that do not search for many at once would gain nothing, and a stopped run lose more.
-        size = self.together if _searches(self.editor) else 1
+        size = self.together if searches(self.editor) else 1
         while self._begin < len(self.records):
             some = self.records[self._begin : self._begin + size]
             self._begin += len(some)
             yield some
 
 
-def _searches(editor: Any) -> bool:
+def searches(editor: Any) -> bool:
+    """Whether it searches for several at once."""
     return isinstance(editor, Editor) and type(editor).each is not Editor.each
 
 

@@ -1,20 +1,22 @@
 """One editor on records, one edit at a time: made on the unedited model, scored and taken back."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
-from workbench.edits.ledger import check_restored, state_fingerprint
+from workbench.edits.edit import Edit
 from workbench.machine.allocator import peak_memory
 from workbench.machine.failures import FAILURES
+from workbench.machine.processes import Workers
 from workbench.machine.progress import track
 from workbench.measuring.evaluate import evaluate
-from workbench.measuring.scores import FLUENCY_TOKENS
+from workbench.measuring.scores import FLUENCY_TOKENS, RecordScores
 from workbench.models.model import Model
 from workbench.records.facts import Record
 from workbench.runs.run import Run
-from workbench.studies.ahead import Ahead
+from workbench.studies.alone import each_alone, several
 from workbench.studies.before import Before
 from workbench.studies.edit import make_editor
 from workbench.studies.going_on import sound
@@ -42,13 +44,14 @@ def edit_alone(
     before: Before,
     making: dict[str, Any],
     together: int,
+    workers: Workers[Model] | None = None,
 ) -> None:
     """Edit and score each record that is not done yet, one at a time; `before` gives the unedited scores."""
     finished = {row["case_id"] for row in run.rows("evaluations") if row["method"] == method}
     left = [record for record in sound(run, records, method) if record.case_id not in finished]
     if not left:
         return
-    editor, weights = make_editor(model, method, run=run, **making), state_fingerprint(model)
+    editor = make_editor(model, method, run=run, **making)
     with suppress(*FAILURES):  # the record is kept as failed below
         editor(model, [left[0].request])  # what an editor prepares once, for all its edits, is no part of an edit
     measured = {row["case_id"] for row in run.rows("memory") if row["method"] == method}
@@ -58,12 +61,36 @@ def edit_alone(
         with suppress(*FAILURES):
             _, size = peak_memory(lambda each=record: editor(model, [each.request]), model.device)
             run.append("memory", {"method": method, "case_id": record.case_id, "bytes": size})
-    make = Ahead(model=model, editor=editor, records=left, together=together)
-    for record in track(left, f"Editing with {method}", len(left)):
-        with run.keeping(record.case_id, of=len(records), method=method):
-            pre = before(record)
-            edit, seconds = make(record)
-            scored = evaluate(model, edit, record, pre=pre, **before.options(record))
-            row = {"method": method, "name": edit.method, "edit_seconds": seconds, "together": together}
-            run.append("evaluations", scored.to_dict() | row | {"request": asdict(record.request)})
-        check_restored(model, weights, after=f"the edit of record {record.case_id} with {method}")
+    options: Mapping[int, dict[str, Any]] = {record.case_id: before.options(record) for record in left}
+    kept: dict[int, RecordScores] = {}
+    if several(workers):  # once for all methods
+        for record in track(left, "Scoring the unedited model", len(left)):
+            with suppress(*FAILURES):  # it fails there too
+                kept[record.case_id] = before(record)
+    scored = each_alone(
+        run,
+        model,
+        editor,
+        left,
+        partial(_scored, kept if several(workers) else before, options),
+        title=f"Editing with {method}",
+        of=len(records),
+        method=method,
+        together=together,
+        workers=workers,
+    )
+    for record, seconds, found in scored:
+        row = {"method": method, "edit_seconds": seconds, "together": together, "request": asdict(record.request)}
+        run.append("evaluations", found | row)
+
+
+def _scored(
+    before: Before | Mapping[int, RecordScores],
+    options: Mapping[int, dict[str, Any]],
+    model: Model,
+    edit: Edit,
+    record: Record,
+) -> dict[str, Any]:
+    pre = before(record) if isinstance(before, Before) else before.get(record.case_id)
+    scored = evaluate(model, edit, record, pre=pre, **options[record.case_id])
+    return scored.to_dict() | {"name": edit.method}
