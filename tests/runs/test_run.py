@@ -151,8 +151,26 @@ def test_a_damaged_line_is_left_out_and_done_again(run: Run, tmp_path: Path, dam
         assert run.done("scores", "case_id") == {1, 3}
     with pytest.warns(UserWarning, match="line 2 is damaged"):
         again = Run.create(run.folder, SETTINGS)
+    assert (run.folder / "scores.jsonl.damaged").read_bytes() == lines[1]
     again.append("scores", {"case_id": 2, "score": 0.25})
     assert [row["case_id"] for row in again.rows("scores")] == [1, 3, 2]  # without a warning, which would raise
+
+
+def test_nothing_is_lost_where_settings_were_edited_by_hand(run: Run) -> None:
+    for case in range(100):
+        run.append("scores", {"case_id": case})
+    path, settings = run.folder / "scores.jsonl", run.folder / "settings.json"
+    rows, kept = path.read_bytes(), settings.read_text()
+    settings.write_text(kept.replace('"seed"', '"sead"'))
+    edited = json.loads(settings.read_text())
+    with pytest.warns(UserWarning) as warned:
+        assert Run.create(run.folder, edited).rows("scores") == []
+    assert [str(one.message).partition("scores.jsonl: ")[2] for one in warned] == [
+        "100 lines, from line 1 on, are damaged or of other settings, and moved to scores.jsonl.damaged"
+    ]
+    settings.write_text(kept)
+    (run.folder / "scores.jsonl.damaged").rename(path)
+    assert path.read_bytes() == rows and len(Run.create(run.folder, SETTINGS).rows("scores")) == 100
 
 
 def test_every_flipped_byte_of_a_line_is_noticed(run: Run) -> None:

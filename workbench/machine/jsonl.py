@@ -3,7 +3,7 @@
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -34,34 +34,47 @@ def append_line(path: Path, row: Mapping[str, Any], *, seal: str = "") -> None:
 def read_lines(path: Path, *, seal: str = "") -> list[dict[str, Any]]:
     """The objects in a file of JSON lines; none if there is no such file.
 
-    Lines that are not what `append_line` wrote with this seal are left out with a warning; so is a last line without
+    Lines that are not what `append_line` wrote with this seal are left out with one warning; so is a last line without
     its newline, which was being written when the program was stopped.
     """
-    if not path.exists():
-        return []
-    *lines, torn = path.read_bytes().split(b"\n")
-    if torn:
-        warnings.warn(f"{path}: the last line is incomplete and is left out", stacklevel=3)
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        row = _opened(line, seal)
-        if row is None:
-            warnings.warn(f"{path}: line {number} is damaged and is left out", stacklevel=3)
-        else:
-            rows.append(row)
-    return rows
+    return [row for row in _looked_at(path, seal, "left out") if row is not None] if path.exists() else []
 
 
 def sweep_lines(path: Path, *, seal: str = "") -> None:
-    """Drop the lines that `read_lines` leaves out, with its warnings, so that they are written anew."""
-    lines = path.read_bytes().split(b"\n")
-    if sound := [line for line in lines if _opened(line, seal) is not None]:
-        if len(sound) < len(lines) - 1 or lines[-1]:
-            read_lines(path, seal=seal)  # warns
-            write_whole(path, b"\n".join(sound) + b"\n")
-    else:
-        read_lines(path, seal=seal)
+    """Move the lines that `read_lines` leaves out to a file beside, with its warning, so that they are written anew.
+
+    An incomplete last line is cut.
+    """
+    aside = path.with_name(f"{path.name}.damaged")
+    found = _looked_at(path, seal, f"moved to {aside.name}")
+    *lines, torn = path.read_bytes().split(b"\n")
+    sound = [line for line, row in zip(lines, found, strict=True) if row is not None]
+    lost = [line for line, row in zip(lines, found, strict=True) if row is None]
+    if lost:
+        with aside.open("ab") as file:
+            file.write(b"".join(line + b"\n" for line in lost))
+            file.flush()
+            os.fsync(file.fileno())
+    if not sound:
         path.unlink()
+    elif lost or torn:
+        write_whole(path, b"".join(line + b"\n" for line in sound))
+
+
+def _looked_at(path: Path, seal: str, becomes: str) -> list[dict[str, Any] | None]:
+    """The object of each line, None for those that are damaged; warns of these, which are left out or moved."""
+    *lines, torn = path.read_bytes().split(b"\n")
+    found = [_opened(line, seal) for line in lines]
+    lost = [number for number, row in enumerate(found, start=1) if row is None]
+    if lost:
+        warnings.warn(f"{path}: {_named(lost)} damaged or of other settings, and {becomes}", stacklevel=4)
+    if torn:
+        warnings.warn(f"{path}: the last line is incomplete and is left out", stacklevel=4)
+    return found
+
+
+def _named(lost: Sequence[int]) -> str:
+    return f"line {lost[0]} is" if len(lost) == 1 else f"{len(lost):,} lines, from line {lost[0]} on, are"
 
 
 def _sealed(text: str, seal: str) -> bytes:
