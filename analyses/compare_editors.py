@@ -13,7 +13,8 @@ MEMIT papers are printed beside it: other models, other records.
 Then the methods of --stacked write the first --edits records as one batch, and these are scored with all of them kept;
 prompts whose right answer another of these edits changes are left out. The bars of the embedded model are printed.
 
-A run that is stopped goes on after the last record, when the same command is given again.
+A run that is stopped goes on after the last record, when the same command is given again; so does one with other
+--methods, or with a --limit that takes in more records.
 """
 
 from workbench.cli.comparing import compare as main

@@ -16,7 +16,8 @@ the city of", and "can" becomes "cannot"; other templates, and questions, have n
 is any but the new object.
 
 A method that cannot be made, or makes no edit, keeps its row; the caption says why. A run that is stopped goes on after
-the last record, when the same command is given again; so does one with other --methods.
+the last record, when the same command is given again; so does one with other --methods, or with a --limit that takes in
+more records.
 """
 
 from workbench.cli.early_help import help_first
@@ -86,7 +87,7 @@ def main(
     every = read_records(records_path(records))
     loaded = load(model, device=device, dtype=dtype)
     text = text or default_text(loaded)
-    settings = given(records=records, text=text, without=["methods"])  # others go on in the same run
+    settings = given(records=records, text=text, without=["methods", "limit"])  # others go on in the same run
     checks = [scored(every[:limit], asks)]
     title = "What follows from an edit?"
     crew = chosen_workers(loaded, workers=workers, cluster=cluster, gpus=gpus_per_worker, plugins=plugin)

@@ -12,6 +12,7 @@ from command import TINY, run
 from workbench.cli.session import told
 from workbench.edits.edit import Edit
 from workbench.records.reading import read_records
+from workbench.runs.identity import together
 
 pytestmark = pytest.mark.usefixtures("cache", "no_figures", "quick_presets")
 
@@ -52,3 +53,13 @@ def test_sigterm_ends_a_command_as_ctrl_c_does(capsys: pytest.CaptureFixture[str
         told(lambda: os.kill(os.getpid(), signal.SIGTERM), "any")()
     assert ended.value.exit_code == 143 and "the same command goes on" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_run_that_goes_on_is_repeated_with_all_that_it_took_in() -> None:
+    begun = {"methods": ["ft", "rome"], "limit": 100, "together": 20}
+    assert together(begun, {"methods": ["rome", "memit"], "limit": 50, "together": 1}) == {
+        "methods": ["ft", "rome", "memit"],
+        "limit": 100,
+        "together": 1,
+    }
+    assert together({"together": 1}, {"limit": 5})["limit"] == 5

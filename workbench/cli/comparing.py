@@ -58,7 +58,9 @@ def compare(
     for method in dict.fromkeys([*methods, *stacked]):
         check_editor(loaded, method, layer=layer, preset_of=preset)
     text = text or default_text(loaded)
-    settings = given(records=records, text=text, stacked=stacked, without=["methods"])  # others go on in the same run
+    settings = given(
+        records=records, text=text, stacked=stacked, without=["methods", "limit"]
+    )  # others go on in the same run
     checks, title = [scored(every[:limit], fluency=fluency)], "Which editor writes facts best?"
     checks += [scored(distinct(every)[:edits])] if stacked else []
     crew = chosen_workers(loaded, workers=workers, cluster=cluster, gpus=gpus_per_worker, plugins=plugin)

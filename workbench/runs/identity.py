@@ -18,8 +18,11 @@ def release(version: str | None) -> str | None:
 
 
 def together(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """Options with which a run was begun and with which it goes on; of several methods those of both."""
+    """Options with which a run was begun and with which it goes on; of several methods those of both, and the larger
+    limit of records."""
     found = {**before, **now}
+    if None not in (limits := (before.get("limit"), now.get("limit"))):
+        found["limit"] = max(limits)
     for name, value in before.items():
         if isinstance(value, list) and isinstance(found[name], list):
             found[name] = list(dict.fromkeys([*value, *found[name]]))
