@@ -302,9 +302,11 @@ def test_together_is_one_after_another(tiny_gpt2: Model, plain: GRACE) -> None:
     with sequence(tiny_gpt2, plain, REQUESTS) as steps:
         alone = list(steps)
         apart = logits(tiny_gpt2)
-    assert torch.equal(together.values, torch.cat([each.values for each in alone if isinstance(each, CodebookEdit)]))
+    # The later ones of a sequence are trained over the whole model, under the edits before them.
+    values = torch.cat([each.values for each in alone if isinstance(each, CodebookEdit)])
+    torch.testing.assert_close(together.values, values, rtol=1e-3, atol=1e-3)
     with together.applied(tiny_gpt2):
-        assert torch.equal(logits(tiny_gpt2), apart)
+        torch.testing.assert_close(logits(tiny_gpt2), apart, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from workbench.editors.editor import Editor, Setting
 from workbench.editors.shared.keys import check_hooks
+from workbench.editors.shared.passes import Place, passes_of
 from workbench.editors.shared.requests import check_requests
 from workbench.editors.shared.tuning import TuningBatch, tuning_batch
 from workbench.edits.codebook import Codebook, Label, Rules
@@ -140,14 +141,15 @@ class GRACE(Editor):
         rules, ends = self._rules(), batch.tokens.prompt_ends
         always = torch.ones_like(ends, dtype=torch.bool)
         value = start.to(model.device).clone().requires_grad_(True)
+        passes = passes_of(model, [(self.layer, model.matrix_at(self.site, self.layer))])
 
-        def put(states: Tensor, hook: object) -> Tensor:
-            return rules.replaced(states, ends, value[None], always)
+        def put(place: Place, x: Tensor, output: Tensor) -> Tensor:
+            return rules.replaced(output, ends, value[None], always)
 
         optimiser, losses = torch.optim.Adam([value], lr=self.learning_rate), []
         for _ in range(self.steps):
             with torch.enable_grad():
-                log_probs = batch.log_probs(model, [(rules.sites(model)[1], put)])
+                log_probs = passes.logits(batch.scored, put).log_softmax(dim=-1)
                 loss = -(log_probs.gather(1, batch.targets[:, None])[:, 0] * batch.shares).sum()
             losses.append(loss.item())
             batch.check_finite(loss[None], learning_rate=self.learning_rate)

@@ -55,10 +55,7 @@ class Rules:
 
     def weight(self, model: Model) -> Float[Tensor, "d_in d_out"]:
         """The matrix: W_out or, before the nonlinearity, W_gate where the MLPs are gated and else W_in."""
-        if self.site == "mlp_write":
-            return model.weight(self.layer)
-        gated = hasattr(model.bridge.blocks[self.layer].mlp, "gate")
-        return model.weight(self.layer, "W_gate" if gated else "W_in")
+        return model.weight(self.layer, model.matrix_at(self.site, self.layer))
 
     def distances(
         self, model: Model, output: Float[Tensor, "batch pos d_out"], more: Float[Tensor, "batch pos d_out"]

@@ -51,6 +51,12 @@ class Weights(Reader):
             raise ValueError(f"the MLPs of {self.name} have no nonlinearity that is known here")
         return found
 
+    def matrix_at(self, site: str, layer: int) -> str:
+        """The matrix whose output is seen at `mlp_write`, or at `mlp_pre`: W_gate where MLPs are gated, else W_in."""
+        if site == "mlp_write":
+            return "W_out"
+        return "W_gate" if hasattr(self.bridge.blocks[self._layer(layer)].mlp, "gate") else "W_in"
+
     def weight(self, layer: int, matrix: str = "W_out") -> Float[Tensor, "d_in d_out"]:
         """Live view of an MLP matrix: W_out is [d_mlp, d_model]; W_in and W_gate are [d_model, d_mlp].
 

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from workbench.editors.shared.passes import Scored
 from workbench.machine.shown import Shown
 from workbench.models.hooks import Hook
 from workbench.models.model import Model
@@ -32,6 +33,12 @@ class TuningBatch(Shown):
     """Each one's share of the mean over its target."""
     essence: Float[Tensor, "essence vocab"] | None = None
     """What the unedited model says of the subjects; None without a divergence."""
+
+    @property
+    def scored(self) -> Scored:
+        """What passes read, that belongs to one edit."""
+        edits = self.tokens.starts.new_zeros(len(self.tokens.ids))
+        return Scored(tokens=self.tokens, rows=self.rows, positions=self.positions, edits=edits)
 
     def log_probs(self, model: Model, hooks: Sequence[Hook]) -> Float[Tensor, "prediction vocab"]:
         """Log-probabilities of every prediction."""
