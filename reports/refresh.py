@@ -36,6 +36,7 @@ ANALYSES = (
     "multiple_edits",
     "scale_edits",
     "survey_table",
+    "survey_sequential",
     "benchmark_tracing",
     "benchmark_editing",
     "check_families",
@@ -47,6 +48,7 @@ COMMANDS: dict[str, tuple[Any, ...]] = {"atlas": STUDY} | {
 COMMANDS["locate_facts"] += ("--limit", "506")
 COMMANDS["compare_tracing"] += ("--few", "30")
 COMMANDS["survey_table"] += ("--limit", "200", "--together", "20")
+COMMANDS["survey_sequential"] += ("--methods", "ft,rome,memit,grace,mend,t_patcher,serac")
 """What makes each folder of `reports/`."""
 WRITING = "ft,ft_l,rome,r_rome,memit,emmet,pmet,alphaedit"
 """The methods of ROME's and MEMIT's tables and their kin."""

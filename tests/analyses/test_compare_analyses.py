@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from command import TINY, Analyse
+from known_scores import nearly
 from known_traces import trace_of
 from matplotlib.text import Text
 from said import numbers
@@ -60,7 +61,7 @@ def test_compare_layers_says_what_locating_bought(compare, monkeypatch, text: Pa
     monkeypatch.setattr(Run, "save_figure", lambda *_, **__: None)  # they are there already
     again = compare("compare_layers.py", tmp_path / "run", *options)
     assert len(again.rows("by_layer")) == len(rows)
-    assert again.read_json("results.json") == found
+    assert nearly(again.read_json("results.json"), found)  # fewer edits are searched together
 
 
 def test_compare_layers_refuses_what_no_layer_can_be_asked_of(analyse: Analyse, records: Path, tmp_path: Path) -> None:

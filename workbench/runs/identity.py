@@ -21,7 +21,7 @@ def together(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any
     """Options with which a run was begun and with which it goes on; of several methods those of both, and the larger
     limit of records."""
     found = {**before, **now}
-    if None not in (limits := (before.get("limit"), now.get("limit"))):
+    if limits := [each["limit"] for each in (before, now) if each.get("limit") is not None]:
         found["limit"] = max(limits)
     for name, value in before.items():
         if isinstance(value, list) and isinstance(found[name], list):
