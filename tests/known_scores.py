@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import is_dataclass
 from typing import Any
 
 from torch import Tensor
@@ -21,10 +22,13 @@ def all_top(model: Model, prompts: Sequence[str], targets: Sequence[str]) -> lis
 
 
 def nearly(one: Any, other: Any) -> bool:
-    """Whether rows of a run are the same but for the rounding of their numbers."""
+    """Whether rows of a run, or scores, are the same but for the rounding of their numbers: the last bits depend on
+    the processor and on what is computed together."""
+    if is_dataclass(one) and type(one) is type(other):
+        return nearly(vars(one), vars(other))
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(nearly(value, other[key]) for key, value in one.items())
-    if isinstance(one, list) and isinstance(other, list):
+    if isinstance(one, list | tuple) and type(one) is type(other):
         return len(one) == len(other) and all(map(nearly, one, other))
     if isinstance(one, float) and isinstance(other, float):
         return math.isclose(one, other, rel_tol=1e-4, abs_tol=1e-6) or (math.isnan(one) and math.isnan(other))
