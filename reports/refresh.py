@@ -37,6 +37,7 @@ ANALYSES = (
     "scale_edits",
     "survey_table",
     "survey_sequential",
+    "implications",
     "benchmark_tracing",
     "benchmark_editing",
     "check_families",
@@ -48,6 +49,7 @@ COMMANDS: dict[str, tuple[Any, ...]] = {"atlas": STUDY} | {
 COMMANDS["locate_facts"] += ("--limit", "506")
 COMMANDS["compare_tracing"] += ("--few", "30")
 COMMANDS["survey_table"] += ("--limit", "200", "--together", "20")
+COMMANDS["implications"] += ("--together", "20", "--methods", "ft,rome,memit,grace,mend,t_patcher,wise,serac")
 COMMANDS["survey_sequential"] += ("--methods", "ft,rome,memit,grace,mend,t_patcher,serac")
 """What makes each folder of `reports/`."""
 WRITING = "ft,ft_l,rome,r_rome,memit,emmet,pmet,alphaedit"
