@@ -139,9 +139,9 @@ def test_trace_edit_and_evaluate_hand_on_their_folders(records: Path, text: Path
                "--limit", 2, "--out", tmp_path / "edit")  # fmt: skip
     assert made.exit_code == 0, made.output
     assert f"2 edits at layer {layer}" in made.output
-    late = sorted((tmp_path / "edit" / "edits").iterdir())[1]
-    for present in (1, 2):  # scored while only one edit was there, and again with the other
-        late.rename(late.with_suffix(".away")) if present == 1 else late.with_suffix(".away").rename(late)
+    late, away = sorted((tmp_path / "edit" / "edits").iterdir())[1], tmp_path / "away"
+    for present, origin, place in ((1, late, away), (2, away, late)):  # scored without the other edit, then with it
+        origin.rename(place)
         scored = run("evaluate", tmp_path / "edit", "--out", tmp_path / "scores", "--fluency", 0)
         assert scored.exit_code == 0, scored.output
         assert len(Run.open(tmp_path / "scores").rows("evaluations")) == present

@@ -17,11 +17,11 @@ from workbench.editors.ft import FT
 from workbench.editors.rome import ROME
 from workbench.editors.shared.moment import SecondMoment
 from workbench.edits.edit import Edit
-from workbench.machine.processes import Processes, Workers
+from workbench.machine.processes import Processes, Workers, several
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest, Record
 from workbench.runs.run import Run
-from workbench.studies.alone import each_alone, several
+from workbench.studies.alone import each_alone
 
 RECORDS = [
     capital(1, "Portugal", "Lisbon", "Moscow"),

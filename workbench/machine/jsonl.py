@@ -37,7 +37,9 @@ def read_lines(path: Path, *, seal: str = "") -> list[dict[str, Any]]:
     Lines that are not what `append_line` wrote with this seal are left out with one warning; so is a last line without
     its newline, which was being written when the program was stopped.
     """
-    return [row for row in _looked_at(path, seal, "left out") if row is not None] if path.exists() else []
+    if not path.exists():
+        return []
+    return [row for row in _looked_at(path, path.read_bytes(), seal, "left out") if row is not None]
 
 
 def sweep_lines(path: Path, *, seal: str = "") -> None:
@@ -46,24 +48,23 @@ def sweep_lines(path: Path, *, seal: str = "") -> None:
     An incomplete last line is cut.
     """
     aside = path.with_name(f"{path.name}.damaged")
-    found = _looked_at(path, seal, f"moved to {aside.name}")
-    *lines, torn = path.read_bytes().split(b"\n")
-    sound = [line for line, row in zip(lines, found, strict=True) if row is not None]
-    lost = [line for line, row in zip(lines, found, strict=True) if row is None]
+    data = path.read_bytes()
+    found = list(zip(data.split(b"\n"), _looked_at(path, data, seal, f"moved to {aside.name}"), strict=False))
+    sound, lost = (b"".join(line + b"\n" for line, row in found if (row is None) is lost) for lost in (False, True))
     if lost:
         with aside.open("ab") as file:
-            file.write(b"".join(line + b"\n" for line in lost))
+            file.write(lost)
             file.flush()
             os.fsync(file.fileno())
     if not sound:
         path.unlink()
-    elif lost or torn:
-        write_whole(path, b"".join(line + b"\n" for line in sound))
+    elif sound != data:
+        write_whole(path, sound)
 
 
-def _looked_at(path: Path, seal: str, becomes: str) -> list[dict[str, Any] | None]:
+def _looked_at(path: Path, data: bytes, seal: str, becomes: str) -> list[dict[str, Any] | None]:
     """The object of each line, None for those that are damaged; warns of these, which are left out or moved."""
-    *lines, torn = path.read_bytes().split(b"\n")
+    *lines, torn = data.split(b"\n")
     found = [_opened(line, seal) for line in lines]
     lost = [number for number, row in enumerate(found, start=1) if row is None]
     if lost:

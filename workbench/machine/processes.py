@@ -66,6 +66,11 @@ class Processes(Workers[_State]):
         return side_by_side(partial(function, self.state), items, workers=self.count, ahead=ahead)
 
 
+def several(workers: Workers[Any] | None) -> bool:
+    """Whether others than this process work."""
+    return workers is not None and not (isinstance(workers, Processes) and workers.count == 1)
+
+
 def check_workers(workers: int, device: torch.device) -> None:
     """ValueError for a number below 1, and for several where processes cannot be forked: a GPU, not Linux."""
     if workers < 1:

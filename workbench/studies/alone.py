@@ -9,7 +9,7 @@ from workbench.editors.editor import Editor
 from workbench.edits.edit import Edit
 from workbench.edits.ledger import check_restored, state_fingerprint
 from workbench.machine.failures import FAILURES, reason
-from workbench.machine.processes import Processes, Workers
+from workbench.machine.processes import Processes, Workers, several
 from workbench.machine.progress import track
 from workbench.models.model import Model
 from workbench.records.facts import Record
@@ -19,11 +19,6 @@ from workbench.studies.ahead import Ahead, searches
 Scored = TypeVar("Scored")
 Score = Callable[[Model, Edit, Record], Scored]
 """What is made of a record's edit, which is not applied yet; where several work, it travels to them."""
-
-
-def several(workers: Workers[Model] | None) -> bool:
-    """Whether others than this process work."""
-    return workers is not None and not (isinstance(workers, Processes) and workers.count == 1)
 
 
 def each_alone(

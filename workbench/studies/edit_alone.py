@@ -9,14 +9,14 @@ from typing import Any
 from workbench.edits.edit import Edit
 from workbench.machine.allocator import peak_memory
 from workbench.machine.failures import FAILURES
-from workbench.machine.processes import Workers
+from workbench.machine.processes import Workers, several
 from workbench.machine.progress import track
 from workbench.measuring.evaluate import evaluate
 from workbench.measuring.scores import FLUENCY_TOKENS, RecordScores
 from workbench.models.model import Model
 from workbench.records.facts import Record
 from workbench.runs.run import Run
-from workbench.studies.alone import each_alone, several
+from workbench.studies.alone import each_alone
 from workbench.studies.before import Before
 from workbench.studies.edit import make_editor
 from workbench.studies.going_on import sound

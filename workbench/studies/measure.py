@@ -10,7 +10,7 @@ from workbench.edits.edit import Edit
 from workbench.edits.ledger import check_restored, state_fingerprint
 from workbench.figures.scores import score_figure
 from workbench.machine.failures import FAILURES, reason
-from workbench.machine.processes import Processes, Workers
+from workbench.machine.processes import Processes, Workers, several
 from workbench.machine.progress import track
 from workbench.measuring.evaluate import evaluate
 from workbench.measuring.scores import FLUENCY_TOKENS, Evaluation
@@ -59,7 +59,7 @@ def score_edits(
                 yield record, edit
 
     crew, before = workers or Processes(state=model), None
-    if isinstance(crew, Processes) and crew.count == 1:  # several score each record before its edit themselves
+    if not several(workers):  # several score each record before its edit themselves
         before = Before(model=model, records=left, options=lambda record: options[record.case_id])
     for evaluation in crew.map(partial(_score, untouched, options, before), pairs()):
         record = given.popleft()

@@ -87,8 +87,14 @@ class WholePasses(Passes):
         hooks: list[Hook] = []
         for place in self.places if change is not None else ():
             hooks += _open(self.model, place, change)
-        logits = self.model.logits(scored.tokens, hooks=hooks)
-        return wide(logits[scored.rows, scored.positions])
+        return predicted(self.model, scored, hooks)
+
+
+def predicted(model: Model, scored: Scored, hooks: Sequence[Hook]) -> Float[Tensor, "prediction vocab"]:
+    """Logits of every prediction under hooks, in float32 at least; nothing before the first is unembedded."""
+    first = int(scored.positions.min())
+    logits = model.logits(scored.tokens, hooks=hooks, keep_last=scored.tokens.ids.shape[1] - first)
+    return wide(logits[scored.rows, scored.positions - first])
 
 
 def _open(model: Model, place: Place, change: Any) -> list[Hook]:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.editors.shared.passes import Scored
+from workbench.editors.shared.passes import Scored, predicted
 from workbench.machine.shown import Shown
 from workbench.models.hooks import Hook
 from workbench.models.model import Model
@@ -42,10 +42,7 @@ class TuningBatch(Shown):
 
     def log_probs(self, model: Model, hooks: Sequence[Hook]) -> Float[Tensor, "prediction vocab"]:
         """Log-probabilities of every prediction."""
-        first = int(self.positions.min())
-        logits = model.logits(self.tokens, hooks=hooks, keep_last=self.tokens.ids.shape[1] - first)
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        return logits[self.rows, self.positions - first].to(dtype).log_softmax(dim=-1)
+        return predicted(model, self.scored, hooks).log_softmax(dim=-1)
 
     def target_losses(
         self, log_probs: Float[Tensor, "prediction vocab"], *, learning_rate: float
