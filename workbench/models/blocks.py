@@ -21,7 +21,7 @@ from torch import Tensor
 
 from workbench.machine.shown import Shown
 from workbench.models.contribution import Contribution
-from workbench.models.kernels import SHORT, attend_short, linear
+from workbench.models.kernels import SHORT, attend_short, fused_norm, linear
 from workbench.models.model import Model
 from workbench.models.parts import Change, Parts
 from workbench.models.rotary import rotations
@@ -79,7 +79,7 @@ class Blocks:
         hf: Any = model.hf
         self._blocks = [Parts(bridge.blocks[at], config=hf.config, layer=at) for at in range(model.n_layers)]
         self._rotations, self._longest = rotations(model)
-        self._norm: Callable = bridge.ln_final.original_component
+        self._norm: Callable = fused_norm(bridge.ln_final.original_component)
         self._embed: Callable = bridge.embed.original_component
         self._positions: Any = bridge.pos_embed.original_component if hasattr(bridge, "pos_embed") else None
         self._head: Any = hf.get_output_embeddings()
@@ -153,15 +153,17 @@ class Blocks:
         """What the heads read, before the output projection: the last query stands at the last key unless a boolean
         `mask` [.. query key] says which keys each sees, the layer's window left aside."""
         parts = self._blocks[layer]
-        if mask is None:
+        plain = mask is None and parts.window is None and parts.softcap is None
+        square = plain and q.shape[1] == k.shape[1] > self.short  # which the fused kernels know without a mask
+        if mask is None and not square:
             if parts.window is not None:  # the first query sees the farthest back
                 k, v = (x[:, -(parts.window + q.shape[1] - 1) :] for x in (k, v))
             mask = self._causal(q.shape[1], k.shape[1], parts.window, q.device)
         if parts.softcap is not None or k.shape[1] <= self.short:
             return attend_short(q, k, v, mask, parts.scale, parts.softcap)
         heads = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, scale=parts.scale,
-            enable_gqa=k.shape[2] != q.shape[2],
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, is_causal=square,
+            scale=parts.scale, enable_gqa=k.shape[2] != q.shape[2],
         )  # fmt: skip
         return rearrange(heads, "batch head query d -> batch query (head d)")
 

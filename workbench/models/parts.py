@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers.activations import NewGELUActivation
 
 from workbench.models.contribution import of_attention, of_mlp
-from workbench.models.kernels import linear
+from workbench.models.kernels import fused_norm, linear
 
 Change = Callable[[str, Tensor, Tensor], Tensor]
 """What is made of the output of an MLP's matrix: its name (`Model.weight`), its input, its output -> another output."""
@@ -22,8 +22,8 @@ class Parts:
         attention, mlp = block.attn, block.mlp
         self.q, self.k, self.v, self.o = (getattr(attention, name).original_component for name in ("q", "k", "v", "o"))
         # OLMo 2 norms only what its modules give; a parallel MLP without a norm of its own reads what attention reads.
-        self.ln1: Callable = block.ln1.original_component if hasattr(block, "ln1") else _same
-        self.ln2: Callable = block.ln2.original_component if hasattr(block, "ln2") else self.ln1
+        self.ln1: Callable = fused_norm(block.ln1.original_component) if hasattr(block, "ln1") else _same
+        self.ln2: Callable = fused_norm(block.ln2.original_component) if hasattr(block, "ln2") else self.ln1
         self.attn_contribution, self.mlp_contribution = of_attention(block), of_mlp(block)
         original = attention.original_component
         self.d_head: int = getattr(original, "head_dim", None) or original.head_size

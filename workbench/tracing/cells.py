@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
 from typing import Literal
 
 from workbench.tracing.trace import restored_layers
@@ -30,7 +32,11 @@ class Cell:
 
     def patches_in(self, layer: int) -> tuple[Patch, ...]:
         """Those in a layer."""
-        return tuple(patch for patch in self.patches if patch.layer == layer)
+        return self._by_layer.get(layer, ())
+
+    @cached_property
+    def _by_layer(self) -> dict[int, tuple[Patch, ...]]:
+        return {layer: tuple(patches) for layer, patches in groupby(self.patches, key=lambda patch: patch.layer)}
 
 
 def grid(

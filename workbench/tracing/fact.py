@@ -41,7 +41,7 @@ def trace_fact(
     foil: int | None = None,
     engine: str = "auto",
     batch_size: int = 256,
-    memory: float = 1.0,
+    memory: float | None = None,
     skip_before_subject: bool = False,
 ) -> CausalTrace:
     """Trace one fact (Meng et al. 2022, section 2): clean run, corrupted runs, a restored run for every cell.
@@ -63,7 +63,7 @@ def trace_fact(
         engine: "fast" computes what differs between cells, "plain" is its oracle: a whole forward pass each;
             "auto" is fast where it can be, and else plain, with a warning.
         batch_size: rows (cells times samples) of a forward pass of the plain engine.
-        memory: GiB for the activations of cells that the fast engine advances together.
+        memory: GiB for the activations of cells that the fast engine advances together (`fast.usual_memory`).
         skip_before_subject: give the cells before the subject the corrupted value instead of computing it. In
             a causal decoder the two are equal, since noise changes no state before the subject; the fast
             engine always does.
@@ -131,7 +131,9 @@ def trace_fact(
     )
 
 
-def _fast_runs(model: Model, tokens: Tokens, corruption: Corruption, memory: float, *, strict: bool) -> FastRuns | None:
+def _fast_runs(
+    model: Model, tokens: Tokens, corruption: Corruption, memory: float | None, *, strict: bool
+) -> FastRuns | None:
     """The fast engine; unless `strict`, None with a warning for a model or a prompt that it does not know."""
     try:
         return FastRuns(model, tokens, corruption, memory=memory)

@@ -2,33 +2,46 @@
 
 A patch at layer l and position t changes nothing below l and nothing before t. So a cell starts from the corrupted
 run's residual stream at l, only its positions from t on are computed, and attention takes the keys and values of
-earlier positions from the corrupted run; in the first layer that it climbs, those of later positions too. All cells
-climb the layers together, each joining where its first patch is, so that every layer's weights are read once (a
-wavefront); cells that make the same patches share their rows until they part. Of the last layer only the last
-position is computed. On a CPU so many tokens at once climb a layer as keep their activations near the processor.
+earlier positions from the corrupted run. All cells climb the layers together, each joining where its first patch is, so
+that every layer's weights are read once (a wavefront); cells that make the same patches share their rows until they
+part. Of the last layer only the last position is computed.
+
+On a CPU so many tokens at once climb a layer as keep their activations near the processor. On a GPU the host must stay
+ahead: all cells attend together, and what is patched in a layer is put there by one launch a site.
 """
 
 import math
 from collections.abc import Sequence
-from itertools import groupby
 
+import numpy as np
 import torch
 from einops import rearrange, repeat
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from workbench.models.blocks import Projections
 from workbench.models.blocks_check import blocks_of
 from workbench.models.model import Model
 from workbench.models.tokens import Tokens
-from workbench.tracing.cells import Cell, Patch
+from workbench.tracing.cells import Cell
 from workbench.tracing.corruption import Corruption
-from workbench.tracing.fronts import Front, Patched, changed_positions, part, patches_of
+from workbench.tracing.fronts import Front, begun, joined, moved, part, started_in
 from workbench.tracing.measure import Measure
 
 _ROWS_UNEMBEDDED = 256
 """Logits are made for this many rows at once."""
 _TOKENS_AT_ONCE = 2048
 """On a CPU a layer runs on about this many tokens at once, so that activations stay near the processor."""
+_MLP_TOKENS = 16_384
+"""Where all take a layer together, an MLP runs on this many: its inner activations are several times as large."""
+
+Indices = dict[str, tuple[Tensor, Tensor, Tensor]]
+"""By site, what is patched: tokens, the states put there, and the corrupted run's own, as indices."""
+
+
+def usual_memory(device: torch.device) -> float:
+    """GiB for the activations of cells advanced together: an eighth of a GPU's memory, 1 elsewhere."""
+    return torch.cuda.get_device_properties(device).total_memory / 2**33 if device.type == "cuda" else 1.0
 
 
 class FastRuns:
@@ -40,19 +53,24 @@ class FastRuns:
         tokens: Tokens,
         corruption: Corruption,
         *,
-        memory: float = 1.0,
+        memory: float | None = None,
         tokens_at_once: float | None = None,
     ) -> None:
         """What all runs start from.
 
         Args:
-            memory: GiB that the activations of cells advanced together may take; more cells are split.
+            memory: GiB that the activations of cells advanced together may take, by default `usual_memory`; more cells
+                are split.
             tokens_at_once: about how many tokens take a layer together; by default few on a CPU, else all.
         """
+        memory = usual_memory(model.device) if memory is None else memory
         if not memory > 0:
             raise ValueError(f"memory must be a positive number of GiB, got {memory}")
-        few = model.device.type == "cpu"
+        self._device = model.device
+        few = self._device.type == "cpu"
         self._tokens_at_once = tokens_at_once or (_TOKENS_AT_ONCE if few else math.inf)
+        self._together = self._tokens_at_once == math.inf
+        self._mlp_tokens = _MLP_TOKENS if self._together else _TOKENS_AT_ONCE
         self.blocks = blocks_of(model)
         self.samples, self.n_pos, self.n_layers = corruption.samples, tokens.ids.shape[1], model.n_layers
         # Residual stream, projections and their copies; the MLP's inner activations are bounded by themselves.
@@ -69,27 +87,23 @@ class FastRuns:
         self._rows = {"clean": slice(0, 1), "corrupted": slice(self.samples + 1, None) if own else self._corrupted}
         noisy = [corruption(copies), corruption.frozen(copies)] if own else [corruption(copies)]
         resid = blocks.resid_pre(torch.cat([embeddings, *noisy]))
-        self._positions = torch.arange(self.n_pos, device=resid.device)
-        self._resid_pre, self._queries, self._keys, self._values = [], [], [], []
-        self._states: dict[str, list[Tensor]] = {"resid_post": [], "mlp_out": [], "attn_out": []}
+        positions = torch.arange(self.n_pos, device=self._device)
+        self._queries, self._keys, self._values = [], [], []
+        self._states: dict[str, list[Tensor]] = {"resid_pre": [], "resid_post": [], "mlp_out": [], "attn_out": []}
         for layer in range(self.n_layers):
-            self._resid_pre.append(resid)
-            p = blocks.project(layer, resid, self._positions)
+            entering = resid
+            p = blocks.project(layer, resid, positions)
             attn = blocks.attn_out(layer, blocks.attend(layer, p.q, p.k, p.v))
             mlp = blocks.mlp_out(layer, resid, attn)
             resid = resid + attn + mlp
             self._queries.append(p.q[self._corrupted])
             self._keys.append(p.k[self._corrupted])
             self._values.append(p.v[self._corrupted])
-            for site, state in (("resid_post", resid), ("mlp_out", mlp), ("attn_out", attn)):
+            for site, state in (("resid_pre", entering), ("resid_post", resid), ("mlp_out", mlp), ("attn_out", attn)):
                 self._states[site].append(state)
         logits = blocks.unembed(resid[:, -1])
         self.clean_logits: Float[Tensor, " vocab"] = logits[0]
         self._corrupted_logits: Float[Tensor, "sample vocab"] = logits[self._corrupted]
-
-    def _state(self, patch: Patch, positions: slice) -> Float[Tensor, "sample pos d_model"]:
-        """What a patch puts in place, one sample from the clean run, as many as there are from the corrupted."""
-        return self._states[patch.site][patch.layer][self._rows[patch.source], positions]
 
     @torch.no_grad()
     def values(self, cells: Sequence[Cell], measure: Measure) -> Float[Tensor, " cell"]:
@@ -127,17 +141,19 @@ class FastRuns:
     def _advance(self, cells: Sequence[Cell]) -> list[tuple[list[int], Float[Tensor, "cell sample d_model"]]]:
         """The last position's residual stream that leaves the last layer, for cells given by their indices."""
         fronts: list[Front] = []
+        starting = started_in(cells)
         for layer in range(self.n_layers):
             for front in fronts:
                 part(front, cells, layer)
             for group in self._groups(fronts):
                 self._step(group, cells, layer)
-            fronts = self._merged([*fronts, *self._started(cells, layer)], layer)
+            if layer in starting:
+                fronts = self._merged([*fronts, *self._started(starting[layer], cells, layer)], layer)
         found = []
         for front in fronts:
             owners = [branch for branch, cells_here in enumerate(front.branches) for _ in cells_here]
             indices = [cell for cells_here in front.branches for cell in cells_here]
-            found.append((indices, front.resid[owners, :, -1]))
+            found.append((indices, joined(front.parts)[:, :, -1].index_select(0, moved(owners, self._device))))
         return found
 
     def _groups(self, fronts: Sequence[Front]) -> list[list[Front]]:
@@ -148,108 +164,142 @@ class FastRuns:
                 groups.append([])
                 room = self._tokens_at_once
             groups[-1].append(front)
-            room -= front.resid.shape[:3].numel()
+            room -= front.tokens
         return groups
 
     def _step(self, fronts: Sequence[Front], cells: Sequence[Cell], layer: int) -> None:
         """Take all branches of some fronts through one layer."""
-        blocks, last = self.blocks, layer == self.n_layers - 1
-        patches = [patches_of(front, cells, layer) for front in fronts]
-        changed = [front.resid[:, :, : front.end - front.first] for front in fronts]
-        at = [
-            repeat(self._positions[front.first : front.end], "pos -> (row pos)", row=some.shape[:2].numel())
-            for front, some in zip(fronts, changed, strict=True)
-        ]
-        resid = _joined([rearrange(some, "b s pos d -> (b s pos) d") for some in changed])
-        p = blocks.project(layer, resid, _joined(at))
-        parts = [x.split([len(positions) for positions in at]) for x in (p.q, p.k, p.v)]
-        heads = [self._attend(layer, front, q, k, v) for front, q, k, v in zip(fronts, *parts, strict=True)]
-        leaving = slice(-1, None) if last else slice(None)  # of the last layer one position
-        left = [front.resid[:, :, leaving] for front in fronts]
-        sizes = [some.shape[:3] for some in left]
-        if last or any(front.end < self.n_pos for front in fronts):
-            resid = _joined([rearrange(some, "b s pos d -> (b s pos) d") for some in left])
-        attn = blocks.attn_out(layer, _joined(heads))
-        self._put("attn_out", attn, sizes, patches)
+        blocks, places = self.blocks, self._places(fronts)
+        resid = joined([part.flatten(0, 2) for front in fronts for part in front.parts])
+        projected = blocks.project(layer, resid, places % self.n_pos)
+        attend = self._attend_together if self._together else self._attend_one_by_one
+        heads = attend(layer, fronts, projected, places)
+        if layer == self.n_layers - 1:  # one position leaves it
+            for front in fronts:
+                front.parts = [part[:, :, -1:] for part in front.parts]
+            resid = joined([part.flatten(0, 2) for front in fronts for part in front.parts])
+        patched = self._patched(fronts, cells, layer)
+        attn = self._put("attn_out", layer, blocks.attn_out(layer, heads), patched)
         # The inner activations of an MLP are several times as large.
-        pieces = zip(resid.split(_TOKENS_AT_ONCE), attn.split(_TOKENS_AT_ONCE), strict=True)
-        mlp = _joined([blocks.mlp_out(layer, *piece) for piece in pieces])
-        self._put("mlp_out", mlp, sizes, patches)
-        resid = attn.add_(resid).add_(mlp)
-        self._put("resid_post", resid, sizes, patches)
-        for front, some, (branch, sample, _) in zip(fronts, _split(resid, sizes), sizes, strict=True):
-            front.end = self.n_pos
-            front.resid = rearrange(some, "(b s pos) d -> b s pos d", b=branch, s=sample)
+        pieces = zip(resid.split(self._mlp_tokens), attn.split(self._mlp_tokens), strict=True)
+        mlp = self._put("mlp_out", layer, joined([blocks.mlp_out(layer, *piece) for piece in pieces]), patched)
+        self._hand_out(self._put("resid_post", layer, attn.add_(resid).add_(mlp), patched), fronts)
 
-    def _attend(self, layer: int, front: Front, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "token d_attn"]:
-        """What the heads of one front's tokens read; what did not change is the corrupted run's."""
-        q = self._completed(front, q, self._queries[layer], front.first)
-        k, v = (self._completed(front, x, corrupted[layer], 0) for x, corrupted in ((k, self._keys), (v, self._values)))
+    def _places(self, fronts: Sequence[Front]) -> Int[Tensor, " token"]:
+        """Where the fronts' tokens stand among all positions of all rows; a branch has a row a sample."""
+        counts = [(front.first, len(front.branches) * self.samples) for front in fronts]
+        firsts, rows = moved(counts, self._device).T
+        every, tokens = sum(count for _, count in counts), sum(front.tokens for front in fronts)
+        left = self.n_pos - torch.repeat_interleave(firsts, rows, output_size=every)
+        row = torch.repeat_interleave(left, output_size=tokens)
+        return (row + 1) * self.n_pos + torch.arange(tokens, device=self._device) - left.cumsum(0)[row]
+
+    def _hand_out(self, resid: Float[Tensor, "token d_model"], fronts: Sequence[Front]) -> None:
+        """Give each front its tokens."""
+        for front, some in zip(fronts, resid.split([front.tokens for front in fronts]), strict=True):
+            front.parts = [some.view(len(front.branches), self.samples, front.size, -1)]
+
+    def _attend_together(
+        self, layer: int, fronts: Sequence[Front], p: Projections, places: Tensor
+    ) -> Float[Tensor, "token d_attn"]:
+        """What the heads of the fronts' tokens read, all by one kernel; what did not change is the corrupted run's."""
+        branches = sum(len(front.branches) for front in fronts)
+        whole = []
+        for changed, corrupted in ((p.q, self._queries), (p.k, self._keys), (p.v, self._values)):
+            rows = corrupted[layer].repeat(branches, 1, 1, 1)
+            rows.view(-1, *rows.shape[2:]).index_copy_(0, places, changed)
+            whole.append(rows)
         if layer == self.n_layers - 1:
-            q = q[:, -1:]
-        return rearrange(self.blocks.attend(layer, q, k, v), "row pos d -> (row pos) d")
+            return self.blocks.attend(layer, whole[0][:, -1:], *whole[1:]).flatten(0, 1)
+        return self.blocks.attend(layer, *whole).flatten(0, 1).index_select(0, places)
+
+    def _attend_one_by_one(
+        self, layer: int, fronts: Sequence[Front], p: Projections, places: Tensor
+    ) -> Float[Tensor, "token d_attn"]:
+        """The same front by front, from its first position on."""
+        sizes = [front.tokens for front in fronts]
+        heads = []
+        for front, q, k, v in zip(fronts, *(x.split(sizes) for x in (p.q, p.k, p.v)), strict=True):
+            q = self._completed(front, q, self._queries[layer], front.first)
+            k, v = (self._completed(front, x, of[layer], 0) for x, of in ((k, self._keys), (v, self._values)))
+            if layer == self.n_layers - 1:
+                q = q[:, -1:]
+            heads.append(self.blocks.attend(layer, q, k, v).flatten(0, 1))
+        return joined(heads)
 
     def _completed(self, front: Front, changed: Tensor, corrupted: Tensor, start: int) -> Float[Tensor, "row pos h d"]:
         """Queries, keys or values of the positions from `start` on, laid out by head, as attention reads them."""
-        branch, sample = front.resid.shape[:2]
-        changed = rearrange(changed, "(b s pos) h d -> b s h pos d", b=branch, s=sample)
-        corrupted = rearrange(corrupted, "s pos h d -> s h pos d").expand(branch, -1, -1, -1, -1)
-        around = corrupted[..., start : front.first, :], corrupted[..., front.end :, :]
-        parts = [x for x in (around[0], changed, around[1]) if x.shape[3]]
-        return rearrange(torch.cat(parts, dim=3) if parts[1:] else changed, "b s h pos d -> (b s) pos h d")
+        branches = len(front.branches)
+        changed = rearrange(changed, "(b s pos) h d -> b s h pos d", b=branches, s=self.samples)
+        if start < front.first:
+            before = rearrange(corrupted[:, start : front.first], "s pos h d -> s h pos d")
+            changed = torch.cat([before.expand(branches, -1, -1, -1, -1), changed], dim=3)
+        return rearrange(changed, "b s h pos d -> (b s) pos h d")
 
-    def _put(
-        self,
-        site: str,
-        output: Float[Tensor, "token d_model"],
-        sizes: Sequence[torch.Size],
-        patches: Sequence[Patched],
-    ) -> None:
-        """Overwrite a module's output where the branches of some fronts patch it."""
-        for (branch, sample, pos), some, in_front in zip(sizes, _split(output, sizes), patches, strict=True):
-            start = self.n_pos - pos  # the last layer holds only the last position
-            for (patch, (first, end)), branches in in_front.items():
-                if patch.site == site and end > start:
-                    here = slice(max(first, start), end)
-                    shaped = some.view(branch, sample, pos, -1)
-                    shaped[branches, :, here.start - start : end - start] = self._state(patch, here)
+    # ---- patches
 
-    def _started(self, cells: Sequence[Cell], layer: int) -> list[Front]:
+    def _patched(self, fronts: Sequence[Front], cells: Sequence[Cell], layer: int) -> Indices:
+        """By site, the tokens of some fronts that are patched, and the states that are put there."""
+        found: dict[str, list[tuple[int, ...]]] = {}
+        offset = 0
+        for front in fronts:
+            size = front.size
+            start = self.n_pos - size  # the last layer leaves only the last position
+            for branch in front.branches:
+                cell = cells[branch[0]]
+                for patch in cell.patches_in(layer):
+                    row = self._rows[patch.source].start
+                    found.setdefault(patch.site, []).extend(
+                        (offset + pos - start, size, row, patch.source != "clean", pos)
+                        for pos in range(max(cell.positions[0], start), cell.positions[1])
+                    )
+                offset += self.samples * size
+        return {site: self._indices(places) for site, places in found.items() if places}
+
+    def _indices(self, places: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Of patched positions in every sample: their tokens, the states put there, and the corrupted run's own."""
+        token, size, row, many, pos = np.array(places).T[:, :, None]
+        sample = np.arange(self.samples)
+        sources = (row + many * sample) * self.n_pos + pos
+        own = (self._corrupted.start + sample) * self.n_pos + pos
+        tokens, sources, own = moved(np.stack([token + size * sample, sources, own]).reshape(3, -1), self._device)
+        return tokens, sources, own
+
+    def _state(self, site: str, layer: int, rows: Tensor) -> Float[Tensor, "row d_model"]:
+        """What a site of all runs held, by run and position."""
+        return self._states[site][layer].flatten(0, 1).index_select(0, rows)
+
+    def _put(self, site: str, layer: int, output: Float[Tensor, "token d_model"], patched: Indices) -> Tensor:
+        """A site's output, overwritten where it is patched."""
+        if site in patched:
+            tokens, sources, _ = patched[site]
+            output.index_copy_(0, tokens, self._state(site, layer, sources))
+        return output
+
+    def _started(self, starting: Sequence[int], cells: Sequence[Cell], layer: int) -> list[Front]:
         """The cells whose first patch is in this layer, as they leave it."""
-        starting = [i for i, cell in enumerate(cells) if cell.patches[0].layer == layer]
-        starting.sort(key=lambda i: (cells[i].positions, cells[i].patches[0].site))
-        fronts = []
-        for ((first, end), patch), group in groupby(starting, key=lambda i: (cells[i].positions, cells[i].patches[0])):
-            resid = self._states["resid_post"][layer][self._corrupted, first:].clone()
-            here, inside = slice(first, end), slice(0, end - first)
-            state = self._state(patch, here)
-            if patch.site == "resid_post":
-                resid[:, inside] = state
-            elif patch.site == "mlp_out":
-                resid[:, inside] += state - self._states["mlp_out"][layer][self._corrupted, here]
-            else:
-                below = self._resid_pre[layer][self._corrupted, here]
-                attn = state.expand_as(below)
-                resid[:, inside] = below + attn + self.blocks.mlp_out(layer, below, attn)
-            fronts.append(Front(first=first, end=end, branches=[list(group)], resid=resid[None]))
+        fronts = begun(starting, cells)
+        corrupted = self._states["resid_post"][layer][self._corrupted]
+        for front in fronts:
+            front.parts = [corrupted[:, front.first :].expand(len(front.branches), -1, -1, -1)]
+        patched = self._patched(fronts, cells, layer)
+        resid = torch.cat([part.flatten(0, 2) for front in fronts for part in front.parts])
+        if "attn_out" in patched:
+            tokens, sources, own = patched["attn_out"]
+            below, attn = self._state("resid_pre", layer, own), self._state("attn_out", layer, sources)
+            resid.index_copy_(0, tokens, below + attn + self.blocks.mlp_out(layer, below, attn))
+        if "mlp_out" in patched:
+            tokens, sources, own = patched["mlp_out"]
+            resid.index_add_(0, tokens, self._state("mlp_out", layer, sources) - self._state("mlp_out", layer, own))
+        self._hand_out(self._put("resid_post", layer, resid, patched), fronts)
         return fronts
 
     def _merged(self, fronts: Sequence[Front], layer: int) -> list[Front]:
-        """One front of all that changed at the same positions; of the last layer only the last position."""
-        merged = []
-        for (first, end), same in groupby(sorted(fronts, key=changed_positions), key=changed_positions):
-            same = list(same)
-            leaving = [front.resid[:, :, -1:] if layer == self.n_layers - 1 else front.resid for front in same]
-            branches = [branch for front in same for branch in front.branches]
-            merged.append(Front(first=first, end=end, branches=branches, resid=_joined(leaving)))
-        return merged
-
-
-def _split(output: Float[Tensor, "token d"], sizes: Sequence[torch.Size]) -> Sequence[Tensor]:
-    """The tokens of each front, as many as its size holds."""
-    return output.split([size.numel() for size in sizes])
-
-
-def _joined(tensors: Sequence[Tensor]) -> Tensor:
-    """All one after another; a single one is not copied."""
-    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
+        """One front of all that begin at the same position; of the last layer only the last position."""
+        last = slice(-1 if layer == self.n_layers - 1 else None, None)
+        merged: dict[int, Front] = {}
+        for front in sorted(fronts, key=lambda front: front.first):
+            whole = merged.setdefault(front.first, Front(first=front.first))
+            whole.branches += front.branches
+            whole.parts += [part[:, :, last] for part in front.parts]
+        return list(merged.values())

@@ -1,16 +1,15 @@
 """Cells of a trace on their way up through the layers: those that begin at one position, as far as they have parted."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.machine.shown import Shown
 from workbench.tracing.cells import Cell, Patch
-
-Patched = dict[tuple[Patch, tuple[int, int]], list[int]]
-"""The branches of a front that a patch concerns, by the patch and its positions."""
 
 
 @dataclass(eq=False)
@@ -18,36 +17,63 @@ class Front(Shown):
     """The cells whose first patched position is `first`, as far as they have started; they branch as they part."""
 
     first: int
-    end: int
-    """From this position on the residual stream is the corrupted run's: all but a few positions where cells start."""
-    branches: list[list[int]]
+    branches: list[list[int]] = field(default_factory=list)
     """The cells that share each branch."""
-    resid: Float[Tensor, "branch sample pos d_model"]
-    """Residual stream from `first` on."""
+    parts: list[Float[Tensor, "branch sample pos d_model"]] = field(default_factory=list)
+    """Their residual stream from `first` on, one after another."""
+
+    @property
+    def size(self) -> int:
+        """Positions that are held."""
+        return self.parts[0].shape[2]
+
+    @property
+    def tokens(self) -> int:
+        """Of all branches and samples."""
+        return sum(part.shape[:3].numel() for part in self.parts)
 
 
-def patches_of(front: Front, cells: Sequence[Cell], layer: int) -> Patched:
-    """The branches that each patch of a layer concerns, by the patch and its positions."""
-    found: Patched = {}
-    for branch, here in enumerate(front.branches):
-        cell = cells[here[0]]
-        for patch in cell.patches_in(layer):
-            found.setdefault((patch, cell.positions), []).append(branch)
+def joined(tensors: Sequence[Tensor]) -> Tensor:
+    """All one after another; a single one is not copied."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
+
+
+def moved(indices: Any, device: torch.device) -> Int[Tensor, "..."]:
+    """Indices on a device, without waiting for it."""
+    found = torch.as_tensor(indices)
+    return found.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else found.to(device)
+
+
+def started_in(cells: Sequence[Cell]) -> Mapping[int, list[int]]:
+    """The cells, by index, whose first patch is in a layer."""
+    found: dict[int, list[int]] = {}
+    for index, cell in enumerate(cells):
+        found.setdefault(cell.patches[0].layer, []).append(index)
     return found
 
 
-def changed_positions(front: Front) -> tuple[int, int]:
-    return front.first, front.end
+def begun(starting: Sequence[int], cells: Sequence[Cell]) -> list[Front]:
+    """Cells that start in one layer, a branch for those of the same positions and first patch; without their rows."""
+    by_first: dict[int, dict[tuple[int, Patch], list[int]]] = {}
+    for index in starting:
+        (first, end), patch = cells[index].positions, cells[index].patches[0]
+        by_first.setdefault(first, {}).setdefault((end, patch), []).append(index)
+    return [Front(first=first, branches=list(by_first[first].values())) for first in sorted(by_first)]
 
 
 def part(front: Front, cells: Sequence[Cell], layer: int) -> None:
     """Split the branches whose cells do not all make the same patches in this layer."""
     owners, branches = [], []
     for branch, here in enumerate(front.branches):
-        parted: dict[tuple[Patch, ...], list[int]] = {}
-        for cell in here:
-            parted.setdefault(cells[cell].patches_in(layer), []).append(cell)
+        if len(here) == 1:
+            parted = [here]
+        else:
+            by_patches: dict[tuple[Patch, ...], list[int]] = {}
+            for cell in here:
+                by_patches.setdefault(cells[cell].patches_in(layer), []).append(cell)
+            parted = by_patches.values()
         owners += [branch] * len(parted)
-        branches += parted.values()
+        branches += parted
     if len(branches) > len(front.branches):
-        front.resid, front.branches = front.resid[owners], branches
+        whole = joined(front.parts)
+        front.parts, front.branches = [whole.index_select(0, moved(owners, whole.device))], branches

@@ -126,7 +126,7 @@ class Search:
         optimiser = torch.optim.Adam([delta], lr=self.options["learning_rate"])
         with torch.enable_grad():
             for step in range(steps):
-                if self.capture and step and steps - step > CAPTURE_PAYS and captured is None:
+                if self.capture and steps - step > CAPTURE_PAYS and captured is None:
                     captured = self.capture(self._log_probs, delta[active])
                 said, now = (captured or self._log_probs)(delta[active])
                 nll = self._nll(said, active)
