@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DONE := $(VENV)/installed
 COMPILED := $(VENV)/compiled
 
-.PHONY: study real app test fast test-all test-gpu torture lint docs notebooks atlas reports reports-real clean
+.PHONY: study real app test fast test-all test-gpu torture lint docs notebooks atlas reports reports-real reports-gpu clean
 
 study: $(COMPILED)
 	$(BIN)/workbench study
@@ -80,3 +80,7 @@ reports: $(DONE)  # what reports/ and README.md show of the embedded model
 reports-real: $(DONE)  # and of SmolLM2: hours on two cores
 	$(BIN)/workbench fetch smollm2
 	$(BIN)/python reports/refresh.py --real
+
+reports-gpu: $(DONE)  # and how fast a GPU is, where there is one
+	$(BIN)/workbench fetch smollm2
+	$(BIN)/python reports/refresh.py --gpu

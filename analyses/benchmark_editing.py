@@ -3,6 +3,7 @@
     python analyses/benchmark_editing.py                            # a GPT-2 small with random weights, and atlas
     python analyses/benchmark_editing.py --plain 1 --repeats 1      # a quick look
     python analyses/benchmark_editing.py --models smollm2 --requests 4 --plain 1 --repeats 1 --records 8 --alone 2
+    python analyses/benchmark_editing.py --models gpt2-xl-shape --requests 1000 --plain 1 --repeats 1 --parts edits
 
 The plain search is the project's own, one request at a time over the whole network (editors/values.py); the fast one
 runs only what the value can change, many requests at once (editors/fast_values.py). On the GPT-2 small shape ROME makes
@@ -26,16 +27,18 @@ from workbench.cli.early_help import help_first
 help_first(__name__, __file__)
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Annotated, Any
 
 import pandas as pd
+import torch
 import typer
 
 from workbench.cli import options
-from workbench.cli.session import analysis, console, given, script
+from workbench.cli.session import analysis, console, given, one_of, script
 from workbench.editors.registry import EDITORS
+from workbench.machine.allocator import peak_memory
 from workbench.machine.progress import track
 from workbench.models.model import Model
 from workbench.records.facts import Record
@@ -44,7 +47,7 @@ from workbench.report.elements import Paragraph, Section
 from workbench.runs.run import Run
 from workbench.studies.benchmark_editors import settled_editor
 from workbench.studies.benchmarking import benchmark_model, device_name, seconds
-from workbench.studies.defaults import benchmark_records, records_path
+from workbench.studies.defaults import benchmark_records, records_path, training_records
 from workbench.studies.editing_benchmark import SEARCHES, searching, seconds_a_request
 from workbench.studies.editing_speed import many_table, measure_each, measure_scoring
 from workbench.studies.going_on import complete, going_on, left_out, refusing
@@ -53,6 +56,8 @@ from workbench.studies.stacked_edits import distinct
 
 BARS = {("gpt2-small-shape", "ROME", 1): 3.0, ("gpt2-small-shape", "MEMIT", 80): 8.0}
 """The least ratio of plain to fast seconds a request, by model, editor and number of requests."""
+PARTS = ("edits", "many", "moments")
+"""What is measured: edits by both searches, many records at once, second moments."""
 SECONDS_BARS = {("atlas", "MEMIT", 80): 60.0}
 """The most seconds that all requests together may take."""
 
@@ -63,6 +68,9 @@ def main(
     plain: Annotated[int, typer.Option("--plain", min=1, help="Requests of the plain search in each repeat.")] = 2,
     together: Annotated[int, typer.Option("--records", min=1, help="Searched at once, and scored.")] = 8,
     alone: Annotated[int, typer.Option("--alone", min=1, help="Of them, searched one at a time too.")] = 2,
+    parts: Annotated[list[str], options.several("--parts", str, f"What is measured, of {', '.join(PARTS)}.")] = list(
+        PARTS
+    ),
     repeats: options.Repeats = 3,
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Of text for second moments.")] = 5_000,
     seed: options.Seed = 0,
@@ -70,17 +78,24 @@ def main(
     retry: options.Retry = False,
     fresh: options.Fresh = False,
     device: options.Device = "auto",
+    precision: options.Precision = "float32",
 ) -> None:
     """Measure what is not measured yet, print the tables and write the report."""
+    for part in parts:
+        one_of("--parts", part, PARTS)
     with analysis(out, given(device=device), title="Speed of editing", headline=headline) as page:
         page.show = lambda: show(page.run)
         for name in models:
             loaded = benchmark_model(name, device=device)
             page.run.note(device=device_name(loaded.device))
             every = distinct(read_records(records_path(benchmark_records(name))))
-            measure(page.run, loaded, name, every[:requests])
-            measure_many(page.run, loaded, name, every[:together], alone)
-            measure_moments(page.run, loaded, name)
+            if "edits" in parts:
+                more = training_records(loaded) if requests > len(every) else []
+                measure(page.run, loaded, name, distinct([*every, *more])[:requests])
+            if "many" in parts:
+                measure_many(page.run, loaded, name, every[:together], alone)
+            if "moments" in parts:
+                measure_moments(page.run, loaded, name)
 
 
 # Measuring ---------------------------------------------------------------------------------------------
@@ -140,9 +155,10 @@ def compare(
                 first = repeat % len(requests) if alone else 0
                 asked = requests[first : first + counts[search]]
                 with searching(function, model.device) as watch:
-                    whole = seconds(partial(editor, model, asked), model.device)
+                    whole, taken = memory_too(partial(editor, model, asked), model.device)
                 evaluated = sum(len(value.losses) for value in watch.values)
                 row[search] = {"whole": whole, "values": watch.seconds, "requests": len(asked), "losses": evaluated}
+                row[search]["bytes"] = taken
                 values[search] = watch.values
             row["difference"] = max(
                 ((a.delta - b.delta).norm() / b.delta.norm()).item()
@@ -152,14 +168,22 @@ def compare(
             yield repeat
 
 
+def memory_too(work: Callable[[], object], device: torch.device) -> tuple[float, int | None]:
+    """Seconds that `work` takes, and on a GPU, where counting costs no time, the most bytes that it held."""
+    if device.type == "cpu":
+        return seconds(work, device), None
+    return peak_memory(lambda: seconds(work, device), device)
+
+
 # What came of it ---------------------------------------------------------------------------------------
 
 
 def show(run: Run) -> list[Section]:
     """Print and save the tables; the sections of the report."""
-    if not run.rows("edits"):
+    if not any(run.rows(name) for name in ("edits", "each", "moments")):
         return []
     repeats, device = run.settings["repeats"], run.read_json("results.json").get("device", "")
+    device = f"{device}, {run.settings['precision']}"
     lines, said = [], []
     by_part: dict[tuple[str, str], list[dict[str, Any]]] = {}
     latest = {(row["model"], row["method"], row["repeat"]): row for row in run.rows("edits")}
@@ -181,6 +205,7 @@ def show(run: Run) -> list[Section]:
                 "ratio": f"{found['values_ratio']:.1f}",
                 "Rest s": f"{found['rest']:.3f}",
                 "Losses a request": f"{fast['losses'] / fast['requests']:.1f}",
+                "MiB": f"{fast['bytes'] / 2**20:,.0f}" if fast.get("bytes") else "-",
                 "Largest difference": f"{max(row['difference'] for row in rows):.1e}",
             }
         )
@@ -199,17 +224,16 @@ def show(run: Run) -> list[Section]:
     speed = pd.DataFrame(lines)
     caption = (
         "Seconds a request with the plain search for values (one request at a time, whole network) and with the fast "
-        f"one; {device}, float32, medians of {repeats} interleaved repeats (ratios: of each repeat's). A plain edit is "
+        f"one; {device}, medians of {repeats} interleaved repeats (ratios: of each repeat's). A plain edit is "
         "counted as its search, timed on fewer requests, and the rest of the fast one. Largest difference: of the "
-        "values found, ||fast - plain|| / ||plain||."
+        "values found, ||fast - plain|| / ||plain||. MiB: most that tensors of the fast edit of all requests take "
+        "at one time beyond the model, counted on a GPU."
     )
     moments = moment_table(run)
     moments_caption = (
         f"Second moments of three layers in one pass and in one each; {device}, median of {repeats}. Tokens of text, "
         "counted once however many layers are read."
     )
-    run.save_table("speed", speed, caption=caption)
-    run.save_table("moments", moments, caption=moments_caption)
     many = many_table(run)
     many_caption = (
         f"Many records at once against one at a time; {device}. ROME's edits: each for itself on the unedited model, "
@@ -217,19 +241,19 @@ def show(run: Run) -> list[Section]:
         "prompt. Largest difference: of the edits ||dW - dW'|| / ||dW||, of the scores in the probability of the new "
         "answer."
     )
-    if len(many):
-        run.save_table("many", many, caption=many_caption)
     run.note(bars=said)
-    shown = [(speed, caption), (moments, moments_caption), *([(many, many_caption)] if len(many) else ())]
-    for table, text in shown:
+    tables = {"speed": (speed, caption), "many": (many, many_caption), "moments": (moments, moments_caption)}
+    tables = {name: (table, text) for name, (table, text) in tables.items() if len(table)}
+    for name, (table, text) in tables.items():
+        run.save_table(name, table, caption=text)
         console.print(f"{table.to_string(index=False)}\n{text}\n")
     for one in said:
         console.print(f"bar: {one}")
     saved = run.tables()
+    titles = {"speed": "Values", "many": "Many records", "moments": "Second moments"}
+    verdicts = [Paragraph(text=f"{one}.") for one in said]
     return [
-        Section(title="Values", elements=[*(Paragraph(text=f"{one}.") for one in said), saved["speed"]]),
-        *([Section(title="Many records", elements=[saved["many"]])] if len(many) else ()),
-        Section(title="Second moments", elements=[saved["moments"]]),
+        Section(title=titles[name], elements=[*(verdicts if name == "speed" else ()), saved[name]]) for name in tables
     ]
 
 

@@ -2,6 +2,7 @@
 
     python reports/refresh.py                             # everything of the embedded model
     python reports/refresh.py --real                      # everything of SmolLM2, hours on two cores
+    python reports/refresh.py --gpu                       # what a GPU takes, minutes on an H100
     python reports/refresh.py atlas smollm2/locate_facts  # these only
     python reports/refresh.py --readme                    # nothing is run: README.md, and one a report
 
@@ -80,6 +81,32 @@ REAL = {
     ),
 }
 """The same of the real model; compare_texts wants the validation text of wikitext-2 in the working folder."""
+GPU = {
+    f"gpu/{name}": (sys.executable, f"analyses/{analysis}.py", "--device", "cuda", *options.split())
+    for name, analysis, options in (
+        (
+            "tracing_tf32",
+            "benchmark_tracing",
+            "--models smollm2 --precision tf32 --facts 3 --repeats 3 --cells 12 --no-growth",
+        ),
+        (
+            "tracing_bfloat16",
+            "benchmark_tracing",
+            "--models smollm2,gpt2-xl-shape --dtype bfloat16 --facts 1 --repeats 3 --cells 12 --no-growth",
+        ),
+        (
+            "editing",
+            "benchmark_editing",
+            "--models smollm2 --requests 64 --plain 1 --repeats 3 --records 64 --alone 4 --parts edits,many",
+        ),
+        (
+            "editing_gpt2_xl",
+            "benchmark_editing",
+            "--models gpt2-xl-shape --requests 1000 --plain 1 --repeats 1 --precision tf32 --parts edits",
+        ),
+    )
+}
+"""How fast a GPU is; SmolLM2, and GPT2-XL's shape with random weights."""
 KEPT = ("report.html", "settings.json", "environment.json", "results.json", "status.json", "figures", "tables")
 """Of a run folder; the per-record results are made again in minutes."""
 TABLES = {
@@ -107,13 +134,14 @@ SHORT = {"real-survey": r"\| (Reliability|Generalization|Locality) \| (teacher-f
 def main(
     names: Annotated[list[str] | None, typer.Argument(help="Some of the reports; an unknown one lists all.")] = None,
     real: Annotated[bool, typer.Option("--real", help="All of SmolLM2 (after `workbench fetch smollm2`).")] = False,
+    gpu: Annotated[bool, typer.Option("--gpu", help="How fast a GPU is (after the same).")] = False,
     readme: Annotated[bool, typer.Option("--readme", help="README.md alone, from what is there.")] = False,
 ) -> None:
     """Run what is asked for, or everything, and put its results in place."""
-    every = COMMANDS | REAL
-    if readme and (names or real):
-        raise ValueError("--readme runs nothing: give it without names and without --real")
-    names = [] if readme else names or list(REAL if real else COMMANDS)
+    every = COMMANDS | REAL | GPU
+    if readme and (names or real or gpu):
+        raise ValueError("--readme runs nothing: give it without names, --real and --gpu")
+    names = [] if readme else names or list(GPU if gpu else REAL if real else COMMANDS)
     for name in names:
         one_of("NAME", name, every)
     for name in names:

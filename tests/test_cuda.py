@@ -74,7 +74,7 @@ def traces(models: tuple[Model, ...], method: Any = trace_fact, **options: Any) 
         {"engine": "fast", "severed": "mlp_out", "span": 2},
         {"engine": "fast", "positions": "last_subject"},
         {"engine": "plain"},
-        {"method": attribute_fact},
+        pytest.param({"method": attribute_fact}, id="attributed"),
     ],
     ids=str,
 )

@@ -26,10 +26,7 @@ def load_model(
         raise ValueError(f"device map is one of {', '.join(DEVICE_MAPS)}, or none is given; got {device_map!r}")
     if device_map and device != "auto":
         raise ValueError(f"a device map of {device_map!r} chooses the devices: leave device {device!r} out")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f'device {device!r} is not available here; give "cpu" or "auto"')
+    device = named_device(device)
     if device == "cpu":
         keep_freed_memory()
     checkpoint = load_checkpoint(name_or_path, device=device, dtype=dtype, device_map=device_map)
@@ -42,3 +39,12 @@ def load_model(
         budget=budget(where),
         device_map=device_map,
     )
+
+
+def named_device(device: str) -> str:
+    """The device that "auto" stands for, or the one of that name; ValueError for a GPU where there is none."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f'device {device!r} is not available here; give "cpu" or "auto"')
+    return device

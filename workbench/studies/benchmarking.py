@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from workbench.machine.paths import ATLAS
 from workbench.models.kernels import LINEAR_KERNEL
-from workbench.models.loading import load_model
+from workbench.models.loading import load_model, named_device
 from workbench.models.model import Model
 
 SHAPES = {"gpt2-small": (12, 768, 12), "gpt2-medium": (24, 1024, 16), "gpt2-xl": (48, 1600, 25)}
@@ -54,10 +54,15 @@ def shallower(model: Model, layers: int) -> Model:
 
 def _random(name: str, config: Any, tokenizer: Any, *, device: str, dtype: torch.dtype) -> Model:
     logging.disable_progress_bar()
-    with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
+    where = torch.device(named_device(device))
+    gpus = [where] if where.type == "cuda" else []
+    with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=gpus):
         torch.manual_seed(0)
         path = Path(folder) / name
-        AutoModelForCausalLM.from_config(config).to(dtype).save_pretrained(path)
+        with where:  # where billions of random numbers are drawn fastest
+            made = AutoModelForCausalLM.from_config(config)
+        made.to(dtype).save_pretrained(path)
+        del made
         tokenizer.save_pretrained(path)
         return load_model(str(path), device=device, dtype=dtype)
 
