@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import load_hf
 
 from workbench.models.blocks import Blocks, BlocksError
 from workbench.models.blocks_check import blocks_of, difference
 from workbench.models.checkpoints import FETCHED
 from workbench.models.contribution import Contribution
+from workbench.models.kernels import rms_norm
 from workbench.models.loading import load_model
 from workbench.models.model import Model
 from workbench.models.rotary import rotations
@@ -39,6 +41,19 @@ def test_blocks_give_the_models_logits(family_model: Model) -> None:
     ids = torch.randint(2, 300, (2, 20), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(blocks_of(family_model).logits(ids), family_model.bridge(ids), atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_gpus_rms_norm_is_the_modules(family: str, checkpoints: dict[str, Path], dtype: torch.dtype) -> None:
+    hf = load_hf(checkpoints[family]).to(dtype)
+    norms = [module for module in hf.modules() if hasattr(module, "variance_epsilon")]
+    x = torch.randn(7, hf.config.hidden_size, generator=torch.Generator().manual_seed(0)).to(dtype)
+    with torch.no_grad():
+        for module in norms:
+            if module.weight.shape == x.shape[-1:]:
+                torch.nn.init.normal_(module.weight)
+                torch.testing.assert_close(rms_norm(module, x), module(x), atol=1e-6, rtol=torch.finfo(dtype).eps)
+    assert norms or family not in ("llama", "qwen3")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

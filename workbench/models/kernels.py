@@ -67,12 +67,12 @@ def fused_norm(module: Any) -> Callable[[Tensor], Tensor]:
     if not hasattr(module, "variance_epsilon"):
         return module
 
-    def norm(x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
-        if not x.is_cuda:
-            return module(x)
-        return module.weight * F.rms_norm(x, x.shape[-1:], eps=module.variance_epsilon)
+    return lambda x: rms_norm(module, x) if x.is_cuda else module(x)
 
-    return norm
+
+def rms_norm(module: Any, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+    """What the RMS norm of Llama and its kin gives, rounded where it rounds."""
+    return module.weight * F.rms_norm(x, x.shape[-1:], eps=module.variance_epsilon)
 
 
 def _weight(module: Any, x: Tensor) -> Float[Tensor, "d_out d_in"] | None:

@@ -39,9 +39,8 @@ def joined(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def moved(indices: Any, device: torch.device) -> Int[Tensor, "..."]:
-    """Indices on a device, without waiting for it."""
-    found = torch.as_tensor(indices)
-    return found.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else found.to(device)
+    """Indices on a device, without waiting for it: from ordinary memory they are copied before the call returns."""
+    return torch.as_tensor(indices).to(device, non_blocking=True)
 
 
 def started_in(cells: Sequence[Cell]) -> Mapping[int, list[int]]:

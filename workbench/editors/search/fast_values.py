@@ -126,11 +126,11 @@ class Search:
         optimiser = torch.optim.Adam([delta], lr=self.options["learning_rate"])
         with torch.enable_grad():
             for step in range(steps):
-                if self.capture and steps - step > CAPTURE_PAYS and captured is None:
+                if self.capture and step and steps - step > CAPTURE_PAYS and captured is None:
                     captured = self.capture(self._log_probs, delta[active])
                 said, now = (captured or self._log_probs)(delta[active])
                 nll = self._nll(said, active)
-                essence = now.detach() if essence is None else essence
+                essence = now.detach().clone() if essence is None else essence  # a graph's results are overwritten
                 divergence = (now.exp() * (now - essence[active])).sum(dim=-1)  # as published: KL(now || before)
                 kl = self.options["kl_weight"] * divergence
                 sizes = delta[active].norm(dim=-1) / self.initial[active].norm(dim=-1) ** 2
