@@ -64,8 +64,8 @@ def linear(module: Any, x: Float[Tensor, "... d_in"], *, gelu: bool = False) -> 
 
 def fused_norm(module: Any) -> Callable[[Tensor], Tensor]:
     """A norm; the RMS norm of Llama and its kin runs in two launches on a GPU, where its own code makes seven."""
-    if not hasattr(module, "variance_epsilon"):
-        return module
+    if not (type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon")):
+        return module  # Cohere's, of the same attribute, takes the mean away; Gemma's weights are counted from 1
 
     return lambda x: rms_norm(module, x) if x.is_cuda else module(x)
 
