@@ -25,7 +25,7 @@ from workbench.models.model import SITES, Model
 from workbench.models.scoring import score_targets
 from workbench.records.facts import EditRequest, Record
 from workbench.tracing.attribution import attribute_fact
-from workbench.tracing.fact import trace_fact
+from workbench.tracing.fact import trace_alike, trace_fact
 from workbench.tracing.noise import gaussian_noise, subject_span
 from workbench.tracing.sweep import default_workers
 from workbench.tracing.trace import CausalTrace
@@ -84,6 +84,19 @@ def test_traces_are_equal(pair: tuple[Model, Model], options: dict[str, Any]) ->
         assert gpu.restored[site].device.type == "cpu"
         tolerance = close(pair, exact=1e-5, half=0.05)
         torch.testing.assert_close(gpu.restored[site], cpu.restored[site], atol=tolerance, rtol=0)
+
+
+def test_facts_traced_together_are_those_of_the_cpu(pair: tuple[Model, Model]) -> None:
+    cpu, gpu = pair
+    first, end = subject_span(cpu, REQUEST.fact)
+    generator = torch.Generator().manual_seed(0)
+    noises = [gaussian_noise(0.5, 3, end - first, cpu.d_model, generator=generator) for _ in range(3)]
+    many = trace_alike(gpu, [REQUEST.fact] * 3, noises=noises, window=3)
+    for noise, trace in zip(noises, many, strict=True):
+        alone = trace_fact(cpu, REQUEST.fact, noise=noise, window=3)
+        for site in SITES:
+            tolerance = close(pair, exact=1e-4, half=0.05)
+            torch.testing.assert_close(trace.restored[site], alone.restored[site], atol=tolerance, rtol=0)
 
 
 def test_the_engines_are_equal(pair: tuple[Model, Model]) -> None:

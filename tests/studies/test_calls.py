@@ -16,8 +16,7 @@ from workbench.studies import calls, defaults
 from workbench.studies.edit import make_editor
 from workbench.studies.locate import find_layer, fitted, true_facts
 from workbench.tracing.fact import trace_fact
-from workbench.tracing.noise import subject_span
-from workbench.tracing.sweep import fact_generator
+from workbench.tracing.noise import fact_generator, subject_span
 
 pytestmark = pytest.mark.usefixtures("cache", "quick_presets")
 SUBJECT, TRUE, NEW = CAPITALS[0]

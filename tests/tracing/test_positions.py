@@ -114,13 +114,13 @@ def test_some_positions_are_rows_of_the_whole_trace(llama: Model, engine: str, f
 def test_only_the_cells_asked_for_are_computed(tiny_gpt2: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     computed: list[int] = []
     for runs in (FastRuns, PlainRuns):
-        values = runs.values
+        every = runs.every
 
-        def counting(self, cells, measure, values=values):
+        def counting(self, cells, measures, every=every):
             computed.append(len(cells))
-            return values(self, cells, measure)
+            return every(self, cells, measures)
 
-        monkeypatch.setattr(runs, "values", counting)
+        monkeypatch.setattr(runs, "every", counting)
     for engine in ("fast", "plain"):
         computed.clear()
         options = {"noise": noise_for(tiny_gpt2, PORTUGAL), "sites": ["mlp_out"], "engine": engine}

@@ -1,17 +1,22 @@
 """Tracing many facts: what is skipped, stopping and resuming, each fact's noise, corruption by another subject."""
 
 import json
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from conftest import GOLDEN
 
+from workbench.models.model import Model
 from workbench.records.facts import Fact
-from workbench.tracing.fact import trace_fact
-from workbench.tracing.known import answer_token, known_answer
-from workbench.tracing.noise import NoiseRule, embedding_noise_std, gaussian_noise, subject_span
+from workbench.tracing.asked import shape_of
+from workbench.tracing.fact import trace_alike, trace_fact
+from workbench.tracing.known import NOT_KNOWN, answer_token, known_answer
+from workbench.tracing.noise import NoiseRule, embedding_noise_std, fact_generator, gaussian_noise, subject_span
 from workbench.tracing.replacement import NO_PARTNER, pair_facts, subject_embeddings, trace_pairs
-from workbench.tracing.sweep import NOT_KNOWN, TraceSet, fact_generator, trace_facts
+from workbench.tracing.sweep import TraceSet, trace_facts
+from workbench.tracing.trace import CausalTrace
 
 REFERENCE = json.loads((GOLDEN / "rome.json").read_text())
 UNKNOWN = Fact(subject="Portugal", template="The capital of {} is", object="Thai")
@@ -66,6 +71,77 @@ def test_workers_trace_what_one_process_does(tiny_gpt2):
     for one, other in zip(TraceSet.collect(alone).traces, TraceSet.collect(shared).traces, strict=True):
         assert one.tokens == other.tokens
         torch.testing.assert_close(one.restored["mlp_out"], other.restored["mlp_out"], atol=1e-6, rtol=0)
+
+
+LIKE = [
+    Fact(subject=subject, template="The capital of {} is", object=object_)
+    for subject, object_ in (("France", "Paris"), ("Spain", "Madrid"), ("Peru", "Lima"), ("Chile", "Santiago"))
+]
+
+
+@pytest.mark.parametrize(
+    "form",
+    [{}, {"positions": "last_subject"}, {"severed": "attn_out", "span": 2}, {"metric": "logit_difference"}],
+    ids=str,
+)
+def test_facts_of_like_shape_are_traced_together_as_alone(family_model: Model, form: dict[str, Any]) -> None:
+    facts = [fact for fact in LIKE if shape_of(family_model, fact) == shape_of(family_model, LIKE[0])]
+    assert len(facts) > 1
+    spans = [subject_span(family_model, fact) for fact in facts]
+    generator = torch.Generator().manual_seed(0)
+    noises = [gaussian_noise(0.5, 2, end - first, family_model.d_model, generator=generator) for first, end in spans]
+    foils = list(range(5, 5 + len(facts)))
+    form = {"window": 2, **form}
+    many = trace_alike(family_model, facts, noises=noises, foils=foils, **form)
+    for fact, noise, foil, trace in zip(facts, noises, foils, many, strict=True):
+        alone = trace_fact(family_model, fact, noise=noise, foil=foil, engine="fast", **form)
+        assert (trace.fact, trace.tokens, trace.answer, trace.foil) == (fact, alone.tokens, alone.answer, alone.foil)
+        assert (trace.clean, trace.corrupted) == pytest.approx((alone.clean, alone.corrupted), abs=1e-5)
+        for site, values in alone.restored.items():
+            torch.testing.assert_close(trace.restored[site], values, atol=1e-5, rtol=1e-5, equal_nan=True)
+    assert len({trace.corrupted for trace in many}) == len(many)
+
+
+def test_what_is_not_alike_is_not_traced_together(tiny_gpt2: Model) -> None:
+    facts = [published_fact(0), Fact(subject="France", template="People who live in {} speak", object="French")]
+    noises = [torch.zeros(2, end - first, 64) for first, end in (subject_span(tiny_gpt2, fact) for fact in facts)]
+    with pytest.raises(ValueError, match="as many tokens and their subjects begin at the same one"):
+        trace_alike(tiny_gpt2, facts, noises=noises)
+
+
+def test_a_sweep_together_gives_what_one_by_one_does(tiny_gpt2: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with a fact that the model does not know, and results from before."""
+    facts = [*some_facts(), *LIKE, published_fact(0)]
+    sizes: list[int] = []
+
+    def watched(model: Model, asked: Sequence[Fact], **options: Any) -> list[CausalTrace]:
+        sizes.append(len(asked))
+        return trace_alike(model, asked, **options)
+
+    monkeypatch.setattr("workbench.tracing.known_traces.trace_alike", watched)
+    monkeypatch.setattr("workbench.tracing.known_traces.KnownFacts._answer", lambda *_: 1 if _[2] != 1 else None)
+    options: dict[str, Any] = {"seed": 1, "samples": 2, "window": 3, "done": {2}, "keep_failures": True}
+    alone = list(trace_facts(tiny_gpt2, facts, **options))
+    assert not sizes
+    calls: list[tuple[int, int]] = []
+    together = list(trace_facts(tiny_gpt2, facts, together=3, progress=lambda *call: calls.append(call), **options))
+    assert max(sizes) > 1 and calls == [(number, len(facts)) for number in range(2, len(facts) + 1)]
+    assert [each.index for each in together] == [each.index for each in alone]
+    for one, other in zip(together, alone, strict=True):
+        assert one.reason == other.reason
+        if one.trace is not None and other.trace is not None:
+            for site, values in other.trace.restored.items():
+                torch.testing.assert_close(one.trace.restored[site], values, atol=1e-6, rtol=1e-5)
+    assert sum(each.trace is not None for each in together) == len(facts) - 2
+
+
+def test_facts_that_fail_together_are_traced_one_by_one(tiny_gpt2: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: Any, **__: Any) -> list[CausalTrace]:
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr("workbench.tracing.known_traces.trace_alike", none)
+    same = [published_fact(0)] * 3
+    assert len(TraceSet.collect(trace_facts(tiny_gpt2, same, seed=0, samples=2, together=3)).traces) == 3
 
 
 @pytest.mark.slow

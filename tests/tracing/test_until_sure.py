@@ -53,7 +53,7 @@ def test_other_numbers_are_refused(tiny_gpt2: Model, samples: int | str) -> None
 
 
 def test_a_fact_has_the_trace_of_the_number_that_it_needed(tiny_gpt2: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workbench.tracing.sweep.known_answers", lambda _, facts: [0] * len(facts))
+    monkeypatch.setattr("workbench.tracing.known_traces.known_answers", lambda _, facts: [0] * len(facts))
     form = {"seed": 3, "noise_rule": NoiseRule.parse("0.5"), "window": 3, "sites": ("mlp_out",)}
     (found,) = trace_facts(tiny_gpt2, [FACT], samples="auto", positions="last_subject", **form)
     assert found.trace is not None and found.trace.samples >= FEWEST

@@ -20,8 +20,7 @@ from workbench.studies.edit import make_editor
 from workbench.studies.locate import find_layer, fitted, true_facts
 from workbench.tracing.fact import trace_fact
 from workbench.tracing.known import top_tokens
-from workbench.tracing.noise import Noise, NoiseRule, subject_span
-from workbench.tracing.sweep import fact_generator
+from workbench.tracing.noise import Noise, NoiseRule, fact_generator, subject_span
 from workbench.tracing.trace import CausalTrace
 from workbench.tracing.until_sure import Samples, trace_sampled
 

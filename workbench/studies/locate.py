@@ -15,11 +15,13 @@ from workbench.runs.run import Run
 from workbench.studies.defaults import default_window
 from workbench.studies.edit import edit_path
 from workbench.studies.located import HEAT_MAPS, Located, show_location
+from workbench.tracing.asked import ENGINES
 from workbench.tracing.averages import average_effects, mediating_layer
-from workbench.tracing.fact import ENGINES, trace_fact
-from workbench.tracing.noise import Noise, NoiseRule, subject_span
+from workbench.tracing.fact import trace_fact
+from workbench.tracing.known import NOT_KNOWN
+from workbench.tracing.noise import Noise, NoiseRule, fact_generator, subject_span
 from workbench.tracing.positions import POSITIONS, Positions, parse_positions
-from workbench.tracing.sweep import NOT_KNOWN, TraceSet, default_workers, fact_generator, trace_facts
+from workbench.tracing.sweep import TraceSet, default_workers, trace_facts
 from workbench.tracing.trace import CausalTrace
 from workbench.tracing.until_sure import Samples
 

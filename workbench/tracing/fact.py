@@ -1,4 +1,4 @@
-"""Tracing one fact: a clean run, corrupted runs, and a restored run for every cell, by either engine."""
+"""Tracing a fact, or several of like shape: clean, corrupted and restored runs of every cell, by either engine."""
 
 import warnings
 from collections.abc import Sequence
@@ -10,19 +10,14 @@ from torch import Tensor
 
 from workbench.models.blocks import BlocksError
 from workbench.models.model import SITES, Model
-from workbench.models.tokens import Tokens
 from workbench.records.facts import Fact
+from workbench.tracing.asked import Form, Prompt, prompt_of
 from workbench.tracing.cells import Cell, grid
-from workbench.tracing.corruption import Corruption
 from workbench.tracing.fast import FastRuns
 from workbench.tracing.measure import make_measure
-from workbench.tracing.noise import subject_span
 from workbench.tracing.plain import PlainRuns
-from workbench.tracing.positions import Positions, traced_positions
+from workbench.tracing.positions import Positions
 from workbench.tracing.trace import CausalTrace, check_probabilities
-
-ENGINES = ("auto", "fast", "plain")
-"""How cells are computed, all to the same numbers; "auto" is fast where a model's blocks are known, else plain."""
 
 
 def trace_fact(
@@ -72,71 +67,57 @@ def trace_fact(
     the prompt does not have, noise of another shape than the subject's, a model whose probabilities are NaN, and an
     architecture that the "fast" engine does not know.
     """
-    _check(sites, severed, engine, window=window, span=span)
-    tokens = model.tokenize([fact.prompt])
-    first, end = subject_span(model, fact)
-    for each in (noise,) if severed_noise is None else (noise, severed_noise):
-        if len(each) < 1 or tuple(each.shape[1:]) != (end - first, model.d_model) or len(each) != len(noise):
-            raise ValueError(
-                f"noise for {fact.subject!r} in {fact.prompt!r} must be [samples, {end - first} subject tokens, "
-                f"{model.d_model}], got {list(each.shape)}"
-            )
-    chosen = traced_positions(positions, n_tokens=tokens.ids.shape[1], subject=(first, end))
-    corruption = Corruption(first=first, noise=noise, replace=replace, frozen_noise=severed_noise)
-    runs = None if engine == "plain" else _fast_runs(model, tokens, corruption, memory, strict=engine == "fast")
-    skip_before_subject = skip_before_subject or runs is not None
-    if runs is None:
-        runs = PlainRuns(model, tokens, corruption, batch_size=batch_size)
-    answer = int(runs.clean_logits.argmax())
-    measure = make_measure(metric, clean=runs.clean_logits, answer=answer, foil=foil)
-    clean = measure(runs.clean_logits).cpu()
-    corrupted = runs.values([Cell(positions=(first, end), patches=())], measure)[0]
-    check_probabilities(torch.stack([clean, corrupted]), model=model.name, prompt=fact.prompt)
+    form = Form(sites, window, span, severed, severed_noise is not None, metric, skip_before_subject)
+    form.check(engine)
+    prompt = prompt_of(model, fact, noise, replace, positions, severed_noise, foil)
+    fast = None if engine == "plain" else _fast_runs(model, [prompt], memory, strict=engine == "fast")
+    runs = fast or PlainRuns(model, prompt.tokens, prompt.corruption, batch_size=batch_size)
+    return _traces(model, [prompt], runs, form)[0]
 
-    sites = list(dict.fromkeys(sites))
-    cells = [
-        cell
-        for site in sites
-        for cell in grid(
-            site, n_layers=model.n_layers, n_pos=tokens.ids.shape[1], positions=chosen, window=window, span=span,
-            severed=severed, severed_below=severed_noise is not None,
+
+def trace_alike(
+    model: Model,
+    facts: Sequence[Fact],
+    *,
+    noises: Sequence[Float[Tensor, "sample subject_pos d_model"]],
+    foils: Sequence[int] | None = None,
+    replace: bool = False,
+    sites: Sequence[str] = SITES,
+    positions: Positions = "all",
+    window: int = 10,
+    span: int = 1,
+    severed: str | None = None,
+    metric: str = "probability",
+    memory: float | None = None,
+) -> list[CausalTrace]:
+    """`trace_fact` for facts of one `shape_of`, by the fast engine in one wavefront: what is launched for one is
+    launched for all.
+
+    Takes a noise a fact, of as many samples each, and else what `trace_fact` does. BlocksError for an architecture that
+    the fast engine does not know, ValueError as there and for facts of several shapes.
+    """
+    form = Form(sites, window, span, severed, False, metric, True)
+    form.check("fast")
+    prompts = [
+        prompt_of(model, fact, noise, replace, positions, None, foil)
+        for fact, noise, foil in zip(facts, noises, foils or [None] * len(facts), strict=True)
+    ]
+    if len({prompt.shape for prompt in prompts}) != 1 or len({len(noise) for noise in noises}) != 1:
+        raise ValueError(
+            f"facts are traced together if their prompts have as many tokens and their subjects begin at the same one, "
+            f"with as many samples of noise; got {sorted({prompt.shape for prompt in prompts})} (tokens, first of the "
+            f"subject, positions traced) and {sorted({len(noise) for noise in noises})} samples"
         )
-    ]  # fmt: skip
-    values = corrupted.repeat(len(cells))
-    todo = [index for index, cell in enumerate(cells) if cell.positions[1] > first or not skip_before_subject]
-    values[todo] = runs.values([cells[index] for index in todo], measure)
-    check_probabilities(values, model=model.name, prompt=fact.prompt)
-    by_site = rearrange(values, "(site pos layer) -> site pos layer", site=len(sites), layer=model.n_layers)
-    restored = {site: each.clone() for site, each in zip(sites, by_site, strict=True)}
-
-    def text(token: int) -> str:
-        return model.token_strings(torch.tensor([token]))[0]
-
-    return CausalTrace(
-        fact=fact,
-        tokens=tuple(model.token_strings(tokens.ids[0])),
-        subject=(first, end),
-        answer=text(answer),
-        answer_id=answer,
-        clean=clean.item(),
-        corrupted=corrupted.item(),
-        restored=restored,
-        window=window,
-        positions=chosen,
-        span=span,
-        severed=severed,
-        metric=metric,
-        foil=None if foil is None else text(foil),
-        samples=len(noise),
-    )
+    runs = _fast_runs(model, prompts, memory, strict=True)
+    assert runs is not None
+    return _traces(model, prompts, runs, form)
 
 
-def _fast_runs(
-    model: Model, tokens: Tokens, corruption: Corruption, memory: float | None, *, strict: bool
-) -> FastRuns | None:
+def _fast_runs(model: Model, prompts: Sequence[Prompt], memory: float | None, *, strict: bool) -> FastRuns | None:
     """The fast engine; unless `strict`, None with a warning for a model or a prompt that it does not know."""
     try:
-        return FastRuns(model, tokens, corruption, memory=memory)
+        tokens = prompts[0].tokens if len(prompts) == 1 else model.tokenize([each.fact.prompt for each in prompts])
+        return FastRuns(model, tokens, *(each.corruption for each in prompts), memory=memory)
     except BlocksError as error:
         if strict:
             raise
@@ -144,15 +125,61 @@ def _fast_runs(
         return None
 
 
-def _check(sites: Sequence[str], severed: str | None, engine: str, **at_least_one: int) -> None:
-    unknown = [site for site in sites if site not in SITES]
-    if unknown or not sites:
-        got = ", ".join(map(repr, sites)) or "none"
-        raise ValueError(f"sites must be some of {', '.join(SITES)}, got {got}")
-    if severed not in (None, "mlp_out", "attn_out"):
-        raise ValueError(f"severed must be mlp_out, attn_out or None, got {severed!r}")
-    if engine not in ENGINES:
-        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
-    for name, value in at_least_one.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+# ---- what comes of it
+
+
+def _traces(model: Model, prompts: Sequence[Prompt], runs: FastRuns | PlainRuns, form: Form) -> list[CausalTrace]:
+    """Of prompts of one shape."""
+    n_pos, first, chosen = prompts[0].shape
+    logits = list(runs.clean)
+    answers = runs.clean.argmax(dim=-1).tolist()
+    measures = [
+        make_measure(form.metric, clean=each, answer=answer, foil=prompt.foil)
+        for prompt, each, answer in zip(prompts, logits, answers, strict=True)
+    ]
+
+    clean = torch.stack([measure(each).cpu() for measure, each in zip(measures, logits, strict=True)])
+    corrupted = runs.every([Cell(positions=prompts[0].subject, patches=())], measures)
+    for prompt, *values in zip(prompts, clean, corrupted[:, 0], strict=True):
+        check_probabilities(torch.stack(values), model=model.name, prompt=prompt.fact.prompt)
+    sites = list(dict.fromkeys(form.sites))
+    cells = [
+        cell
+        for site in sites
+        for cell in grid(
+            site, n_layers=model.n_layers, n_pos=n_pos, positions=chosen, window=form.window, span=form.span,
+            severed=form.severed, severed_below=form.severed_below,
+        )
+    ]  # fmt: skip
+    found = corrupted.repeat(1, len(cells))
+    skip = form.skip_before_subject or isinstance(runs, FastRuns)
+    todo = [index for index, cell in enumerate(cells) if cell.positions[1] > first or not skip]
+    found[:, todo] = runs.every([cells[index] for index in todo], measures)
+    traces = []
+    for index, (prompt, values) in enumerate(zip(prompts, found, strict=True)):
+        check_probabilities(values, model=model.name, prompt=prompt.fact.prompt)
+        by_site = rearrange(values, "(site pos layer) -> site pos layer", site=len(sites), layer=model.n_layers)
+        traces.append(
+            CausalTrace(
+                fact=prompt.fact,
+                tokens=tuple(model.token_strings(prompt.tokens.ids[0])),
+                subject=prompt.subject,
+                answer=_text(model, answers[index]),
+                answer_id=answers[index],
+                clean=clean[index].item(),
+                corrupted=corrupted[index, 0].item(),
+                restored={site: each.clone() for site, each in zip(sites, by_site, strict=True)},
+                window=form.window,
+                positions=chosen,
+                span=form.span,
+                severed=form.severed,
+                metric=form.metric,
+                foil=None if prompt.foil is None else _text(model, prompt.foil),
+                samples=prompt.corruption.samples,
+            )
+        )
+    return traces
+
+
+def _text(model: Model, token: int) -> str:
+    return model.token_strings(torch.tensor([token]))[0]

@@ -13,9 +13,8 @@ ahead: all cells attend together, and what is patched in a layer is put there by
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -27,6 +26,7 @@ from workbench.tracing.cells import Cell
 from workbench.tracing.corruption import Corruption
 from workbench.tracing.fronts import Front, begun, joined, moved, part, started_in
 from workbench.tracing.measure import Measure
+from workbench.tracing.sources import Sources
 
 _ROWS_UNEMBEDDED = 256
 """Logits are made for this many rows at once."""
@@ -35,9 +35,6 @@ _TOKENS_AT_ONCE = 2048
 _MLP_TOKENS = 16_384
 """Where all take a layer together, an MLP runs on this many: its inner activations are several times as large."""
 
-Indices = dict[str, tuple[Tensor, Tensor, Tensor]]
-"""By site, what is patched: tokens, the states put there, and the corrupted run's own, as indices."""
-
 
 def usual_memory(device: torch.device) -> float:
     """GiB for the activations of cells advanced together: an eighth of a GPU's memory, 1 elsewhere."""
@@ -45,14 +42,13 @@ def usual_memory(device: torch.device) -> float:
 
 
 class FastRuns:
-    """The runs of one prompt, computed where they differ."""
+    """The runs of prompts of one length, computed where they differ; each has a corruption, and all the same cells."""
 
     def __init__(
         self,
         model: Model,
         tokens: Tokens,
-        corruption: Corruption,
-        *,
+        *corruptions: Corruption,
         memory: float | None = None,
         tokens_at_once: float | None = None,
     ) -> None:
@@ -72,52 +68,44 @@ class FastRuns:
         self._together = self._tokens_at_once == math.inf
         self._mlp_tokens = _MLP_TOKENS if self._together else _TOKENS_AT_ONCE
         self.blocks = blocks_of(model)
-        self.samples, self.n_pos, self.n_layers = corruption.samples, tokens.ids.shape[1], model.n_layers
+        self._sources = Sources(self.blocks, tokens, corruptions)
+        self.n_pos, self.n_layers = self._sources.n_pos, model.n_layers
         # Residual stream, projections and their copies; the MLP's inner activations are bounded by themselves.
         self._tokens = memory * 2**30 / (12 * model.d_model * torch.finfo(model.dtype).bits / 8)
-        with torch.no_grad():
-            self._run_sources(tokens, corruption)
 
-    def _run_sources(self, tokens: Tokens, corruption: Corruption) -> None:
-        """The clean run (row 0), the corrupted runs and those that severed modules are frozen to; all states kept."""
-        blocks = self.blocks
-        embeddings = blocks.embed_tokens(tokens.ids)
-        copies = repeat(embeddings, "1 pos d -> sample pos d", sample=self.samples)
-        self._corrupted, own = slice(1, self.samples + 1), corruption.frozen is not corruption
-        self._rows = {"clean": slice(0, 1), "corrupted": slice(self.samples + 1, None) if own else self._corrupted}
-        noisy = [corruption(copies), corruption.frozen(copies)] if own else [corruption(copies)]
-        resid = blocks.resid_pre(torch.cat([embeddings, *noisy]))
-        positions = torch.arange(self.n_pos, device=self._device)
-        self._queries, self._keys, self._values = [], [], []
-        self._states: dict[str, list[Tensor]] = {"resid_pre": [], "resid_post": [], "mlp_out": [], "attn_out": []}
-        for layer in range(self.n_layers):
-            entering = resid
-            p = blocks.project(layer, resid, positions)
-            attn = blocks.attn_out(layer, blocks.attend(layer, p.q, p.k, p.v))
-            mlp = blocks.mlp_out(layer, resid, attn)
-            resid = resid + attn + mlp
-            self._queries.append(p.q[self._corrupted])
-            self._keys.append(p.k[self._corrupted])
-            self._values.append(p.v[self._corrupted])
-            for site, state in (("resid_pre", entering), ("resid_post", resid), ("mlp_out", mlp), ("attn_out", attn)):
-                self._states[site].append(state)
-        logits = blocks.unembed(resid[:, -1])
-        self.clean_logits: Float[Tensor, " vocab"] = logits[0]
-        self._corrupted_logits: Float[Tensor, "sample vocab"] = logits[self._corrupted]
+    @property
+    def clean(self) -> Float[Tensor, "prompt vocab"]:
+        """Logits of the clean runs."""
+        return self._sources.clean
+
+    @property
+    def clean_logits(self) -> Float[Tensor, " vocab"]:
+        """Of the only prompt."""
+        (only,) = self.clean
+        return only
+
+    def values(self, cells: Sequence[Cell], measure: Measure) -> Float[Tensor, " cell"]:
+        """What is measured of every cell of the only prompt, averaged over the samples, on the CPU."""
+        (only,) = self.every(cells, [measure])
+        return only
 
     @torch.no_grad()
-    def values(self, cells: Sequence[Cell], measure: Measure) -> Float[Tensor, " cell"]:
-        """What is measured of every cell, averaged over the samples, on the CPU."""
-        untouched = measure(self._corrupted_logits).mean().cpu()
-        values = untouched.repeat(len(cells))
+    def every(self, cells: Sequence[Cell], measures: Sequence[Measure]) -> Float[Tensor, "prompt cell"]:
+        """What each prompt's measure says of every cell, averaged over the samples, on the CPU."""
+        samples = self._sources.samples
+        untouched = zip(self._sources.corrupted_logits.split(samples), measures, strict=True)
+        values = torch.stack([measure(logits).mean() for logits, measure in untouched])[:, None].repeat(1, len(cells))
         todo = [i for i, cell in enumerate(cells) if not self._without_effect(cell)]
         for chunk in self._chunks(todo, cells):
             for indices, resid in self._advance([cells[i] for i in chunk]):
-                flat = rearrange(resid, "cell sample d -> (cell sample) d")
-                measured = torch.cat([measure(self.blocks.unembed(rows)) for rows in flat.split(_ROWS_UNEMBEDDED)])
-                means = rearrange(measured, "(cell sample) -> cell sample", sample=self.samples).mean(dim=1)
-                values[[chunk[i] for i in indices]] = means.cpu()
-        return values
+                here = moved([chunk[i] for i in indices], self._device)
+                for row, some, measure in zip(values, resid.split(samples, dim=1), measures, strict=True):
+                    flat = rearrange(some, "cell sample d -> (cell sample) d")
+                    measured = torch.cat([measure(self.blocks.unembed(rows)) for rows in flat.split(_ROWS_UNEMBEDDED)])
+                    row[here] = rearrange(measured, "(cell sample) -> cell sample", sample=self._sources.samples).mean(
+                        dim=1
+                    )
+        return values.cpu()
 
     def _without_effect(self, cell: Cell) -> bool:
         """No patches, or none that the last position's output could see."""
@@ -128,7 +116,7 @@ class FastRuns:
         chunks: list[list[int]] = [[]]
         room = self._tokens
         for index in sorted(todo, key=lambda i: cells[i].positions):
-            size = self.samples * (self.n_pos - cells[index].positions[0])
+            size = self._sources.rows * (self.n_pos - cells[index].positions[0])
             if chunks[-1] and size > room:
                 chunks.append([])
                 room = self._tokens
@@ -138,7 +126,7 @@ class FastRuns:
 
     # ---- the wavefront
 
-    def _advance(self, cells: Sequence[Cell]) -> list[tuple[list[int], Float[Tensor, "cell sample d_model"]]]:
+    def _advance(self, cells: Sequence[Cell]) -> list[tuple[list[int], Float[Tensor, "cell row d_model"]]]:
         """The last position's residual stream that leaves the last layer, for cells given by their indices."""
         fronts: list[Front] = []
         starting = started_in(cells)
@@ -178,16 +166,16 @@ class FastRuns:
             for front in fronts:
                 front.parts = [part[:, :, -1:] for part in front.parts]
             resid = joined([part.flatten(0, 2) for front in fronts for part in front.parts])
-        patched = self._patched(fronts, cells, layer)
-        attn = self._put("attn_out", layer, blocks.attn_out(layer, heads), patched)
+        patched = self._sources.patched(fronts, cells, layer)
+        attn = self._sources.put("attn_out", layer, blocks.attn_out(layer, heads), patched)
         # The inner activations of an MLP are several times as large.
         pieces = zip(resid.split(self._mlp_tokens), attn.split(self._mlp_tokens), strict=True)
-        mlp = self._put("mlp_out", layer, joined([blocks.mlp_out(layer, *piece) for piece in pieces]), patched)
-        self._hand_out(self._put("resid_post", layer, attn.add_(resid).add_(mlp), patched), fronts)
+        mlp = self._sources.put("mlp_out", layer, joined([blocks.mlp_out(layer, *piece) for piece in pieces]), patched)
+        self._hand_out(self._sources.put("resid_post", layer, attn.add_(resid).add_(mlp), patched), fronts)
 
     def _places(self, fronts: Sequence[Front]) -> Int[Tensor, " token"]:
-        """Where the fronts' tokens stand among all positions of all rows; a branch has a row a sample."""
-        counts = [(front.first, len(front.branches) * self.samples) for front in fronts]
+        """Where the fronts' tokens stand among all positions of all rows; a branch has one a sample of each prompt."""
+        counts = [(front.first, len(front.branches) * self._sources.rows) for front in fronts]
         firsts, rows = moved(counts, self._device).T
         every, tokens = sum(count for _, count in counts), sum(front.tokens for front in fronts)
         left = self.n_pos - torch.repeat_interleave(firsts, rows, output_size=every)
@@ -197,7 +185,7 @@ class FastRuns:
     def _hand_out(self, resid: Float[Tensor, "token d_model"], fronts: Sequence[Front]) -> None:
         """Give each front its tokens."""
         for front, some in zip(fronts, resid.split([front.tokens for front in fronts]), strict=True):
-            front.parts = [some.view(len(front.branches), self.samples, front.size, -1)]
+            front.parts = [some.view(len(front.branches), self._sources.rows, front.size, -1)]
 
     def _attend_together(
         self, layer: int, fronts: Sequence[Front], p: Projections, places: Tensor
@@ -205,7 +193,11 @@ class FastRuns:
         """What the heads of the fronts' tokens read, all by one kernel; what did not change is the corrupted run's."""
         branches = sum(len(front.branches) for front in fronts)
         whole = []
-        for changed, corrupted in ((p.q, self._queries), (p.k, self._keys), (p.v, self._values)):
+        for changed, corrupted in (
+            (p.q, self._sources.queries),
+            (p.k, self._sources.keys),
+            (p.v, self._sources.values),
+        ):
             rows = corrupted[layer].repeat(branches, 1, 1, 1)
             rows.view(-1, *rows.shape[2:]).index_copy_(0, places, changed)
             whole.append(rows)
@@ -217,11 +209,12 @@ class FastRuns:
         self, layer: int, fronts: Sequence[Front], p: Projections, places: Tensor
     ) -> Float[Tensor, "token d_attn"]:
         """The same front by front, from its first position on."""
-        sizes = [front.tokens for front in fronts]
+        sizes, of = [front.tokens for front in fronts], self._sources
         heads = []
         for front, q, k, v in zip(fronts, *(x.split(sizes) for x in (p.q, p.k, p.v)), strict=True):
-            q = self._completed(front, q, self._queries[layer], front.first)
-            k, v = (self._completed(front, x, of[layer], 0) for x, of in ((k, self._keys), (v, self._values)))
+            q = self._completed(front, q, of.queries[layer], front.first)
+            k = self._completed(front, k, of.keys[layer], 0)
+            v = self._completed(front, v, of.values[layer], 0)
             if layer == self.n_layers - 1:
                 q = q[:, -1:]
             heads.append(self.blocks.attend(layer, q, k, v).flatten(0, 1))
@@ -230,68 +223,28 @@ class FastRuns:
     def _completed(self, front: Front, changed: Tensor, corrupted: Tensor, start: int) -> Float[Tensor, "row pos h d"]:
         """Queries, keys or values of the positions from `start` on, laid out by head, as attention reads them."""
         branches = len(front.branches)
-        changed = rearrange(changed, "(b s pos) h d -> b s h pos d", b=branches, s=self.samples)
+        changed = rearrange(changed, "(b s pos) h d -> b s h pos d", b=branches, s=self._sources.rows)
         if start < front.first:
             before = rearrange(corrupted[:, start : front.first], "s pos h d -> s h pos d")
             changed = torch.cat([before.expand(branches, -1, -1, -1, -1), changed], dim=3)
         return rearrange(changed, "b s h pos d -> (b s) pos h d")
 
-    # ---- patches
-
-    def _patched(self, fronts: Sequence[Front], cells: Sequence[Cell], layer: int) -> Indices:
-        """By site, the tokens of some fronts that are patched, and the states that are put there."""
-        found: dict[str, list[tuple[int, ...]]] = {}
-        offset = 0
-        for front in fronts:
-            size = front.size
-            start = self.n_pos - size  # the last layer leaves only the last position
-            for branch in front.branches:
-                cell = cells[branch[0]]
-                for patch in cell.patches_in(layer):
-                    row = self._rows[patch.source].start
-                    found.setdefault(patch.site, []).extend(
-                        (offset + pos - start, size, row, patch.source != "clean", pos)
-                        for pos in range(max(cell.positions[0], start), cell.positions[1])
-                    )
-                offset += self.samples * size
-        return {site: self._indices(places) for site, places in found.items() if places}
-
-    def _indices(self, places: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor, Tensor]:
-        """Of patched positions in every sample: their tokens, the states put there, and the corrupted run's own."""
-        token, size, row, many, pos = np.array(places).T[:, :, None]
-        sample = np.arange(self.samples)
-        sources = (row + many * sample) * self.n_pos + pos
-        own = (self._corrupted.start + sample) * self.n_pos + pos
-        tokens, sources, own = moved(np.stack([token + size * sample, sources, own]).reshape(3, -1), self._device)
-        return tokens, sources, own
-
-    def _state(self, site: str, layer: int, rows: Tensor) -> Float[Tensor, "row d_model"]:
-        """What a site of all runs held, by run and position."""
-        return self._states[site][layer].flatten(0, 1).index_select(0, rows)
-
-    def _put(self, site: str, layer: int, output: Float[Tensor, "token d_model"], patched: Indices) -> Tensor:
-        """A site's output, overwritten where it is patched."""
-        if site in patched:
-            tokens, sources, _ = patched[site]
-            output.index_copy_(0, tokens, self._state(site, layer, sources))
-        return output
-
     def _started(self, starting: Sequence[int], cells: Sequence[Cell], layer: int) -> list[Front]:
         """The cells whose first patch is in this layer, as they leave it."""
-        fronts = begun(starting, cells)
-        corrupted = self._states["resid_post"][layer][self._corrupted]
+        fronts, of = begun(starting, cells), self._sources
+        corrupted = of.states["resid_post"][layer][of.corrupted]
         for front in fronts:
             front.parts = [corrupted[:, front.first :].expand(len(front.branches), -1, -1, -1)]
-        patched = self._patched(fronts, cells, layer)
+        patched = of.patched(fronts, cells, layer)
         resid = torch.cat([part.flatten(0, 2) for front in fronts for part in front.parts])
         if "attn_out" in patched:
-            tokens, sources, own = patched["attn_out"]
-            below, attn = self._state("resid_pre", layer, own), self._state("attn_out", layer, sources)
+            tokens, taken, own = patched["attn_out"]
+            below, attn = of.state("resid_pre", layer, own), of.state("attn_out", layer, taken)
             resid.index_copy_(0, tokens, below + attn + self.blocks.mlp_out(layer, below, attn))
         if "mlp_out" in patched:
-            tokens, sources, own = patched["mlp_out"]
-            resid.index_add_(0, tokens, self._state("mlp_out", layer, sources) - self._state("mlp_out", layer, own))
-        self._hand_out(self._put("resid_post", layer, resid, patched), fronts)
+            tokens, taken, own = patched["mlp_out"]
+            resid.index_add_(0, tokens, of.state("mlp_out", layer, taken) - of.state("mlp_out", layer, own))
+        self._hand_out(of.put("resid_post", layer, resid, patched), fronts)
         return fronts
 
     def _merged(self, fronts: Sequence[Front], layer: int) -> list[Front]:

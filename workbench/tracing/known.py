@@ -9,6 +9,9 @@ from workbench.records.facts import Fact
 from workbench.records.joining import join
 from workbench.tracing.trace import check_probabilities
 
+NOT_KNOWN = "the model does not know it"
+"""Why a fact has no trace: its object is not what the model predicts."""
+
 
 def answer_token(model: Model, prompt: str, answer: str, separator: str | None = None) -> int | None:
     """Id of the answer's first token as it follows the prompt; None where the answer changes the prompt's tokens.

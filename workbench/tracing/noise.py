@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -200,3 +201,9 @@ def _check_draw(std: float, samples: int, subject_tokens: int) -> None:
 
 def _broken_embeddings(model: Model) -> ValueError:
     return ValueError(f"model {model.name!r} has token embeddings that are NaN or infinite; load it again")
+
+
+def fact_generator(seed: int, index: int) -> torch.Generator:
+    """A generator of its own for every pair of seed and index."""
+    state = np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))

@@ -33,6 +33,16 @@ class PlainRuns:
         with torch.no_grad():
             self.clean_logits: Float[Tensor, " vocab"] = model.logits(tokens, keep_last=1)[0, -1]
 
+    @property
+    def clean(self) -> Float[Tensor, "prompt vocab"]:
+        """Logits of the clean run, as the fast engine has them of several."""
+        return self.clean_logits[None]
+
+    def every(self, cells: Sequence[Cell], measures: Sequence[Measure]) -> Float[Tensor, "prompt cell"]:
+        """The values of the only prompt, as the fast engine gives them of several."""
+        (measure,) = measures
+        return self.values(cells, measure)[None]
+
     def values(self, cells: Sequence[Cell], measure: Measure) -> Float[Tensor, " cell"]:
         """What is measured of every cell, averaged over the samples, on the CPU."""
         total = torch.stack([self._part(part, cells, measure) * part.samples for part in self.parts]).sum(dim=0)

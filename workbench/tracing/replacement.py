@@ -18,10 +18,10 @@ from workbench.machine.processes import Processes
 from workbench.models.model import Model
 from workbench.records.facts import Fact
 from workbench.tracing.fact import trace_fact
-from workbench.tracing.known import known_answer
-from workbench.tracing.noise import subject_span
+from workbench.tracing.known import NOT_KNOWN, known_answer
+from workbench.tracing.noise import fact_generator, subject_span
 from workbench.tracing.positions import Positions, parse_positions
-from workbench.tracing.sweep import NOT_KNOWN, TracedFact, check_facts, fact_generator, failure, sweep
+from workbench.tracing.sweep import TracedFact, check_facts, failure, sweep
 from workbench.tracing.trace import CausalTrace
 
 NO_PARTNER = "no other known fact differs from it in the subject's tokens and the answer alone"

@@ -1,33 +1,31 @@
 """Tracing many facts, of which those that a model does not know are skipped, so that it can be stopped and resumed."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from workbench.machine.failures import FAILURES, reason
 from workbench.machine.processes import Processes, Workers, can_fork, check_workers
 from workbench.machine.shown import Shown, html_table
+from workbench.models.blocks import BlocksError
 from workbench.models.model import Model
 from workbench.records.facts import Fact
 from workbench.tracing.fact import trace_fact
-from workbench.tracing.known import known_answer, known_answers
-from workbench.tracing.noise import Noise, NoiseRule, subject_span
+from workbench.tracing.known_traces import KnownFacts, alike, in_parts
+from workbench.tracing.noise import Noise, NoiseRule
 from workbench.tracing.positions import Positions, parse_positions
 from workbench.tracing.trace import CausalTrace, trace_view
-from workbench.tracing.until_sure import Samples, check_samples, trace_sampled
-
-NOT_KNOWN = "the model does not know it"
-"""Why a fact has no trace: its object is not what the model predicts."""
+from workbench.tracing.until_sure import AUTO, Samples, check_samples
 
 _FAILED = "failed with "
 _PUBLISHED = NoiseRule()
-_KNOWN_AT_ONCE = 16
-"""Facts in one forward pass that finds which are known."""
+_TOGETHER = 16
+"""Facts of like shape that a GPU traces in one wavefront."""
+_AHEAD = 8
+"""Times as many facts are looked through for such."""
 _SMALL = 1024
 """Width of a model up to which processes of one thread are sooner done than threads."""
 
@@ -95,10 +93,11 @@ def trace_facts(
     progress: Callable[[int, int], None] | None = None,
     method: Callable[..., CausalTrace] = trace_fact,
     workers: int | Workers[Model] = 1,
+    together: int | None = None,
     keep_failures: bool = False,
     **options: Any,
 ) -> Iterator[TracedFact]:
-    """Trace facts one by one; those that the model does not know come back with `trace=None`.
+    """Trace facts; those that the model does not know come back with `trace=None`.
 
     A fact's noise depends on `seed` and its index alone, so a run that leaves out the indices `done` gives
     what the uninterrupted run gives for the others. `TraceSet.collect` gathers the results and the skipped
@@ -117,6 +116,9 @@ def trace_facts(
         workers: facts traced at once, each in a process of one thread (Linux, models on the CPU); of small models
             n workers trace more than n threads do (`default_workers`). Each takes the method's `memory` for itself. Or
             who traces them: the replicas of this model in a cluster.
+        together: at most so many facts of one `shape_of` are traced in one wavefront (`trace_alike`); by default on a
+            GPU, which waits for launches, 16, and elsewhere 1. One by one go other methods than `trace_fact`, the plain
+            engine, samples "auto", and facts that fail together.
         keep_failures: a fact that raises one of `FAILURES` comes back with the error as its reason (`failed`).
         options: further arguments of the method: sites, window, span, severed, metric, engine, ...
 
@@ -126,56 +128,26 @@ def trace_facts(
     if isinstance(workers, int):
         check_workers(workers, model.device)
         workers = Processes(state=model, count=workers)
+    if together is None:
+        together = _TOGETHER if model.device.type == "cuda" else 1
+    if together < 1:
+        raise ValueError(f"together must be at least 1 fact, got {together}")
     check_samples(samples)
     positions = parse_positions(positions)
     if foils is not None and len(foils) != len(facts):
         raise ValueError(f"tracing needs one foil a fact, got {len(foils)} for {len(facts)} facts")
     check_facts(facts)
     noise = noise_rule.fit(model, facts) if isinstance(noise_rule, NoiseRule) else noise_rule
-    trace = _Known(
+    trace = KnownFacts(
         facts=facts, noise=noise, seed=seed, samples=samples, foils=foils, done=done, method=method,
         options={"positions": positions, **options},
     )  # fmt: skip
-    return sweep(facts, trace, done=done, progress=progress, workers=workers, keep_failures=keep_failures)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Known:
-    """Traces the fact of an index, if the model knows it."""
-
-    facts: Sequence[Fact]
-    noise: Noise
-    seed: int
-    samples: Samples
-    foils: Sequence[int] | None
-    done: Collection[int]
-    method: Callable[..., CausalTrace]
-    options: Mapping[str, Any]
-    _answers: dict[int, int | None] = field(default_factory=dict)
-    """What `known_answers` has found so far, of a worker's model."""
-
-    def __call__(self, model: Model, index: int) -> CausalTrace | str:
-        fact = self.facts[index]
-        if self._answer(model, index) is None:
-            return NOT_KNOWN
-        first, end = subject_span(model, fact)
-        extra = {} if self.foils is None else {"foil": self.foils[index]}
-        form = {"replace": self.noise.replace, **extra, **self.options}
-
-        def draw(count: int) -> Tensor:
-            return self.noise.draw(count, end - first, generator=fact_generator(self.seed, index))
-
-        return trace_sampled(self.samples, draw, lambda drawn: self.method(model, fact, noise=drawn, **form))
-
-    def _answer(self, model: Model, index: int) -> int | None:
-        if index not in self._answers:
-            some = [i for i in range(index, len(self.facts)) if i not in self.done][:_KNOWN_AT_ONCE]
-            try:
-                found = known_answers(model, [self.facts[i] for i in some])
-                self._answers.update(zip(some, found, strict=True))
-            except FAILURES:
-                self._answers[index] = known_answer(model, self.facts[index])  # raises if this is the one
-        return self._answers[index]
+    fast = method is trace_fact and options.get("engine") != "plain" and options.get("severed_noise") is None
+    if together == 1 or samples == AUTO or not fast:
+        return sweep(facts, trace, done=done, progress=progress, workers=workers, keep_failures=keep_failures)
+    todo = [index for index in range(len(facts)) if index not in done]
+    parts = [alike(model, facts, part, positions, together) for part in in_parts(todo, _AHEAD * together)]
+    return _sweep_together(facts, trace, parts, workers=workers, progress=progress, keep_failures=keep_failures)
 
 
 def sweep(
@@ -193,8 +165,47 @@ def sweep(
     for count, (index, each) in enumerate(found, start=len(facts) - len(todo) + 1):
         if progress is not None:
             progress(count, len(facts))
-        traced, why = (None, each) if isinstance(each, str) else (each, "")
-        yield TracedFact(index=index, fact=facts[index], trace=traced, reason=why)
+        yield _traced(index, facts[index], each)
+
+
+def _sweep_together(
+    facts: Sequence[Fact],
+    trace: KnownFacts,
+    parts: Sequence[Sequence[Sequence[int]]],
+    *,
+    workers: Workers[Model],
+    progress: Callable[[int, int], None] | None,
+    keep_failures: bool,
+) -> Iterator[TracedFact]:
+    """As `sweep`, with the facts of a group traced together; the parts, groups of which are alike, come in order."""
+    groups = [group for part in parts for group in part]
+    results = workers.map(partial(_attempt_together, trace, keep_failures), groups)
+    finished = len(facts) - sum(map(len, groups))
+    for part in parts:
+        found: dict[int, CausalTrace | str] = {}
+        for group in part:
+            found |= zip(group, next(results), strict=True)
+        for index in sorted(found):
+            finished += 1
+            if progress is not None:
+                progress(finished, len(facts))
+            yield _traced(index, facts[index], found[index])
+
+
+def _attempt_together(
+    trace: KnownFacts, keep_failures: bool, model: Model, group: Sequence[int]
+) -> list[CausalTrace | str]:
+    if len(group) > 1:
+        try:
+            return trace.together(model, group)
+        except (*FAILURES, BlocksError):
+            pass  # which of them it is shows when they go one by one
+    return [_attempt(trace, keep_failures, model, index) for index in group]
+
+
+def _traced(index: int, fact: Fact, found: CausalTrace | str) -> TracedFact:
+    traced, why = (None, found) if isinstance(found, str) else (found, "")
+    return TracedFact(index=index, fact=fact, trace=traced, reason=why)
 
 
 def _attempt(
@@ -223,9 +234,3 @@ def check_facts(facts: Sequence[Fact]) -> None:
     """ValueError for an empty set of facts."""
     if not facts:
         raise ValueError("tracing needs at least one fact, got none")
-
-
-def fact_generator(seed: int, index: int) -> torch.Generator:
-    """A generator of its own for every pair of seed and index."""
-    state = np.random.SeedSequence((seed, index)).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
