@@ -9,11 +9,12 @@ from conftest import GOLDEN
 from known_kinds import Steers
 
 from workbench.edits.weights import WeightEdit, WeightUpdate
-from workbench.models import direct, generation, scoring
+from workbench.models import direct
 from workbench.models.generation import generate
 from workbench.models.loading import load_model
 from workbench.models.model import Model
 from workbench.models.scoring import score_targets
+from workbench.models.tokens import TokenRow
 from workbench.records.facts import EditRequest
 
 PROMPTS = ["The capital of France is", "In Japan, people speak", "Rome", "One word after another, and once more"]
@@ -23,17 +24,22 @@ PAIRS = [(prompt, target) for prompt in PROMPTS for target in ("Paris", "the red
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """How many tokens each pass by blocks was given; launches pay on this device within the test."""
+    monkeypatch.setattr("workbench.machine.graphs.pays", lambda device: True)
+    monkeypatch.setattr("workbench.models.kernels.LINEAR_KERNEL", None)  # modules run themselves, as on a GPU
+    yield watched(monkeypatch)
+
+
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Filled with how many positions each pass by blocks is given."""
     given: list[int] = []
+    forward = direct.forward
 
     def counted(blocks: Any, ids: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
         given.append(ids.shape[1])
-        return direct.forward(blocks, ids, *arguments, **options)
+        return forward(blocks, ids, *arguments, **options)
 
-    monkeypatch.setattr("workbench.machine.graphs.pays", lambda device: True)
-    monkeypatch.setattr("workbench.models.kernels.LINEAR_KERNEL", None)  # modules run themselves, as on a GPU
-    for module in (generation, scoring):
-        monkeypatch.setattr(module, "forward", counted)
-    yield given
+    monkeypatch.setattr(direct, "forward", counted)
+    return given
 
 
 def assert_same(model: Model, monkeypatch: pytest.MonkeyPatch, given: list[int]) -> None:
@@ -83,3 +89,45 @@ def test_a_model_whose_parts_are_unknown_runs_itself(monkeypatch: pytest.MonkeyP
     model = load_model(str(GOLDEN / "tiny-gpt2"), device="cpu")
     monkeypatch.setattr(model, "_found", {direct._known: None})
     assert len(generate(model, PROMPTS, max_new_tokens=2)) == len(PROMPTS) and not passes
+
+
+ASKED = [f"One word, then: {prompt}" for prompt in ("Rome is", "In Japan, people speak", "Rome")]
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3", "opt", pytest.param("mistral", marks=pytest.mark.slow)])
+def test_a_passage_that_all_texts_begin_with_is_run_once(
+    kind: str, checkpoints: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On any device, with the numbers of whole texts; also where a window ends within it."""
+    model, given = load_model(str(checkpoints[kind]), device="cpu"), watched(monkeypatch)
+    monkeypatch.setattr(direct, "_PASSAGE", 8)
+    pairs = [(prompt, target) for prompt in ASKED for target in ("Paris", "the red house")]
+    texts, scores = generate(model, ASKED, max_new_tokens=6), score_targets(model, pairs)
+    assert given[0] > 8 and given[0] in given[1:]  # once to write and once to score
+    with monkeypatch.context() as patch:
+        patch.setattr(direct, "_PASSAGE", 10_000)
+        assert generate(model, ASKED, max_new_tokens=6) == texts
+        for ours, theirs in zip(scores, score_targets(model, pairs), strict=True):
+            assert (ours.tokens, ours.chosen, ours.prompt_tokens) == (
+                theirs.tokens,
+                theirs.chosen,
+                theirs.prompt_tokens,
+            )
+            torch.testing.assert_close(ours.log_probs, theirs.log_probs, atol=2e-4, rtol=0)
+            torch.testing.assert_close(ours.next_log_probs, theirs.next_log_probs, atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("texts", "keep", "shared"),
+    [
+        ([[1, 2, 3, 4], [1, 2, 3, 5]], 1, 3),
+        ([[1, 2, 3, 4], [1, 2, 3, 5]], 2, 2),
+        ([[1, 2, 3], [1, 2, 3, 4, 5]], 1, 2),
+        ([[1, 2], [1, 2]], 2, 0),
+        ([[1, 2, 3]], 1, 0),
+        ([[9, 2, 3], [1, 2, 3]], 1, 0),
+    ],
+)
+def test_what_texts_share(tiny_gpt2: Model, texts: list[list[int]], keep: int, shared: int) -> None:
+    rows = [TokenRow(text="", ids=tuple(text), offsets=tuple((0, 0) for _ in text)) for text in texts]
+    assert direct.shared_passage(tiny_gpt2.pad(rows, padding_side="left"), keep=keep) == shared

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.models.direct import direct, forward
+from workbench.models.direct import direct
 from workbench.models.hooks import ForwardPass
 from workbench.models.model import Model
 from workbench.models.sampler import Sampler
@@ -52,21 +52,22 @@ class _Run:
     """One model in the midst of a text, with its key-value cache."""
 
     def __init__(self, model: Model, tokens: Tokens, steps: int) -> None:
-        self._model, self._ids, self._mask, self._ends = model, tokens.ids, tokens.mask, tokens.prompt_ends
-        self._blocks = direct(model, tokens.ids.shape[1] + steps)
-        self._cache: Any = None if self._blocks is None else []
+        self._model, self.ids, self.mask, self._ends = model, tokens.ids, tokens.mask, tokens.prompt_ends
+        self._direct = direct(model, tokens, new=steps)
+        self._cache: Any = None
 
     def logits(self) -> Float[Tensor, "batch vocab"]:
         """Of the next token; asked for once before each that is appended."""
-        if self._blocks is not None:
-            return forward(self._blocks, self._ids, self._mask, self._cache, keep_last=1)[:, 0]
-        offset = self._mask.shape[1] - self._ids.shape[1]
-        which = ForwardPass(mask=self._mask, offset=offset, prompt_ends=self._ends)
-        logits, self._cache = self._model.step(self._ids, which, self._cache)
+        if self._direct is not None:
+            return self._direct.logits(keep_last=1, goes_on=True)[:, 0]
+        offset = self.mask.shape[1] - self.ids.shape[1]
+        which = ForwardPass(mask=self.mask, offset=offset, prompt_ends=self._ends)
+        logits, self._cache = self._model.step(self.ids, which, self._cache)
         return logits[:, -1]
 
     def append_(self, chosen: Int[Tensor, " batch"]) -> None:
-        self._ids, self._mask = chosen[:, None], torch.cat([self._mask, torch.ones_like(self._mask[:, :1])], dim=1)
+        run = self if self._direct is None else self._direct
+        run.ids, run.mask = chosen[:, None], torch.cat([run.mask, torch.ones_like(run.mask[:, :1])], dim=1)
 
 
 def _log_probs(logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch vocab"]:

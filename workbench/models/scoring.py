@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.machine.shown import Shown
-from workbench.models.direct import direct, forward
+from workbench.models.direct import direct
 from workbench.models.model import Model
 from workbench.models.tokens import answer_start
 from workbench.models.voices import groups, mixture
@@ -114,11 +114,9 @@ def _score(
         prompts = [firsts[row] for row in rows]
         tokens = model.pad([encoded[row] for row in rows], padding_side="left", prompts=prompts)
         with torch.no_grad():
-            kept, blocks = max(keeps[row] for row in rows), direct(model, tokens.ids.shape[1])
-            if blocks is None:
-                logits = model.logits(tokens, keep_last=kept)
-            else:
-                logits = forward(blocks, tokens.ids, tokens.mask, [], keep_last=kept)
+            kept = max(keeps[row] for row in rows)
+            quick = direct(model, tokens, keep=kept)
+            logits = model.logits(tokens, keep_last=kept) if quick is None else quick.logits(keep_last=kept)
         for place, row in enumerate(rows):
             for pair in served[row]:
                 first, end = firsts[pair], len(texts[pair])
