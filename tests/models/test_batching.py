@@ -14,6 +14,7 @@ from workbench.editors.shared.second_moments import second_moments
 from workbench.editors.shared.tuning import in_parts
 from workbench.machine.allocator import peak_memory
 from workbench.measuring.perplexity import perplexity
+from workbench.models import batching
 from workbench.models.batching import consecutive
 from workbench.models.generation import generate
 from workbench.models.loading import load_model
@@ -128,3 +129,22 @@ def test_a_footprint_is_not_below_what_is_measured(family_model: Model, rows: in
     tokens = family_model.pad([TokenRow(text="", ids=(5,) * pos, offsets=((0, 0),) * pos)] * rows)
     _, peak = peak_memory(lambda: family_model.logits(tokens, keep_last=keep), family_model.device)
     assert peak <= family_model.footprint.size(rows, pos, keep=keep) * SLACK + 2**17
+
+
+def test_texts_that_begin_alike_are_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching, "PASSAGE", 4)
+    one, other = [1, 2, 3, 4, 5, 6], [9, 8, 7, 6, 5]
+    texts = [
+        [*one, 7],
+        [3, 3, 3, 3, 3, 3],
+        [*other, 1],
+        [*one, 8],
+        [*other, 2],
+        [1, 2, 3, 4, 9, 9, 9],
+        [5],
+        [*one, 7, 7],
+    ]
+    assert [sorted(group) for group in batching.by_passage(texts)] == [[1, 5, 6], [0, 3, 7], [2, 4]]
+    assert batching.by_passage([[1, 2], [1, 2], [3]]) == [[0, 1, 2]]
+    assert batching.by_passage([]) == [[]]
+    assert sorted(map(sorted, batching.by_passage([one, one]))) == [[0, 1]]

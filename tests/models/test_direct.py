@@ -100,12 +100,12 @@ def test_a_passage_that_all_texts_begin_with_is_run_once(
 ) -> None:
     """On any device, with the numbers of whole texts; also where a window ends within it."""
     model, given = load_model(str(checkpoints[kind]), device="cpu"), watched(monkeypatch)
-    monkeypatch.setattr(direct, "_PASSAGE", 8)
+    monkeypatch.setattr(direct, "PASSAGE", 8)
     pairs = [(prompt, target) for prompt in ASKED for target in ("Paris", "the red house")]
     texts, scores = generate(model, ASKED, max_new_tokens=6), score_targets(model, pairs)
     assert given[0] > 8 and given[0] in given[1:]  # once to write and once to score
     with monkeypatch.context() as patch:
-        patch.setattr(direct, "_PASSAGE", 10_000)
+        patch.setattr(direct, "PASSAGE", 10_000)
         assert generate(model, ASKED, max_new_tokens=6) == texts
         for ours, theirs in zip(scores, score_targets(model, pairs), strict=True):
             assert (ours.tokens, ours.chosen, ours.prompt_tokens) == (

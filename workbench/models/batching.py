@@ -81,3 +81,28 @@ def consecutive(
             batches.append(range(start, index))
             start, longest, most = index, length, keep
     return [*batches, range(start, len(lengths))] if lengths else []
+
+
+PASSAGE = 64
+"""Tokens from which on a passage that all texts of a batch begin with is run once for them (`direct`)."""
+
+
+def by_passage(texts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Texts by what they begin with, as indices: those together that share a passage, three quarters of the longer or
+    more; the others make one group."""
+    if sum(len(text) > PASSAGE for text in texts) < 2:
+        return [list(range(len(texts)))]
+    groups: list[list[int]] = []
+    for index in sorted(range(len(texts)), key=lambda index: tuple(texts[index])):
+        text = texts[index]
+        if groups and _shared(texts[groups[-1][0]], text) >= max(PASSAGE, 0.75 * len(text)):
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    others = sorted(group[0] for group in groups if len(group) == 1)
+    return [*([others] if others else ()), *(group for group in groups if len(group) > 1)]
+
+
+def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+    differ = (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    return next(differ, min(len(one), len(other)))

@@ -1,7 +1,8 @@
 """Forward passes by a model's blocks alone, without the hooks of every part, which take long to launch on a GPU.
 
-On a processor computing takes longer than launching, and the model itself runs, unless all texts begin with the same
-long passage, such as demonstrations: that is run once for all of them.
+On a processor computing takes longer than launching, and the model itself runs, unless texts are long (1,000 tokens
+take half of the time without its eager attention), or all begin with the same passage, such as demonstrations: that is
+run once for all of them.
 """
 
 from dataclasses import dataclass, field
@@ -12,15 +13,16 @@ from torch import Tensor
 
 from workbench.machine import graphs
 from workbench.machine.shown import Shown
+from workbench.models.batching import PASSAGE
 from workbench.models.blocks import Blocks, BlocksError
 from workbench.models.blocks_check import blocks_of
 from workbench.models.model import Model
 from workbench.models.tokens import Tokens
 
+_LONG = 512
+"""Tokens from which on the model's own attention takes longer than the fused one."""
 Cache = list[tuple[Tensor, Tensor]]
 """Keys and values [batch pos kv_head d_head] of each layer."""
-_PASSAGE = 64
-"""Tokens from which on a passage that all texts begin with is run once for them."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -43,19 +45,19 @@ def direct(model: Model, tokens: Tokens, *, keep: int = 1, new: int = 0) -> Dire
     """How the logits of the last `keep` positions are had faster than from the model, where `new` tokens follow.
 
     None where they are not: hooks of edits are applied, the model's parts are not known or do not reach as far, or
-    launching is quick and the texts begin differently.
+    launching is quick and the texts are short and begin differently.
     """
     if model.edit_hooks():
         return None
     passage = shared_passage(tokens, keep=keep)
-    if passage < _PASSAGE and not graphs.pays(model.device):
+    if passage < PASSAGE and tokens.ids.shape[1] < _LONG and not graphs.pays(model.device):
         return None
     blocks = model.once(_known)
     if blocks is None or not blocks.reaches(tokens.ids.shape[1] + new):
         return None
     model.check_direct()
     model.check_settled()
-    if passage < _PASSAGE:
+    if passage < PASSAGE:
         return Direct(blocks=blocks, ids=tokens.ids, mask=tokens.mask)
     rows, longest = tokens.ids.shape
     left = longest - passage

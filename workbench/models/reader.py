@@ -13,7 +13,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedTokenizerBase
 
-from workbench.models.batching import BUDGET, Footprint, consecutive
+from workbench.models.batching import BUDGET, Footprint, by_passage, consecutive
 from workbench.models.checkpoints import Checkpoint
 from workbench.models.tokens import TextTokenizer, TokenRow, Tokens
 
@@ -112,23 +112,26 @@ class Reader:
         new: int = 0,
         gradients: bool = False,
     ) -> list[list[int]]:
-        """Indices of the rows in batches, like lengths together, each within `batch_size` rows and the budget.
+        """Indices of the rows in batches, like lengths together, each within `batch_size` rows and the budget; texts
+        that begin with the same passage (`batching.by_passage`) are in batches of their own.
 
         `keep` positions at the end will be unembedded (None: all), of all rows or of each; `new` tokens generated;
         `gradients` taken, and then the rows stay in their order.
         """
         keeps = [keep] * len(rows) if keep is None or isinstance(keep, int) else list(keep)
-        order = list(range(len(rows)))
-        if not gradients:
-            order.sort(key=lambda index: len(rows[index].text or rows[index].ids))
         size = self.footprint.training_size if gradients else partial(self.footprint.size, cached=new > 0)
-        parts = consecutive(
-            [len(rows[index].ids) + new for index in order],
-            [keeps[index] for index in order],
-            at_most=batch_size,
-            fits=lambda count, pos, kept: size(count, pos, keep=kept) <= self.budget * 2**30,
-        )
-        return [[order[place] for place in part] for part in parts]
+        found = []
+        for order in [list(range(len(rows)))] if gradients else by_passage([row.ids for row in rows]):
+            if not gradients:
+                order.sort(key=lambda index: len(rows[index].text or rows[index].ids))
+            parts = consecutive(
+                [len(rows[index].ids) + new for index in order],
+                [keeps[index] for index in order],
+                at_most=batch_size,
+                fits=lambda count, pos, kept: size(count, pos, keep=kept) <= self.budget * 2**30,
+            )
+            found += [[order[place] for place in part] for part in parts]
+        return found
 
     @cached_property
     def footprint(self) -> Footprint:
