@@ -55,6 +55,8 @@ COMMANDS["survey_sequential"] += ("--methods", "ft,rome,memit,grace,mend,t_patch
 """What makes each folder of `reports/`."""
 WRITING = "ft,ft_l,rome,r_rome,memit,emmet,pmet,alphaedit"
 """The methods of ROME's and MEMIT's tables and their kin."""
+SURVEYED = "ft,ft_l,rome,memit,grace,mend,ke,kn,t_patcher,calinet,lora,serac"
+"""Those of the survey's, and their kin, that take less than a minute a record of SmolLM2 on two cores."""
 REAL = {
     "smollm2/study": (*STUDY, "--model", "smollm2", "--traces", "3", "--limit", "15", "--fluency", "2"),
     **{
@@ -66,7 +68,7 @@ REAL = {
             "compare_editors": f"--limit 60 --fluency 3 --layer 5 --together 20 --methods {WRITING}",
             "multiple_edits": "--layer 5 --methods rome,memit",
             "scale_edits": "--layer 5 --edits 10,32,100,200,400 --sample 20 --fluency 0 --methods memit,emmet",
-            "survey_table": "--layer 5 --limit 50 --together 20 --methods rome,memit,mend,t_patcher,lora",
+            "survey_table": f"--layer 5 --limit 50 --together 20 --workers 2 --methods {SURVEYED}",
             "implications": "--layer 5 --limit 40 --together 20 --methods rome,memit",
             "compare_texts": "--layer 5 --limit 20 --texts self,wikitext2_valid.txt",
         }.items()
