@@ -86,7 +86,7 @@ def test_a_context_is_where_texts_are_cut(tiny_gpt2: Model) -> None:
 
 @pytest.mark.slow
 def test_many_prompts_stay_within_the_budget_and_score_the_same(long_model: Model) -> None:
-    prompts = [f"{'In Rome, ' * (6 * (number % 8))}number {number} is the city of" for number in range(16)]
+    prompts = [f"{number}: {'In Rome, ' * (6 * (number % 8))}number {number} is the city of" for number in range(16)]
 
     def found() -> tuple:
         return (
