@@ -54,10 +54,10 @@ from workbench.studies.going_on import complete, going_on, left_out, refusing
 from workbench.studies.moments_benchmark import measure_moments, moment_table
 from workbench.studies.stacked_edits import distinct
 
-BARS = {("gpt2-small-shape", "ROME", 1): 3.0, ("gpt2-small-shape", "MEMIT", 80): 8.0}
-"""The least ratio of plain to fast seconds a request, by model, editor and number of requests."""
 PARTS = ("edits", "many", "moments")
 """What is measured: edits by both searches, many records at once, second moments."""
+BARS = {("gpt2-small-shape", "ROME", 1): 3.0, ("gpt2-small-shape", "MEMIT", 80): 8.0}
+"""The least ratio of plain to fast seconds a request, by model, editor and number of requests."""
 SECONDS_BARS = {("atlas", "MEMIT", 80): 60.0}
 """The most seconds that all requests together may take."""
 

@@ -102,9 +102,7 @@ class FastRuns:
                 for row, some, measure in zip(values, resid.split(samples, dim=1), measures, strict=True):
                     flat = rearrange(some, "cell sample d -> (cell sample) d")
                     measured = torch.cat([measure(self.blocks.unembed(rows)) for rows in flat.split(_ROWS_UNEMBEDDED)])
-                    row[here] = rearrange(measured, "(cell sample) -> cell sample", sample=self._sources.samples).mean(
-                        dim=1
-                    )
+                    row[here] = rearrange(measured, "(cell sample) -> cell sample", sample=samples).mean(dim=1)
         return values.cpu()
 
     def _without_effect(self, cell: Cell) -> bool:

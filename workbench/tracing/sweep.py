@@ -10,7 +10,6 @@ import torch
 from workbench.machine.failures import FAILURES, reason
 from workbench.machine.processes import Processes, Workers, can_fork, check_workers
 from workbench.machine.shown import Shown, html_table
-from workbench.models.blocks import BlocksError
 from workbench.models.model import Model
 from workbench.records.facts import Fact
 from workbench.tracing.fact import trace_fact
@@ -147,7 +146,7 @@ def trace_facts(
         return sweep(facts, trace, done=done, progress=progress, workers=workers, keep_failures=keep_failures)
     todo = [index for index in range(len(facts)) if index not in done]
     parts = [alike(model, facts, part, positions, together) for part in in_parts(todo, _AHEAD * together)]
-    return _sweep_together(facts, trace, parts, workers=workers, progress=progress, keep_failures=keep_failures)
+    return _sweep_groups(facts, trace, parts, workers=workers, progress=progress, keep_failures=keep_failures)
 
 
 def sweep(
@@ -160,26 +159,22 @@ def sweep(
     keep_failures: bool = False,
 ) -> Iterator[TracedFact]:
     """What `trace` makes of each fact that is not done, by index: a trace, or the reason why there is none."""
-    todo = [index for index in range(len(facts)) if index not in done]
-    found = zip(todo, workers.map(partial(_attempt, trace, keep_failures), todo), strict=True)
-    for count, (index, each) in enumerate(found, start=len(facts) - len(todo) + 1):
-        if progress is not None:
-            progress(count, len(facts))
-        yield _traced(index, facts[index], each)
+    alone = [[[index]] for index in range(len(facts)) if index not in done]
+    return _sweep_groups(facts, trace, alone, workers=workers, progress=progress, keep_failures=keep_failures)
 
 
-def _sweep_together(
+def _sweep_groups(
     facts: Sequence[Fact],
-    trace: KnownFacts,
+    trace: Callable[[Model, int], CausalTrace | str],
     parts: Sequence[Sequence[Sequence[int]]],
     *,
     workers: Workers[Model],
     progress: Callable[[int, int], None] | None,
     keep_failures: bool,
 ) -> Iterator[TracedFact]:
-    """As `sweep`, with the facts of a group traced together; the parts, groups of which are alike, come in order."""
+    """As `sweep`, of groups of facts that `KnownFacts` traces together; each part's facts come in order."""
     groups = [group for part in parts for group in part]
-    results = workers.map(partial(_attempt_together, trace, keep_failures), groups)
+    results = workers.map(partial(_attempt_group, trace, keep_failures), groups)
     finished = len(facts) - sum(map(len, groups))
     for part in parts:
         found: dict[int, CausalTrace | str] = {}
@@ -189,23 +184,20 @@ def _sweep_together(
             finished += 1
             if progress is not None:
                 progress(finished, len(facts))
-            yield _traced(index, facts[index], found[index])
+            each = found[index]
+            traced, why = (None, each) if isinstance(each, str) else (each, "")
+            yield TracedFact(index=index, fact=facts[index], trace=traced, reason=why)
 
 
-def _attempt_together(
-    trace: KnownFacts, keep_failures: bool, model: Model, group: Sequence[int]
+def _attempt_group(
+    trace: Callable[[Model, int], CausalTrace | str], keep_failures: bool, model: Model, group: Sequence[int]
 ) -> list[CausalTrace | str]:
-    if len(group) > 1:
+    if len(group) > 1 and isinstance(trace, KnownFacts):
         try:
             return trace.together(model, group)
-        except (*FAILURES, BlocksError):
+        except FAILURES:
             pass  # which of them it is shows when they go one by one
     return [_attempt(trace, keep_failures, model, index) for index in group]
-
-
-def _traced(index: int, fact: Fact, found: CausalTrace | str) -> TracedFact:
-    traced, why = (None, found) if isinstance(found, str) else (found, "")
-    return TracedFact(index=index, fact=fact, trace=traced, reason=why)
 
 
 def _attempt(
