@@ -16,7 +16,8 @@ from workbench.cli.early_help import help_first
 help_first(__name__, __file__)
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from functools import partial
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -26,21 +27,21 @@ from workbench.cli.session import analysis, given, load, one_of, script
 from workbench.editors.make import check_editor
 from workbench.editors.registry import EDITORS
 from workbench.editors.shared.second_moments import second_moments
-from workbench.edits.ledger import check_restored, state_fingerprint
+from workbench.edits.edit import Edit
 from workbench.figures.compare import layer_choice_figure
 from workbench.figures.layers import layer_comparison_figure
 from workbench.machine import paths
 from workbench.machine.failures import lines
-from workbench.machine.progress import track
+from workbench.machine.processes import Workers
 from workbench.measuring.evaluate import evaluate
 from workbench.measuring.layer_choice import comparable, compare_method, last_subject_effect
-from workbench.measuring.scores import Evaluation
+from workbench.measuring.scores import Evaluation, RecordScores
 from workbench.models.model import Model
 from workbench.records.facts import Record
 from workbench.records.reading import read_records
 from workbench.report.elements import Paragraph, Section
 from workbench.runs.run import Run
-from workbench.studies.ahead import Ahead
+from workbench.studies.alone import each_alone
 from workbench.studies.before import Before
 from workbench.studies.checked import scored, traced
 from workbench.studies.defaults import default_records, default_text, default_window, records_path
@@ -57,10 +58,13 @@ from workbench.studies.layer_report import (
 )  # fmt: skip
 from workbench.studies.locate import check_tracing, locate, stating_facts, true_facts
 from workbench.studies.located import Located
+from workbench.studies.replicas import chosen_workers
 from workbench.tracing.trace import CausalTrace
 
 METHODS = {"rome": "ROME", "r_rome": "r-ROME", "ft": "FT", "ft_l": "FT-L"}
 """Editors that change one layer, whichever is asked for."""
+SCORING: dict[str, Any] = {"generate": False, "fluency_tokens": None}
+"""What `score_state` is given: teacher-forced alone."""
 
 
 def main(
@@ -79,6 +83,9 @@ def main(
     engine: options.Engine = "auto",
     text: options.Text = None,
     together: options.Together = 16,
+    workers: options.NumberOfWorkers = None,
+    cluster: options.Cluster = None,
+    gpus_per_worker: options.GpusPerWorker = None,
     seed: options.Seed = 0,
     out: options.Out = None,
     plugin: options.Plugin = None,
@@ -102,21 +109,22 @@ def main(
             check_editor(loaded, method, layer=layer, preset_of=preset, alone=True)
     settings = given(records=records, text=text, window=window, layers=layers)
     checks, title = [traced(true_facts(every[:limit])), scored(every[:limit])], "Does locating help?"
-    with analysis(out, settings, loaded, title=title, headline=headline, checks=checks) as page:
+    crew = chosen_workers(loaded, workers=workers, cluster=cluster, gpus=gpus_per_worker, plugins=plugin)
+    with analysis(out, settings, loaded, title=title, headline=headline, checks=checks) as page, crew as those:
         located = locate(
             page.run, loaded, true_facts(every), limit=limit, seed=seed, window=window, positions=positions,
-            engine=engine,
+            engine=engine, workers=those,
         )  # fmt: skip
         traces = {case: trace for case, trace in located.traces.items() if comparable(trace)}
         if not traces:
             raise ValueError("no fact traced has an effect at its last subject token to compare with: raise --limit")
         edited = [record for record in every if record.case_id in traces]
-        evaluations = {method: edit_everywhere(page.run, loaded, method, edited, together) for method in methods}
+        evaluations = {method: edit_everywhere(page.run, loaded, method, edited, together, those) for method in methods}
         page.show = lambda: show(page.run, loaded, located, traces, evaluations)
 
 
 def edit_everywhere(
-    run: Run, model: Model, method: str, records: Sequence[Record], together: int
+    run: Run, model: Model, method: str, records: Sequence[Record], together: int, workers: Workers[Model] | None
 ) -> dict[tuple[int, int], Evaluation]:
     """Edit every record alone at every layer, or read what is done: evaluations by (layer, case).
 
@@ -126,31 +134,37 @@ def edit_everywhere(
     rows = [row for row in run.rows("by_layer") if row["method"] == method]
     finished = {(row["layer"], row["case_id"]): Evaluation.from_dict(row) for row in rows}
     some = sound(run, records, method)
-    cells = [(layer, r) for layer in layers for r in some if (layer, r.case_id) not in finished]
-    if cells and EDITORS[method].needs_moments:  # all layers in one pass, for make_editor to find them in the cache
+    left = {layer: [one for one in some if (layer, one.case_id) not in finished] for layer in layers}
+    if not any(left.values()):
+        return finished
+    if EDITORS[method].needs_moments:  # all layers in one pass, for make_editor to find them in the cache
         texts = statistics_texts(model, text, seed=seed)
         second_moments(model, layers, texts, cache=paths.CACHE, progress=True)
-    scoring = {"generate": False, "fluency_tokens": None}
-    before = Before(model=model, records=some, options=lambda _: scoring)
-    make: Ahead | None = None
-    at, weights = None, state_fingerprint(model)
-    for layer, record in track(cells, f"{method} at every layer", len(cells)):
-        if layer != at:
-            options = {"text": text, "seed": seed, "preset_of": run.settings["preset"]}
-            editor, at = make_editor(model, method, layer=layer, alone=True, run=run, **options), layer
-            here = [one for place, one in cells if place == layer]
-            make = Ahead(model=model, editor=editor, records=here, together=together)
-        if record.case_id in run.failed(method=method):
-            continue
-        with run.keeping(record.case_id, of=len(records), method=method):
-            pre = before(record)
-            assert make is not None
-            edit, _ = make(record)
-            scored = evaluate(model, edit, record, pre=pre, **scoring)
-            run.append("by_layer", scored.to_dict() | {"method": method, "layer": layer})
-            finished[layer, record.case_id] = scored
-        check_restored(model, weights, after=f"the edit of record {record.case_id} with {method} at layer {layer}")
+    before = Before(model=model, records=some, options=lambda _: SCORING).kept(some)
+    for layer, of_layer in left.items():
+        failed = run.failed(method=method)  # at a layer before it
+        options = {"text": text, "seed": seed, "preset_of": run.settings["preset"]}
+        edited = each_alone(
+            run,
+            model,
+            make_editor(model, method, layer=layer, alone=True, run=run, **options),
+            [record for record in of_layer if record.case_id not in failed],
+            partial(evaluated, before),
+            title=f"{method} at layer {layer} ({layers.index(layer) + 1} of {len(layers)})",
+            of=len(records),
+            method=method,
+            together=together,
+            workers=workers,
+        )
+        for record, _, evaluation in edited:
+            run.append("by_layer", evaluation.to_dict() | {"method": method, "layer": layer})
+            finished[layer, record.case_id] = evaluation
     return finished
+
+
+def evaluated(before: Mapping[int, RecordScores], model: Model, edit: Edit, record: Record) -> Evaluation:
+    """The scores of a record with its edit."""
+    return evaluate(model, edit, record, pre=before.get(record.case_id), **SCORING)
 
 
 def show(

@@ -11,7 +11,8 @@ with the answer: the new one on the request's own prompt (efficacy), on paraphra
 one on neighborhood prompts. MEMIT, EMMET, PMET and AlphaEdit write a group as one batch; ROME, r-ROME, FT and FT-L
 one request after another, each on the weights that the one before leaves, as the course does.
 
-A run that is stopped goes on after the last edit that it made, when the same command is given again.
+A run that is stopped goes on after the last edit that it made, when the same command is given again; with other
+methods or numbers of edits it goes on too, and its table has all that it holds.
 """
 
 from workbench.cli.early_help import help_first
@@ -86,16 +87,17 @@ def main(
     check_tracing("last_subject", engine)
     requests = requests or default_records(model)
     records = read_requests(requests_path(requests))
-    places = grouped(records, edits, groups)
+    grouped(records, edits, groups)  # an error comes before anything is made
     check_requests([record.request for record in records])
     loaded = load(model, device=device, dtype=dtype)
     for method in methods:
         check_editor(loaded, method, layer=layer, preset_of=preset)
     text = text or default_text(loaded)
-    settings = given(requests=requests, text=text, without=["methods"])  # others go on in the same run
+    settings = given(requests=requests, text=text, without=["methods", "edits"])  # others go on in the run
     checks = [scored(records, lambda record: [(one.prompt, None) for one in questions([record])])]
     with analysis(out, settings, loaded, title="Many edits in one model", headline=headline, checks=checks) as page:
         run = page.run
+        places = grouped(records, [*edits, *(row["edits"] for row in run.rows("groups"))], groups)
         page.show = lambda: show(run, places)
         layer = settled_layer(run, loaded, records, layer=layer, seed=seed, engine=engine)
         answer_unedited(run, loaded, records)
@@ -108,7 +110,9 @@ def main(
             left = [
                 place
                 for place, group in places.items()
-                if (method, *place) not in finished and sound(run, group, failing(method, place[0]))
+                if place[0] in edits
+                and (method, *place) not in finished
+                and sound(run, group, failing(method, place[0]))
             ]
             if left:
                 editor = make_editor(loaded, method, layer=layer, preset_of=preset, text=text, seed=seed, run=run)

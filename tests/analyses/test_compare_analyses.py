@@ -55,11 +55,11 @@ def test_compare_layers_says_what_locating_bought(compare, monkeypatch, text: Pa
         assert f"{name}: editing the layer that tracing locates ({found['located']}) gives S = " in page
     assert {"facts", "layers_rome", "layers_ft"} <= run.figures().keys()
 
-    # What was stopped in the middle goes on, and ends with the same.
+    # What was stopped in the middle goes on, with more workers too, and ends with the same.
     lines = (run.folder / "by_layer.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (run.folder / "by_layer.jsonl").write_text("".join(lines[:-3]), encoding="utf-8")
     monkeypatch.setattr(Run, "save_figure", lambda *_, **__: None)  # they are there already
-    again = compare("compare_layers.py", tmp_path / "run", *options)
+    again = compare("compare_layers.py", tmp_path / "run", *options, "--workers", 2)
     assert len(again.rows("by_layer")) == len(rows)
     assert nearly(again.read_json("results.json"), found)  # fewer edits are searched together
 

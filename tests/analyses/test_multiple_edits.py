@@ -161,9 +161,11 @@ def test_the_analysis_compares_resumes_and_reports(
 ) -> None:
     write_requests(RECORDS, tmp_path / "requests.json")
     arguments = ["multiple_edits.py", "--model", TINY, "--requests", tmp_path / "requests.json",
-                 "--methods", "rome,memit", "--edits", "1,3", "--groups", 1, "--layer", 2,
-                 "--text", text, "--out", tmp_path / "run"]  # fmt: skip
-    first = analyse(*arguments).printed
+                 "--methods", "rome,memit", "--groups", 1, "--layer", 2,
+                 "--text", text, "--out", tmp_path / "run", "--edits"]  # fmt: skip
+    fewer = analyse(*arguments, 1).printed
+    assert "each on the unedited model: 1 of 1." in fewer
+    first = analyse(*arguments, "1,3").printed  # goes on with more numbers
     assert "each on the unedited model: 1 of 1, 1 of 3" in first
     run = Run.open(tmp_path / "run")
     assert run.status == "complete" and len(run.rows("groups")) == 4
@@ -179,7 +181,7 @@ def test_the_analysis_compares_resumes_and_reports(
     assert "| ROME, 3 |" in first and "the course teaches" in first
     assert (run.folder / "tables" / "scores.tex").exists() and (run.folder / "report.html").exists()
     assert set(run.tables()["examples"].columns) >= {"Unedited", "ROME, 3", "MEMIT, 3"}
-    again = analyse(*arguments).printed
-    assert again == first and len(run.rows("groups")) == 4
-    refused = analyse(*arguments, "--edits", 4, code=1)
+    for some in ("1,3", 1):  # and with fewer shows all that it holds
+        assert analyse(*arguments, some).printed == first and len(run.rows("groups")) == 4
+    refused = analyse(*arguments, 4, code=1)
     assert refused.errors == "error: cannot keep 4 edits together: the file has 3 requests\n"

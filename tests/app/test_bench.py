@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from known_records import CAPITALS
+from known_traces import trace_of
 
 from workbench.app import bench
 from workbench.app.bench import SCORES, Standing, Text
@@ -46,6 +47,20 @@ def test_rows_come_one_by_one_and_end_as_the_whole_trace(tiny_gpt2: Model) -> No
     assert grown[-1].positions == whole.positions
     for site, values in whole.restored.items():
         torch.testing.assert_close(grown[-1].restored[site], values)
+
+
+def test_what_a_trace_says_of_recall_is_as_much_as_it_shows() -> None:
+    effect = torch.full((4, 5), 0.4)
+    effect[2, 1:3] = torch.tensor([0.2, 0.16])  # at the subject's last token
+    effect[2, [0, 3, 4]] = 0.0
+    said = (
+        "Restored at the subject's last token, the MLPs around layer 1 bring 25 % of the effect back, more than those"
+    )
+    assert bench.recall(trace_of(effect)) == f"{said} of other layers."
+    unclear = trace_of(effect, clean=0.1004)
+    assert "which says little: the noise hardly takes" in bench.recall(unclear)
+    ends = trace_of(effect[:3])
+    assert bench.recalling_layer(ends) is None and "ends with its subject" in bench.recall(ends)
 
 
 def test_edits_stack_and_the_model_is_as_it_was_between_calls(tiny_gpt2: Model, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def said(page: Browser) -> list[str]:
 
 
 def test_a_fact_is_traced_edited_read_undone_and_saved(page: Browser) -> None:
-    click(page, "trace", "bring most of the answer back")
+    click(page, "trace", "of the effect back, more than those of other layers")
     page.evaluate(f"{CELL.format(2, 4)}.click()")
     until(page, f"{LINE}.includes('Layer 4')")
     write(page, "new", "Asia")

@@ -17,6 +17,7 @@ from workbench.edits.edit import Edit
 from workbench.edits.ledger import undone
 from workbench.figures.effects import trace_heatmap
 from workbench.measuring.evaluate import score_state
+from workbench.measuring.layer_choice import comparable, last_subject_effect
 from workbench.measuring.metrics import harmonic_mean
 from workbench.measuring.scores import RecordScores
 from workbench.models.generation import generate
@@ -148,9 +149,23 @@ def trace_rows(
             yield grown
 
 
-def recalling_layer(trace: CausalTrace) -> int:
-    """The layer whose MLPs, restored at the subject's last token, bring most of the answer back."""
-    return mediating_layer([trace])
+def recalling_layer(trace: CausalTrace) -> int | None:
+    """The layer whose MLPs, restored at the subject's last token, bring more of the answer back than others do.
+
+    None where the prompt ends with its subject, for there recall cannot be told from read-out.
+    """
+    return mediating_layer([trace]) if trace.subject[1] < len(trace.tokens) else None
+
+
+def recall(trace: CausalTrace) -> str:
+    """What a trace says of where its answer is recalled, and how clearly, in a sentence."""
+    layer, at = recalling_layer(trace), "Restored at the subject's last token, the MLPs around layer"
+    if layer is None:
+        return "The prompt ends with its subject, where recall is not told from read-out: let it go on to find a layer."
+    if not comparable(trace):
+        return f"{at} {layer} bring most back, which says little: the noise hardly takes the answer away."
+    share = 100 * last_subject_effect(trace)[layer]
+    return f"{at} {layer} bring {share:.0f} % of the effect back, more than those of other layers."
 
 
 # Editing and comparing ---------------------------------------------------------------------------------------

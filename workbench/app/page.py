@@ -88,11 +88,11 @@ def build(model: Model, folder: Path, *, samples: int = 10) -> gr.Blocks:
                 said = f"Tracing: {len(grown.positions)} of {len(grown.tokens)} tokens"
                 yield {heat: trace_html(grown), line: line_html(said)}
             assert grown is not None
-            found = bench.recalling_layer(grown)
-            said = f"Restored at the subject's last token, the MLPs around layer {found} bring most of the answer back."
             answer = visible(grown.answer)  # its first token, of which an answer that is there may be the whole
             answer = known if known.strip().startswith(answer) else answer
-            yield {trace: grown, layer: found, old: answer, line: line_html(said)}
+            found = bench.recalling_layer(grown)
+            chosen = {} if found is None else {layer: found}
+            yield {trace: grown, old: answer, line: line_html(bench.recall(grown))} | chosen
 
         def pick(event: gr.EventData) -> Changes:
             chosen = int(event.layer)

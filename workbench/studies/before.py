@@ -1,11 +1,13 @@
 """Scores of records before their edits, many of them in one batch: they are all of the same model."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from workbench.machine.failures import FAILURES
+from workbench.machine.progress import track
 from workbench.measuring.evaluate import score_state, score_states
 from workbench.measuring.scores import RecordScores
 from workbench.models.model import Model
@@ -36,6 +38,14 @@ class Before:
         if record.case_id not in self._found:
             self._found[record.case_id] = score_state(self.model, record, **self.options(record))
         return self._found[record.case_id]
+
+    def kept(self, records: Sequence[Record]) -> dict[int, RecordScores]:
+        """By case those of records that can be scored: other processes do not find them anew for each edit."""
+        found: dict[int, RecordScores] = {}
+        for record in track(records, "Scoring the unedited model", len(records)):
+            with suppress(*FAILURES):  # it fails there too
+                found[record.case_id] = self(record)
+        return found
 
     def drop(self, record: Record) -> None:
         """Forget a record's scores, which nobody will ask for again."""

@@ -10,7 +10,6 @@ from workbench.edits.edit import Edit
 from workbench.machine.allocator import peak_memory
 from workbench.machine.failures import FAILURES
 from workbench.machine.processes import Workers, several
-from workbench.machine.progress import track
 from workbench.measuring.evaluate import evaluate
 from workbench.measuring.scores import FLUENCY_TOKENS, RecordScores
 from workbench.models.model import Model
@@ -62,17 +61,12 @@ def edit_alone(
             _, size = peak_memory(lambda each=record: editor(model, [each.request]), model.device)
             run.append("memory", {"method": method, "case_id": record.case_id, "bytes": size})
     options: Mapping[int, dict[str, Any]] = {record.case_id: before.options(record) for record in left}
-    kept: dict[int, RecordScores] = {}
-    if several(workers):  # once for all methods
-        for record in track(left, "Scoring the unedited model", len(left)):
-            with suppress(*FAILURES):  # it fails there too
-                kept[record.case_id] = before(record)
     scored = each_alone(
         run,
         model,
         editor,
         left,
-        partial(_scored, kept if several(workers) else before, options),
+        partial(_scored, before.kept(left) if several(workers) else before, options),
         title=f"Editing with {method}",
         of=len(records),
         method=method,
