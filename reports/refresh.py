@@ -64,12 +64,12 @@ REAL = {
         for name, options in {
             "tune_editors": "--limit 4 --edits 16 --layer 5",
             "locate_facts": "--limit 1000",
-            "compare_layers": "--limit 20 --layers 0,1,2,3,4,5,7,9,12,16,20,26 --methods rome",
-            "compare_editors": f"--limit 60 --fluency 3 --layer 5 --together 20 --methods {WRITING}",
+            "compare_layers": "--limit 20 --layers 0,1,2,3,4,5,7,9,12,16,20,26 --methods rome --workers 2",
+            "compare_editors": f"--limit 60 --fluency 3 --layer 5 --together 20 --workers 2 --methods {WRITING}",
             "multiple_edits": "--layer 5 --methods rome,memit",
             "scale_edits": "--layer 5 --edits 10,32,100,200,400 --sample 20 --fluency 0 --methods memit,emmet",
             "survey_table": f"--layer 5 --limit 50 --together 20 --workers 2 --methods {SURVEYED}",
-            "implications": "--layer 5 --limit 40 --together 20 --methods rome,memit",
+            "implications": "--layer 5 --limit 40 --together 20 --workers 2 --methods rome,memit",
             "compare_texts": "--layer 5 --limit 20 --texts self,wikitext2_valid.txt",
         }.items()
     },
