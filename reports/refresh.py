@@ -4,19 +4,24 @@
     python reports/refresh.py --real                      # everything of SmolLM2, hours on two cores
     python reports/refresh.py --gpu                       # what a GPU takes, minutes on an H100
     python reports/refresh.py atlas smollm2/locate_facts  # these only
+    python reports/refresh.py --jobs 2                    # two at once, of one thread each; what measures speed alone
     python reports/refresh.py --readme                    # nothing is run: README.md, and one a report
 
 Runs the study and the analyses with their defaults, copies what a reader looks at to `reports/`, with a README.md that
-is shown where it is browsed, and puts tables into README.md between their markers.
+is shown where it is browsed, and puts tables into README.md between their markers. What was stopped goes on.
 """
 
 import ast
 import html
+import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -111,6 +116,8 @@ GPU = {
 """How fast a GPU is; SmolLM2, and GPT2-XL's shape with random weights."""
 KEPT = ("report.html", "settings.json", "environment.json", "results.json", "status.json", "figures", "tables")
 """Of a run folder; the per-record results are made again in minutes."""
+FINISHED = (0, SOME_FAILED)
+"""Exit codes of a run that is done: of records that failed its tables tell."""
 TABLES = {
     "real-effects": "smollm2/locate_facts/tables/average_effects.md",
     "real-published": "smollm2/locate_facts/tables/published_effects.md",
@@ -138,6 +145,7 @@ def main(
     real: Annotated[bool, typer.Option("--real", help="All of SmolLM2 (after `workbench fetch smollm2`).")] = False,
     gpu: Annotated[bool, typer.Option("--gpu", help="How fast a GPU is (after the same).")] = False,
     readme: Annotated[bool, typer.Option("--readme", help="README.md alone, from what is there.")] = False,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="So many at once, of one thread each.")] = 1,
 ) -> None:
     """Run what is asked for, or everything, and put its results in place."""
     every = COMMANDS | REAL | GPU
@@ -146,24 +154,58 @@ def main(
     names = [] if readme else names or list(GPU if gpu else REAL if real else COMMANDS)
     for name in names:
         one_of("NAME", name, every)
-    for name in names:
-        command = every[name]
-        run, shown = RUNS / name, ROOT / "reports" / name
-        done = subprocess.run([*command, "--out", run], cwd=ROOT, check=False)
-        if done.returncode != SOME_FAILED:  # their tables count the records that failed
-            done.check_returncode()
-        shutil.rmtree(shown, ignore_errors=True)
-        shown.mkdir(parents=True)
-        for kept in KEPT:
-            source = run / kept
-            if source.exists():
-                (shutil.copytree if source.is_dir() else shutil.copy)(source, shown / kept)
-        shutil.rmtree(run)
+    alone = [name for name in names if jobs == 1 or "benchmark" in str(every[name][1])]  # with the whole machine
+    at_once([name for name in names if name not in alone], every, jobs)
+    for name in alone:
+        code = subprocess.run([*every[name], "--out", RUNS / name], cwd=ROOT, check=False).returncode
+        if code not in FINISHED:
+            raise ValueError(f"{name} ended with {code}: the same command goes on where it was")
+        put(name)
     page = ROOT / "README.md"
     page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
     for report in (ROOT / "reports").rglob("report.html"):
         report.with_name("README.md").write_text(twin(report), encoding="utf-8")
     print(f"refreshed {', '.join([*(f'reports/{name}' for name in names), 'README.md'])}")
+
+
+def at_once(names: Sequence[str], every: Mapping[str, tuple[Any, ...]], jobs: int) -> None:
+    """Run some side by side, each with one thread and a log, and put each in place when it ends; what fails does not
+    keep the others from ending."""
+    failed = []
+
+    def run(name: str) -> tuple[str, float, int]:
+        log, began = RUNS / f"{name}.log", time.monotonic()
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("w", encoding="utf-8") as file:
+            one = {**os.environ, "OMP_NUM_THREADS": "1"}
+            told: dict[str, Any] = {"stdout": file, "stderr": subprocess.STDOUT, "env": one}
+            done = subprocess.run([*every[name], "--out", RUNS / name], cwd=ROOT, check=False, **told)
+        return name, (time.monotonic() - began) / 60, done.returncode
+
+    with ThreadPoolExecutor(jobs) as pool:
+        for done in as_completed([pool.submit(run, name) for name in names]):
+            name, minutes, code = done.result()
+            if code in FINISHED:
+                put(name)
+                (RUNS / f"{name}.log").unlink()
+                print(f"{name}: {minutes:.1f} min", flush=True)
+            else:
+                failed.append(name)
+                print(f"{name} ended with {code} after {minutes:.1f} min: see {RUNS / f'{name}.log'}", flush=True)
+    if failed:
+        raise ValueError(f"{', '.join(failed)} failed; the same command goes on where they were")
+
+
+def put(name: str) -> None:
+    """What a reader looks at of a finished run, in place of what was there; the run is removed."""
+    run, shown = RUNS / name, ROOT / "reports" / name
+    shutil.rmtree(shown, ignore_errors=True)
+    shown.mkdir(parents=True)
+    for kept in KEPT:
+        source = run / kept
+        if source.exists():
+            (shutil.copytree if source.is_dir() else shutil.copy)(source, shown / kept)
+    shutil.rmtree(run)
 
 
 def twin(report: Path) -> str:

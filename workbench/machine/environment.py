@@ -15,13 +15,14 @@ PACKAGES = ("torch", "transformers", "transformer-lens", "numpy", "workbench")
 
 
 def environment() -> dict[str, Any]:
-    """Date, Python, package versions, platform, the GPU (None without one) and the repository's commit (None outside a
-    checkout)."""
+    """Date, Python, package versions, platform, torch's threads, the GPU (None without one) and the repository's commit
+    (None outside a checkout)."""
     return {
         "date": now(),
         "python": platform.python_version(),
         "versions": {package: _version(package) for package in PACKAGES},
         "platform": f"{platform.system()} {platform.machine()}",
+        "threads": torch.get_num_threads(),
         "gpu": _gpu(),
         "commit": _commit(ROOT),
     }
