@@ -17,7 +17,6 @@ from known_scores import nearly
 from workbench.atlas.world import World
 from workbench.edits.weights import WeightEdit, WeightUpdate
 from workbench.figures.editors import Panel, editor_figure, stack_figure
-from workbench.machine.allocator import peak_memory
 from workbench.machine.intervals import Estimate, bootstrap_mean
 from workbench.measuring.evaluate import score_state
 from workbench.measuring.metrics import harmonic_mean
@@ -40,25 +39,7 @@ from workbench.studies.stacked_edits import (
 from workbench.tables.published import published_table
 from workbench.tables.table import Column, Row, Table
 
-# Memory and perplexity ---------------------------------------------------------------------------------
-
-
-def test_peak_memory_is_what_is_held_at_one_time() -> None:
-    def work() -> int:
-        first, second = torch.empty(1000), torch.empty(2000)
-        del first
-        third = torch.empty(3000)  # with the second: the peak
-        return len(second) + len(third)
-
-    assert peak_memory(work, torch.device("cpu")) == (5000, 4 * 5000)
-
-
-def test_peak_memory_leaves_out_what_was_there_and_what_came_after_it_went() -> None:
-    before = torch.zeros(100_000)
-    _, peak = peak_memory(lambda: [torch.empty(500) for _ in range(10)][-1].shape, torch.device("cpu"))
-    assert peak == 4 * 5000 and len(before) == 100_000
-    _, peak = peak_memory(lambda: [torch.empty(500).shape for _ in range(10)], torch.device("cpu"))
-    assert peak == 4 * 500
+# Perplexity ------------------------------------------------------------------------------------------
 
 
 def test_perplexity_is_hugging_faces_loss(tiny_gpt2: Model) -> None:

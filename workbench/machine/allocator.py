@@ -1,14 +1,17 @@
 """How the processor's memory is kept, and how much of it a piece of work needs at its peak."""
 
+import ctypes
+import gc
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable
 from itertools import accumulate
 from typing import Any, TypeVar
 
 import torch
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 def keep_freed_memory() -> None:
@@ -41,17 +44,30 @@ def peak_memory(work: Callable[[], T], device: torch.device) -> tuple[T, int]:
         result = work()
         torch.cuda.synchronize(device)
         return result, torch.cuda.max_memory_allocated(device) - before
-    with profiled() as profiler:
-        result = work()
-    return result, peak_allocated(profiler)
+    return profiled(work, peak_allocated)
 
 
-@contextmanager
-def profiled() -> Iterator[Any]:
-    """torch's profiler of what the processor does and holds, within the block."""
+def profiled(work: Callable[[], T], read: Callable[[Any], R], *, gpu: bool = False) -> tuple[T, R]:
+    """What `work` returns, and what `read` makes of torch's profiler of it, which on a GPU sees that too.
+
+    The profiler's records, a GB of some seconds of work, refer to each other: they are given back here, at once.
+    """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it tells the terminal when it starts and stops
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        yield profiler
+    activities = [torch.profiler.ProfilerActivity.CPU, *[torch.profiler.ProfilerActivity.CUDA] * gpu]
+    with torch.profiler.profile(activities=activities, profile_memory=not gpu) as profiler:
+        result = work()
+    found = read(profiler)
+    del profiler
+    give_back()
+    return result, found
+
+
+def give_back() -> None:
+    """Return to the system what nothing refers to, also what the C library would keep of it."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # glibc's
+    if trim is not None:
+        trim(0)
 
 
 def peak_allocated(profiler: Any) -> int:

@@ -25,14 +25,18 @@ class Cost:
 def cost(work: Callable[[], object], device: torch.device) -> Cost:
     """Do the work once, as torch's profiler records it; it takes longer than it would."""
     if device.type != "cuda":
-        with profiled() as profiler:
-            work()
-        operators = _count(profiler, lambda name: name.startswith("aten::"))
-        return Cost(launches=operators, bytes=peak_allocated(profiler))
-    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profiler:
-        _, size = peak_memory(work, device)
-    return Cost(launches=_count(profiler, lambda name: name.startswith(_LAUNCHES)), bytes=size)
+        _, found = profiled(work, lambda profiler: Cost(launches=_operators(profiler), bytes=peak_allocated(profiler)))
+        return found
+    (_, size), launches = profiled(lambda: peak_memory(work, device), _launched, gpu=True)
+    return Cost(launches=launches, bytes=size)
+
+
+def _operators(profiler: Any) -> int:
+    return _count(profiler, lambda name: name.startswith("aten::"))
+
+
+def _launched(profiler: Any) -> int:
+    return _count(profiler, lambda name: name.startswith(_LAUNCHES))
 
 
 def _count(profiler: Any, counts: Callable[[str], bool]) -> int:
