@@ -24,7 +24,7 @@ from workbench.edits.edit import Edit
 from workbench.edits.weights import WeightEdit
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest
-from workbench.studies.ahead import Ahead
+from workbench.studies.ahead import Ahead, lot_size
 
 RECORDS = [
     capital(1, "Portugal", "Lisbon", "Moscow"),
@@ -110,6 +110,14 @@ def test_so_many_are_made_when_the_first_is_asked_for(tiny_gpt2: Model) -> None:
     ahead = Ahead(model=tiny_gpt2, editor=make(Counting), records=records, together=2)
     edits = [ahead(record)[0] for record in records]
     assert ASKED == [2, 0] and [edit.requests[0].subject for edit in edits] == ["Portugal", "Argentina", "Portugal"]
+
+
+@pytest.mark.parametrize(
+    ("number", "together", "workers", "size"),
+    [(20, 16, 2, 10), (60, 20, 2, 15), (60, 20, 1, 20), (41, 20, 2, 11), (3, 16, 2, 2), (1, 16, 4, 1), (0, 16, 2, 1)],
+)
+def test_workers_have_as_much_to_do(number: int, together: int, workers: int, size: int) -> None:
+    assert lot_size(number, together, workers) == size
 
 
 def test_a_method_without_a_search_makes_one_at_a_time(tiny_gpt2: Model) -> None:

@@ -1,5 +1,6 @@
 """Edits of different records searched together, before each is asked for: every one is as if made alone."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -65,11 +66,20 @@ class Ahead:
 
     def _lots(self) -> Iterator[Sequence[Record]]:
         # Methods that do not search for many at once would gain nothing, and a stopped run lose more.
-        size = self.together if searches(self.editor) else 1
+        left, count = len(self.records) - self._begin, self.workers.count if self.workers else 1
+        size = lot_size(left, self.together, count) if searches(self.editor) else 1
         while self._begin < len(self.records):
             some = self.records[self._begin : self._begin + size]
             self._begin += len(some)
             yield some
+
+
+def lot_size(number: int, together: int, workers: int) -> int:
+    """Records of a lot, at most so many together, such that all workers have as much to do."""
+    if workers == 1:
+        return together
+    lots = math.ceil(math.ceil(number / together) / workers) * workers
+    return max(1, math.ceil(number / max(1, lots)))
 
 
 def searches(editor: Any) -> bool:

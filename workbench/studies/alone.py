@@ -14,7 +14,7 @@ from workbench.machine.progress import track
 from workbench.models.model import Model
 from workbench.records.facts import Record
 from workbench.runs.run import Run
-from workbench.studies.ahead import Ahead, searches
+from workbench.studies.ahead import Ahead, lot_size, searches
 
 Scored = TypeVar("Scored")
 Score = Callable[[Model, Edit, Record], Scored]
@@ -45,7 +45,7 @@ def each_alone(
     """
     others = workers if several(workers) else None
     ahead = None if others else Ahead(model=model, editor=editor, records=records, together=together)
-    size = together if others and searches(editor) else 1
+    size = lot_size(len(records), together, others.count) if others and searches(editor) else 1
     lots = [records[begin : begin + size] for begin in range(0, len(records), size)]
     work = partial(_lot, state_fingerprint(model), editor, score, ahead, method)
     found = chain.from_iterable((others or Processes(state=model)).map(work, lots))
