@@ -142,6 +142,8 @@ def edit_everywhere(
         second_moments(model, layers, texts, cache=paths.CACHE, progress=True)
     before = Before(model=model, records=some, options=lambda _: SCORING).kept(some)
     for layer, of_layer in left.items():
+        if not of_layer:
+            continue
         failed = run.failed(method=method)  # at a layer before it
         options = {"text": text, "seed": seed, "preset_of": run.settings["preset"]}
         edited = each_alone(

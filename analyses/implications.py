@@ -125,7 +125,7 @@ def ask_unedited(run: Run, model: Model, records: Sequence[Record], every: Seque
     """Ask the model as it is what is not asked yet; a record that fails is left out for all methods."""
     finished = run.done("unedited", "case_id")
     left = [record for record in sound(run, records) if record.case_id not in finished]
-    for record in track(left, "Asking the unedited model", len(left), disable=not left):
+    for record in track(left, "Asking the unedited model", len(left)):
         with run.keeping(record.case_id, of=len(records)):
             run.append("unedited", {"case_id": record.case_id, "state": to_json(probe(model, record, every))})
 

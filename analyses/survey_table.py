@@ -128,7 +128,7 @@ def score_unedited(run: Run, model: Model, name: str, records: Sequence[Record])
     """Score what is not scored yet of a data set by the model as it is; a record that fails is left out for all."""
     finished = {row["case_id"] for row in run.rows("unedited") if row["records"] == name} | run.failed(method=name)
     left = [record for record in records if record.case_id not in finished]
-    for record in track(left, f"Asking {name}", len(left), disable=not left):
+    for record in track(left, f"Asking {name}", len(left)):
         with run.keeping(record.case_id, of=len(records), method=name):
             state = to_json(survey_state(model, record))
             run.append("unedited", {"records": name, "case_id": record.case_id, "answers": state})

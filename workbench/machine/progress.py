@@ -19,7 +19,8 @@ def progress_bar(*, disable: bool = False) -> Progress:
     )
 
 
-def track(items: Iterable[T], title: str, total: int | None = None, *, disable: bool = False) -> Iterator[T]:
-    """The items, with a bar that tells how many of them are done; `total` for those that have no length."""
-    with progress_bar(disable=disable) as progress:
+def track(items: Iterable[T], title: str, total: int | None = None) -> Iterator[T]:
+    """The items, with a bar that tells how many of them are done, but none where the `total` is 0; it is to be given
+    for items that have no length."""
+    with progress_bar(disable=total == 0) as progress:
         yield from progress.track(items, total=total, description=title)
