@@ -114,6 +114,10 @@ def test_knowedit_in_both_its_forms(tmp_path: Path) -> None:
         read_facts(tmp_path / "records.json")
     (listed,), _ = read(write(tmp_path, [IN_LISTS]))
     assert listed.request.target_true == "Kiel" and listed.paraphrase_prompts == ("Leo Tarn died in",)
+    named = {name: value for name, value in IN_LISTS.items() if name != "rephrase_prompt"}
+    for rephrased in ("Leo Tarn died in", ["Leo Tarn died in"]):  # the other name that EasyEdit reads
+        ((other,), _) = read(write(tmp_path, [named | {"rephrase": rephrased}]))
+        assert other == listed
     assert [(one.kind, one.targets_new) for one in listed.portability_prompts] == [
         ("logic", ("no", "false")),
         ("alias", ("Bonn",)),

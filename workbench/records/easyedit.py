@@ -76,10 +76,18 @@ def _knowedit(node: Node) -> Record:
     return Record(
         case_id=_case(node),
         request=request,
-        paraphrase_prompts=(node.at("rephrase_prompt").text(),) if node.has("rephrase_prompt") else (),
+        paraphrase_prompts=_rephrased(node),
         portability_prompts=tuple(portability),
         locality_prompts=tuple(locality),
     )
+
+
+def _rephrased(node: Node) -> tuple[str, ...]:
+    """A text or several, under either of the names in use."""
+    found = next((node.at(name) for name in ("rephrase_prompt", "rephrase") if node.has(name)), None)
+    if found is None:
+        return ()
+    return found.texts() if isinstance(found.value, list) else (found.text(),)
 
 
 def _members(node: Node, field: str) -> list[tuple[str, Node]]:
