@@ -1,6 +1,7 @@
 """Figures show the numbers they are given, keep their text inside, and leave no global state behind."""
 
 import warnings
+from itertools import combinations
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -187,6 +188,17 @@ def test_layer_comparison_gives_the_correlation() -> None:
     line = panel(figure, "Editing at the layer").lines[0]
     np.testing.assert_allclose(np.asarray(line.get_ydata()), [10, 40, 30, 90])
     assert panel(figure, "Tracing: restoring the MLP").get_ylabel() == "Average indirect effect"
+
+
+def test_layers_whose_dots_lie_together_share_a_label() -> None:
+    effects = [0.141, 0.155, 0.154, 0.164, 0.167, 0.172, 0.102, 0.076, 0.073, 0.022, 0.0]
+    scores = [0.927, 0.956, 0.95, 0.946, 0.952, 0.952, 0.939, 0.925, 0.837, 0.787, 0.622]
+    figure = layer_comparison_figure(make_layers(scores, effects))
+    figure.draw_without_rendering()
+    against = figure.axes[-1]
+    labels = {text.get_text(): text.get_window_extent() for text in against.texts}
+    assert set(labels) == {"0", "1-5", "6", "7", "8", "9", "10"}
+    assert not any(one.overlaps(other) for one, other in combinations(labels.values(), 2))
 
 
 def test_layer_comparison_without_spread_has_no_correlation() -> None:

@@ -8,8 +8,12 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.cluster.hierarchy import fclusterdata
 
 from workbench.figures.plotting import SCORE_STYLES, SITE_STYLES, STYLE, WIDTH, LineStyle, banded_line, layer_ticks
+
+_CLOSE = 0.07
+"""Distance of dots, as a part of a panel, at which their labels would meet."""
 
 
 @matplotlib.rc_context(STYLE)
@@ -69,13 +73,32 @@ def _scatter(ax: Axes, frame: pd.DataFrame, score: str) -> None:
     both = pd.concat([_measure(frame, "effect")["value"], 100 * _measure(frame, score)["value"]], axis=1).dropna()
     layers, (x, y) = both.index.to_numpy(), both.to_numpy(float).T
     ax.plot(x, y, linestyle="none", marker="o", color="#222222", markersize=4)
-    for index, layer in enumerate(layers):
-        left = layer > layers[x.argmax()]  # layers on either side of the peak have like effects
-        where: dict[str, Any] = {"xytext": (-4 if left else 4, 3), "ha": "right" if left else "left"}
-        spot = (x[index], y[index])
-        ax.annotate(f"{layer:g}", spot, textcoords="offset points", fontsize=8, color="#555555", **where)
+    for some in _near(x, y):  # one label for dots that lie so close that theirs would meet
+        above = {"xytext": (0, 5), "ha": "center"}
+        left = layers[some[0]] > layers[x.argmax()]  # layers on either side of the peak have like effects
+        beside = {"xytext": (-4 if left else 4, 3), "ha": "right" if left else "left"}
+        where: dict[str, Any] = above if len(some) > 1 else beside
+        spot = (x[some].mean(), y[some].max())
+        ax.annotate(_named(layers[some]), spot, textcoords="offset points", fontsize=8, color="#555555", **where)
     varies = len(both) > 2 and x.std() > 0 and y.std() > 0
     correlation = f"r = {np.corrcoef(x, y)[0, 1]:.2f}" if varies else "too few layers for r"
     ax.set_title(f"{score} against effect, {correlation}")
     ax.set(xlabel="Average indirect effect", ylabel=f"{score} (%)")
     ax.margins(0.12)
+
+
+def _near(x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
+    """Indices of dots in groups, each dot of which has another one close by."""
+    if len(x) < 2:
+        return [np.arange(len(x))] if len(x) else []
+    spread = [values / (np.ptp(values) or 1) for values in (x, y)]
+    groups = fclusterdata(np.stack(spread, axis=1), t=_CLOSE, criterion="distance", method="single")
+    return [np.flatnonzero(groups == group) for group in np.unique(groups)]
+
+
+def _named(layers: np.ndarray) -> str:
+    """Layers as a text, neighbors as from-to."""
+    runs = np.split(layers, np.flatnonzero(np.diff(layers) > 1) + 1)
+    ends = (run[[0, -1]] if len(run) > 2 else run for run in runs)
+    joined = ("-" if len(run) > 2 else ", " for run in runs)
+    return ", ".join(how.join(f"{one:g}" for one in some) for how, some in zip(joined, ends, strict=True))
