@@ -36,14 +36,14 @@ from workbench.edits.edit import Edit
 from workbench.figures.methods import asked_figure, course_figure
 from workbench.machine.as_json import from_json, to_json
 from workbench.machine.intervals import Estimate, bootstrap_mean, wilson
-from workbench.machine.progress import track
+from workbench.machine.processes import Workers
 from workbench.measuring.implications import DISTANCES, IMPLICATIONS, REACH, Probed, followed, probe, probes, reach
 from workbench.models.model import Model
 from workbench.records.facts import Record
 from workbench.records.reading import read_records
 from workbench.report.elements import Paragraph, Section
 from workbench.runs.run import Run
-from workbench.studies.alone import each_alone
+from workbench.studies.alone import each_alone, each_unedited
 from workbench.studies.checked import scored
 from workbench.studies.defaults import default_records, default_text, records_path
 from workbench.studies.every_method import check_methods, headline, made_editor, tried, whys
@@ -95,7 +95,7 @@ def main(
         run = page.run
         page.show = lambda: show(run, every[:limit])
         layer = settled_layer(run, loaded, every, layer=layer, seed=seed, engine=engine)
-        ask_unedited(run, loaded, every[:limit], every)
+        ask_unedited(run, loaded, every[:limit], every, those)
         making = {"layer": layer, "preset_of": preset, "text": text, "seed": seed}
         for method in methods:
             left = unfinished(run, method, every[:limit])
@@ -121,13 +121,20 @@ def asks(record: Record) -> list[tuple[str, str]]:
     return [(prompt, target) for _, _, prompt, targets in probes(record, ()) for target in targets]
 
 
-def ask_unedited(run: Run, model: Model, records: Sequence[Record], every: Sequence[Record]) -> None:
+def ask_unedited(
+    run: Run, model: Model, records: Sequence[Record], every: Sequence[Record], workers: Workers[Model] | None
+) -> None:
     """Ask the model as it is what is not asked yet; a record that fails is left out for all methods."""
     finished = run.done("unedited", "case_id")
     left = [record for record in sound(run, records) if record.case_id not in finished]
-    for record in track(left, "Asking the unedited model", len(left)):
-        with run.keeping(record.case_id, of=len(records)):
-            run.append("unedited", {"case_id": record.case_id, "state": to_json(probe(model, record, every))})
+    title, ask = "Asking the unedited model", partial(asked, every)
+    for record, state in each_unedited(run, model, left, ask, title=title, of=len(records), workers=workers):
+        run.append("unedited", {"case_id": record.case_id, "state": state})
+
+
+def asked(every: Sequence[Record], model: Model, record: Record) -> Any:
+    """What the model makes of a record as it is, as JSON values."""
+    return to_json(probe(model, record, every))
 
 
 def unfinished(run: Run, method: str, records: Sequence[Record]) -> list[Record]:
@@ -140,7 +147,7 @@ def unfinished(run: Run, method: str, records: Sequence[Record]) -> list[Record]
 def answered(every: Sequence[Record], model: Model, edit: Edit, record: Record) -> Any:
     """What the model makes of a record with its edit, as JSON values."""
     with edit.applied(model):
-        return to_json(probe(model, record, every))
+        return asked(every, model, record)
 
 
 # What came of it ---------------------------------------------------------------------------------------

@@ -37,7 +37,6 @@ from workbench.machine.allocator import peak_memory
 from workbench.machine.as_json import from_json, to_json
 from workbench.machine.failures import FAILURES
 from workbench.machine.processes import Workers
-from workbench.machine.progress import track
 from workbench.measuring.survey import Answered, SurveyScores, survey_scores, survey_state, surveyed_pairs
 from workbench.models.model import Model
 from workbench.records.facts import Record
@@ -45,7 +44,7 @@ from workbench.records.reading import read_records
 from workbench.report.elements import Paragraph, Section
 from workbench.runs.run import Run
 from workbench.studies.ahead import shared
-from workbench.studies.alone import each_alone
+from workbench.studies.alone import each_alone, each_unedited
 from workbench.studies.checked import scored
 from workbench.studies.defaults import default_records, default_text, records_path
 from workbench.studies.every_method import check_methods, headline, made_editor, tried, whys
@@ -104,7 +103,7 @@ def main(
         facts = [record for every in named.values() for record in every]
         layer = settled_layer(run, loaded, facts, layer=layer, seed=seed, engine=engine)
         for name, some in sets.items():
-            score_unedited(run, loaded, name, some)
+            score_unedited(run, loaded, name, some, those)
         making = {"layer": layer, "preset_of": preset, "text": text, "seed": seed}
         asked, edited = run.rows("unedited"), run.rows("edited")
         for method in methods:
@@ -124,14 +123,15 @@ def unfinished(
     return [record for record in some if record.case_id in before and record.case_id not in finished]
 
 
-def score_unedited(run: Run, model: Model, name: str, records: Sequence[Record]) -> None:
+def score_unedited(
+    run: Run, model: Model, name: str, records: Sequence[Record], workers: Workers[Model] | None
+) -> None:
     """Score what is not scored yet of a data set by the model as it is; a record that fails is left out for all."""
     finished = {row["case_id"] for row in run.rows("unedited") if row["records"] == name} | run.failed(method=name)
     left = [record for record in records if record.case_id not in finished]
-    for record in track(left, f"Asking {name}", len(left)):
-        with run.keeping(record.case_id, of=len(records), method=name):
-            state = to_json(survey_state(model, record))
-            run.append("unedited", {"records": name, "case_id": record.case_id, "answers": state})
+    form: dict[str, Any] = {"title": f"Asking {name}", "of": len(records), "method": name}
+    for record, state in each_unedited(run, model, left, survey_state, workers=workers, **form):
+        run.append("unedited", {"records": name, "case_id": record.case_id, "answers": to_json(state)})
 
 
 def edit_each(

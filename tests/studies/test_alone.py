@@ -21,7 +21,7 @@ from workbench.machine.processes import Processes, Workers, several
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest, Record
 from workbench.runs.run import Run
-from workbench.studies.alone import each_alone
+from workbench.studies.alone import each_alone, each_unedited
 
 RECORDS = [
     capital(1, "Portugal", "Lisbon", "Moscow"),
@@ -70,6 +70,22 @@ def test_several_give_what_one_gives(tiny_gpt2: Model, tmp_path: Path, editor: E
     failures = [run.rows("failures") for run in runs]
     assert failures[0] == failures[1] and [row["case_id"] for row in failures[0]] == [2] * isinstance(editor, ROME)
     assert all((row["of"], row["method"]) == (3, "x") and "not Japan" in row["reason"] for row in failures[0])
+
+
+def test_several_ask_the_unedited_model_as_one_does(tiny_gpt2: Model, tmp_path: Path) -> None:
+    def ask(model: Model, record: Record) -> float:
+        if record.request.subject == "Japan":
+            raise ValueError("not Japan")
+        return model.logits(model.tokenize([record.request.prompt]))[0, -1].sum().item()
+
+    given = []
+    for crew in (None, Processes(state=tiny_gpt2, count=2)):
+        run = Run.create(tmp_path / str(len(given)), {})
+        some = each_unedited(run, tiny_gpt2, RECORDS, ask, title="Asking", of=3, method="x", workers=crew)
+        given.append({record.case_id: value for record, value in some})
+        (row,) = run.rows("failures")
+        assert (row["case_id"], row["of"], row["method"]) == (2, 3, "x") and "not Japan" in row["reason"]
+    assert given[0].keys() == {1, 3} and given[0] == pytest.approx(given[1], rel=1e-5)
 
 
 @pytest.mark.parametrize("count", [1, 2])
