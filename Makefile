@@ -74,7 +74,7 @@ atlas: $(DONE)  # the embedded model and its control, from the tables; then the 
 	$(BIN)/python -m workbench.atlas train
 	$(BIN)/python -m workbench.atlas card
 
-reports: $(DONE)  # what reports/ and README.md show of the embedded model: two hours on two cores
+reports: $(DONE)  # what reports/ and README.md show of the embedded model: hours on two cores
 	$(BIN)/python reports/refresh.py --jobs 2
 
 reports-real: $(DONE)  # and of SmolLM2: hours on two cores
