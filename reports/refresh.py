@@ -157,10 +157,8 @@ def main(
     alone = [name for name in names if jobs == 1 or "benchmark" in str(every[name][1])]  # with the whole machine
     at_once([name for name in names if name not in alone], every, jobs)
     for name in alone:
-        code = subprocess.run([*every[name], "--out", RUNS / name], cwd=ROOT, check=False).returncode
-        if code not in FINISHED:
+        if (code := make(name, every[name])) not in FINISHED:
             raise ValueError(f"{name} ended with {code}: the same command goes on where it was")
-        put(name)
     page = ROOT / "README.md"
     page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
     for report in (ROOT / "reports").rglob("report.html"):
@@ -178,15 +176,13 @@ def at_once(names: Sequence[str], every: Mapping[str, tuple[Any, ...]], jobs: in
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w", encoding="utf-8") as file:
             one = {**os.environ, "OMP_NUM_THREADS": "1"}
-            told: dict[str, Any] = {"stdout": file, "stderr": subprocess.STDOUT, "env": one}
-            done = subprocess.run([*every[name], "--out", RUNS / name], cwd=ROOT, check=False, **told)
-        return name, (time.monotonic() - began) / 60, done.returncode
+            code = make(name, every[name], stdout=file, stderr=subprocess.STDOUT, env=one)
+        return name, (time.monotonic() - began) / 60, code
 
     with ThreadPoolExecutor(jobs) as pool:
         for done in as_completed([pool.submit(run, name) for name in names]):
             name, minutes, code = done.result()
             if code in FINISHED:
-                put(name)
                 (RUNS / f"{name}.log").unlink()
                 print(f"{name}: {minutes:.1f} min", flush=True)
             else:
@@ -194,6 +190,14 @@ def at_once(names: Sequence[str], every: Mapping[str, tuple[Any, ...]], jobs: in
                 print(f"{name} ended with {code} after {minutes:.1f} min: see {RUNS / f'{name}.log'}", flush=True)
     if failed:
         raise ValueError(f"{', '.join(failed)} failed; the same command goes on where they were")
+
+
+def make(name: str, command: Sequence[Any], **told: Any) -> int:
+    """Run a command, see `subprocess.run` for what it may be told, and put in place what it has; its exit code."""
+    code = subprocess.run([*command, "--out", RUNS / name], cwd=ROOT, check=False, **told).returncode
+    if code in FINISHED:
+        put(name)
+    return code
 
 
 def put(name: str) -> None:

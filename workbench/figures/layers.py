@@ -99,6 +99,5 @@ def _near(x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
 def _named(layers: np.ndarray) -> str:
     """Layers as a text, neighbors as from-to."""
     runs = np.split(layers, np.flatnonzero(np.diff(layers) > 1) + 1)
-    ends = (run[[0, -1]] if len(run) > 2 else run for run in runs)
-    joined = ("-" if len(run) > 2 else ", " for run in runs)
-    return ", ".join(how.join(f"{one:g}" for one in some) for how, some in zip(joined, ends, strict=True))
+    texts = [f"{run[0]:g}-{run[-1]:g}" if len(run) > 2 else ", ".join(map("{:g}".format, run)) for run in runs]
+    return ", ".join(texts)

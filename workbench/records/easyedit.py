@@ -55,7 +55,7 @@ def _knowedit(node: Node) -> Record:
     prompt, new, about = (node.at(name if node.has(name) else other) for name, other in names.items())
     template, subject = subject_template(prompt, [about.text()])
     true = node.at("ground_truth", optional=True)
-    known = true.texts() if isinstance(true.value, list) else (true.text(),)
+    known = _texts(true)
     request = EditRequest(
         template=template,
         subject=subject,
@@ -83,11 +83,13 @@ def _knowedit(node: Node) -> Record:
 
 
 def _rephrased(node: Node) -> tuple[str, ...]:
-    """A text or several, under either of the names in use."""
-    found = next((node.at(name) for name in ("rephrase_prompt", "rephrase") if node.has(name)), None)
-    if found is None:
-        return ()
-    return found.texts() if isinstance(found.value, list) else (found.text(),)
+    """What stands under either of the names in use."""
+    return next((_texts(node.at(name)) for name in ("rephrase_prompt", "rephrase") if node.has(name)), ())
+
+
+def _texts(node: Node) -> tuple[str, ...]:
+    """A text, or a list of them."""
+    return node.texts() if isinstance(node.value, list) else (node.text(),)
 
 
 def _members(node: Node, field: str) -> list[tuple[str, Node]]:

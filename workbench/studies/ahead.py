@@ -78,8 +78,8 @@ def lot_size(number: int, together: int, workers: int) -> int:
     """Records of a lot, at most so many together, such that all workers have as much to do."""
     if workers == 1:
         return together
-    lots = math.ceil(math.ceil(number / together) / workers) * workers
-    return max(1, math.ceil(number / max(1, lots)))
+    rounds = math.ceil(number / (together * workers)) or 1
+    return math.ceil(number / (rounds * workers)) or 1
 
 
 def searches(editor: Any) -> bool:
