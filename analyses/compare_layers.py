@@ -38,12 +38,12 @@ from workbench.measuring.layer_choice import comparable, compare_method, last_su
 from workbench.measuring.scores import Evaluation, RecordScores
 from workbench.models.model import Model
 from workbench.records.facts import Record
-from workbench.records.reading import read_records
+from workbench.records.reading import read_records, stating_facts
 from workbench.report.elements import Paragraph, Section
 from workbench.runs.run import Run
 from workbench.studies.alone import each_alone
 from workbench.studies.before import Before
-from workbench.studies.checked import scored, traced
+from workbench.studies.checked import check_for_s, scored, traced
 from workbench.studies.defaults import default_records, default_text, default_window, records_path
 from workbench.studies.edit import make_editor, statistics_texts
 from workbench.studies.going_on import sound
@@ -56,7 +56,7 @@ from workbench.studies.layer_report import (
     results,
     sentence,
 )  # fmt: skip
-from workbench.studies.locate import check_tracing, locate, stating_facts, true_facts
+from workbench.studies.locate import check_tracing, locate, true_facts
 from workbench.studies.located import Located
 from workbench.studies.replicas import chosen_workers
 from workbench.tracing.trace import CausalTrace
@@ -100,7 +100,8 @@ def main(
     for method in methods:
         one_of("--methods", method, METHODS)
     records = records or default_records(model)
-    every = stating_facts(read_records(records_path(records)))
+    every = stating_facts(read_records(records_path(records)), records)
+    check_for_s(every[:limit], records)
     loaded = load(model, device=device, dtype=dtype)
     text, window = text or default_text(loaded), window or default_window(loaded)
     layers = sorted(set(layers or range(loaded.n_layers)))

@@ -38,14 +38,14 @@ from workbench.measuring.scores import Evaluation
 from workbench.measuring.summaries import summarise
 from workbench.models.model import Model
 from workbench.records.facts import Record
-from workbench.records.reading import read_records
+from workbench.records.reading import read_records, stating_facts
 from workbench.report.elements import Section
 from workbench.runs.run import Run
 from workbench.studies.checked import scored
 from workbench.studies.defaults import default_records, records_path
 from workbench.studies.edit import make_editor, statistics_texts
 from workbench.studies.going_on import sound
-from workbench.studies.locate import check_tracing, settled_layer, stating_facts
+from workbench.studies.locate import check_tracing, settled_layer
 from workbench.tables.scores import main_table
 from workbench.tables.table import to_markdown
 
@@ -73,7 +73,7 @@ def main(
     """Edit every record once for each text, then print and save both tables."""
     check_tracing("last_subject", engine)
     records = records or default_records(model)
-    every = stating_facts(read_records(records_path(records)))
+    every = stating_facts(read_records(records_path(records)), records)
     loaded = load(model, device=device, dtype=dtype)
     check_editor(loaded, "rome", layer=layer, preset_of=preset)
     # A file is named without its folder, so that the report says the same wherever it was read.

@@ -42,7 +42,7 @@ from workbench.machine.progress import track
 from workbench.measuring.perplexity import perplexity
 from workbench.models.model import Model
 from workbench.records.facts import Record
-from workbench.records.reading import read_records
+from workbench.records.reading import read_records, stating_facts
 from workbench.records.texts import read_texts
 from workbench.report.elements import Paragraph, Section
 from workbench.runs.run import Run
@@ -50,7 +50,7 @@ from workbench.studies.checked import edited, scored
 from workbench.studies.defaults import RECORDS, default_records, default_text, records_path
 from workbench.studies.edit import make_editor
 from workbench.studies.going_on import complete, failing, going_on, left_out, made, sound
-from workbench.studies.locate import check_tracing, settled_layer, stating_facts
+from workbench.studies.locate import check_tracing, settled_layer
 from workbench.studies.stack_report import PANELS, by_layer, curves, stack_table, summaries, verdict
 from workbench.studies.stacked_edits import (
     Plan,
@@ -102,7 +102,7 @@ def main(
     methods, records = methods or ready(model), records or default_records(model)
     folder = RECORDS.get(records)
     files = [folder / f"records_{part}.json" for part in ("train", "evaluation")] if folder else [records_path(records)]
-    every = stating_facts([record for file in files for record in read_records(file)])
+    every = stating_facts([record for file in files for record in read_records(file)], ", ".join(map(str, files)))
     plan = plan_stacks(distinct(every), edits, sample=sample, seed=seed)
     loaded = load(model, device=device, dtype=dtype)
     for method in methods:

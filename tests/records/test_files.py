@@ -32,12 +32,23 @@ def test_all_that_is_malformed_is_told_together(tmp_path: Path) -> None:
     assert twice == "record 1: field 'case_id': expected a number of its own (record 0 has the same), got 7"
 
 
-def test_facts_that_lack_their_answers_are_told_together(tmp_path: Path) -> None:
+def test_records_without_true_answers_are_no_facts(tmp_path: Path) -> None:
     rewrite = COUNTERFACT["requested_rewrite"] | {"target_true": None}
     some = [COUNTERFACT | {"case_id": case, "requested_rewrite": rewrite} for case in (5, 3)]
-    (tmp_path / "records.json").write_text(json.dumps([COUNTERFACT, *some]))
-    with pytest.raises(RecordError, match=r"2 of 3 .*: record 1: field 'requested_rewrite.target_true'.*; record 2: "):
-        read_facts(tmp_path / "records.json")
+    path = tmp_path / "records.json"
+    path.write_text(json.dumps([COUNTERFACT, *some]))
+    with pytest.warns(UserWarning, match=r"2 of 3 records have no true answer"):
+        assert [fact.object for fact in read_facts(path)] == ["Africa"]
+    path.write_text(json.dumps(some))
+    with pytest.raises(RecordError, match=r"records\.json: none of 2 records has a true answer"):
+        read_facts(path)
+
+
+@pytest.mark.parametrize("name", ["records.json", "records.jsonl"])
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path, name: str) -> None:
+    text = json.dumps(MEND) if name.endswith("l") else json.dumps([MEND])
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    assert read_records(tmp_path / name)[0].request.subject == "Unimill"
 
 
 def test_a_file_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

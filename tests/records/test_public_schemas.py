@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from known_schemas import FLAT, IN_LISTS, KNOWEDIT, MEND, ORIGINAL
+from known_schemas import COUNTERFACT, FLAT, IN_LISTS, KNOWEDIT, MEND, ORIGINAL
 
 from workbench.records.counterfact import write_counterfact
 from workbench.records.course import write_requests
@@ -110,7 +110,7 @@ def test_knowedit_in_both_its_forms(tmp_path: Path) -> None:
         ),
     )
     assert "no true answers" in said
-    with pytest.raises(RecordError, match="record 0: field 'ground_truth': expected the true target"):
+    with pytest.raises(RecordError, match="none of 1 records has a true answer"):
         read_facts(tmp_path / "records.json")
     (listed,), _ = read(write(tmp_path, [IN_LISTS]))
     assert listed.request.target_true == "Kiel" and listed.paraphrase_prompts == ("Leo Tarn died in",)
@@ -165,6 +165,82 @@ def test_where_a_question_has_its_subject(
     assert record.request.prompt == question
 
 
+@pytest.mark.parametrize(
+    ("record", "changes", "message"),
+    [
+        (MEND, {"alt": ""}, "field 'alt': expected an answer to edit to, got ''"),
+        (ORIGINAL, {"alternatives": []}, "field 'alternatives': expected one or more answers to edit to, got []"),
+        (FLAT, {"target_new": " "}, "field 'target_new': expected an answer to edit to, got ' '"),
+        (IN_LISTS, {"target_new": ""}, "field 'target_new': expected an answer to edit to, got ''"),
+    ],
+)
+def test_a_record_without_an_answer_to_edit_to_is_refused_by_itself(
+    tmp_path: Path, record: dict[str, Any], changes: dict[str, Any], message: str
+) -> None:
+    first = record | ({"case_id": 99} if "case_id" in record else {})
+    records, said = read(write(tmp_path, [first, record | changes]))
+    assert len(records) == 1 and "1 of 2 records are refused and left out" in said and message in said
+
+
+@pytest.mark.parametrize("empty", [None, "", [], [[]], [[""]], [None]])
+def test_a_question_without_a_right_answer_is_left_out(tmp_path: Path, empty: Any) -> None:
+    asked = [{"prompt": "Is Leo Tarn alive?", "ground_truth": empty}, {"prompt": "Leo Tarn is", "ground_truth": "dead"}]
+    (record,), said = read(write(tmp_path, [IN_LISTS | {"portability": {"Reasoning": asked}}]))
+    assert [(one.prompt, one.targets_new) for one in record.portability_prompts] == [("Leo Tarn is", ("dead",))]
+    assert "records.json: 1 question has no right answer: left out" in said
+
+
+@pytest.mark.parametrize("empty", [None, "", []])
+def test_knowedit_may_have_nothing_where_something_is_optional(tmp_path: Path, empty: Any) -> None:
+    fields = ("ground_truth", "rephrase_prompt", "portability", "locality")
+    (record,), _ = read(write(tmp_path, [IN_LISTS | dict.fromkeys(fields, empty)]))
+    assert record.request.target_true is None
+    assert not (record.paraphrase_prompts or record.portability_prompts or record.locality_prompts)
+    (kinds,), _ = read(write(tmp_path, [IN_LISTS | {"portability": {"Reasoning": empty}}]))
+    assert not kinds.portability_prompts
+    (nested,), _ = read(write(tmp_path, [IN_LISTS | {"ground_truth": [["Kiel", "Kiel, Germany"]]}]))
+    assert nested.request.target_true == "Kiel"
+
+
+def test_easyedits_flat_records_keep_what_else_they_ask(tmp_path: Path) -> None:
+    more = {name: IN_LISTS[name] for name in ("portability", "locality")}
+    (record,), _ = read(write(tmp_path, [FLAT | more]))
+    assert [one.kind for one in record.portability_prompts] == ["logic", "alias"]
+    assert [one.kind for one in record.locality_prompts] == ["forgetfulness"] and record.neighborhood_prompts
+    one = Probe(prompt="Who rules it?", targets_new=("Ann",), kind="one hop")
+    surveyed = {"portability": {"New Question": "Who rules it?", "New Answer": "Ann"}}
+    paired = {"portability_prompt": "Who rules it?", "portability_ground_truth": "Ann"}
+    for form in (surveyed, paired):
+        (record,), _ = read(write(tmp_path, [FLAT | form]))
+        assert record.portability_prompts == (one,)
+
+
+def test_a_natural_question_is_no_neighbor_whatever_its_answer(tmp_path: Path) -> None:
+    same = {"locality_prompt": MEND["loc"], "locality_ground_truth": FLAT["ground_truth"]}
+    (record,), _ = read(write(tmp_path, [FLAT | same]))
+    assert not record.neighborhood_prompts and record.locality_prompts[0].kind == "natural questions"
+
+
+def test_a_reversed_question_is_answered_as_the_file_writes_the_subject(tmp_path: Path) -> None:
+    lower = {"subject": "UNIMILL", "inverse question": "Who makes kites?"}
+    (mend,), _ = read(write(tmp_path, [MEND | lower]))
+    assert mend.request.subject == "Unimill" and mend.portability_prompts[0].targets_new == ("UNIMILL",)
+    (record,), _ = read(write(tmp_path, [KNOWEDIT | {"prompt": "who is the father of jun abe?"}]))
+    assert record.portability_prompts[0].kind == "reversed"
+
+
+@pytest.mark.parametrize("record", [MEND, COUNTERFACT])
+def test_an_empty_portability_is_none(tmp_path: Path, record: dict[str, Any]) -> None:
+    (read_back,), _ = read(write(tmp_path, [record | {"portability": {}}]))
+    assert not read_back.portability_prompts
+
+
+def test_several_edits_a_record_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    several = COUNTERFACT | {"requested_rewrite": [COUNTERFACT["requested_rewrite"]] * 2}
+    with pytest.raises(RecordError, match="as MQuAKE has them, are not read: give each edit a record"):
+        read_records(write(tmp_path, [several, several]))
+
+
 def test_a_question_without_its_subject_is_refused_by_itself(tmp_path: Path) -> None:
     lost = MEND | {"subject": "Bimill"}
     records, said = read(write(tmp_path, [MEND, lost, MEND]))
@@ -176,12 +252,11 @@ def test_a_question_without_its_subject_is_refused_by_itself(tmp_path: Path) -> 
 
 
 BAD: list[tuple[dict[str, Any], dict[str, Any], str]] = [
-    (MEND, {"alt": ""}, "field 'alt': expected a non-empty string, got ''"),
+    (MEND, {"portability": ["q?"]}, "field 'portability': expected an object, got ['q?']"),
     (MEND, {"answers": []}, "field 'answers': expected one or more right answers, got []"),
     (MEND, {"src": "What {} is Unimill?"}, "field 'src': expected a prompt without {}, got"),
     (MEND, {"loc_ans": None}, "field 'loc_ans': expected a non-empty string, got None"),
     (MEND, {"portability": {"New Question": "?"}}, "field 'portability.New Answer': expected it to be there"),
-    (ORIGINAL, {"alternatives": []}, "field 'alternatives': expected one or more answers to edit to, got []"),
     (ORIGINAL, {"output": [{}]}, "field 'output': expected one or more objects with an 'answer', got [{}]"),
     (ORIGINAL, {"output": [{"answer": "Ara"}]}, "expected the subject in 'subject', 'meta.sub_surface' or"),
     (FLAT, {"ground_truth": 3}, "field 'ground_truth': expected a non-empty string, got 3"),
@@ -192,7 +267,6 @@ BAD: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         {"locality": {"Forgetfulness": {"prompt": ["a", "b"], "ground_truth": ["c"]}}},
         "field 'locality.Forgetfulness.ground_truth': expected as many as there are prompts (2), got ['c']",
     ),
-    (KNOWEDIT, {"portability": {"reasoning": [{"prompt": "a", "ground_truth": [[]]}]}}, "one or more right answers"),
 ]
 
 

@@ -40,12 +40,12 @@ def compare(
     The script analyses/compare_editors.py says more of it, and goes on in the same run.
     """
     from workbench.editors.make import check_editor, ready
-    from workbench.records.reading import read_records
+    from workbench.records.reading import read_records, stating_facts
     from workbench.studies.checked import scored
     from workbench.studies.defaults import default_records, default_text, records_path
     from workbench.studies.edit_alone import edit_alone, unedited
     from workbench.studies.editor_report import headline, show
-    from workbench.studies.locate import check_tracing, settled_layer, stating_facts
+    from workbench.studies.locate import check_tracing, settled_layer
     from workbench.studies.one_batch import edit_stacked
     from workbench.studies.replicas import chosen_workers
     from workbench.studies.stacked_edits import distinct
@@ -53,7 +53,7 @@ def compare(
     check_tracing("last_subject", engine)
     methods, stacked = methods or ready(model), [method for method in stacked if method != "none"]
     records = records or default_records(model)
-    every = stating_facts(read_records(records_path(records)))
+    every = stating_facts(read_records(records_path(records)), records)
     loaded = load(model, device=device, dtype=dtype)
     for method in dict.fromkeys([*methods, *stacked]):
         check_editor(loaded, method, layer=layer, preset_of=preset)

@@ -1,14 +1,19 @@
 """EasyEdit's own files (Wang et al. 2308.07269): flat CounterFact and zsRE; and KnowEdit (Zhang et al. 2401.01286)."""
 
+import warnings
+from collections.abc import Callable, Iterator
+
 from workbench.records.facts import EditRequest, Probe, Record
 from workbench.records.fields import Node, probe
 from workbench.records.files import Source, each, nodes
-from workbench.records.questions import is_natural, own_answer, subject_template
+from workbench.records.questions import is_natural, one_hop, own_answer, subject_template
 
 REPHRASE = "EasyEdit's rephrase_prompt"
 """What stands for a paraphrase in EasyEdit's CounterFact; mostly it is a question about something that follows."""
 
 _PORTABILITY = {"reasoning": "one hop", "subject_aliasing": "alias", "logical_generalization": "logic"}
+_KINDS = ("portability", "locality")
+"""Fields of questions by kind."""
 _UNKNOWN = "<|endoftext|>"
 """What KnowEdit has for a true answer that it does not know."""
 
@@ -19,33 +24,51 @@ def read_easyedit(source: Source) -> list[Record]:
     A locality prompt whose answer is the edit's own true one counts as a neighborhood prompt, as in CounterFact. Its
     CounterFact is the data set whose locality prompts are no natural questions.
 
-    FileNotFoundError, or RecordError naming file, record and field; see `read_zsre` for questions without subject.
+    FileNotFoundError, or RecordError naming file, record and field; see `read_zsre` for what is refused by itself.
     """
-    return each(nodes(source), _flat)
+    return _each(source, _flat)
 
 
 def read_knowedit(source: Source) -> list[Record]:
     """Records of KnowEdit, with portability and locality by kind, in either of the forms in which they go round.
 
     Of its portability "reasoning" is one hop, "Subject_Aliasing" alias, and "Logical_Generalization" reversed where the
-    subject is the answer, else logic. Kinds of locality keep their names. Its Sanitation set is not read.
+    subject is the answer, else logic. Kinds of locality keep their names. Questions without a right answer are left
+    out, and a warning says how many. Its Sanitation set is not read.
 
-    FileNotFoundError, or RecordError naming file, record and field; see `read_zsre` for questions without subject.
+    FileNotFoundError, or RecordError naming file, record and field; see `read_zsre` for what is refused by itself.
     """
-    return each(nodes(source), _knowedit)
+    return _each(source, _knowedit)
+
+
+def _each(source: Source, read: Callable[[Node], Record]) -> list[Record]:
+    found, unanswered = nodes(source), 0
+
+    def counted(node: Node) -> Record:
+        nonlocal unanswered
+        record = read(node)
+        unanswered += sum(not answers for field in _KINDS for *_, answers in _questions(node, field))
+        return record
+
+    records = each(found, counted)
+    if unanswered:
+        said = "question has" if unanswered == 1 else "questions have"
+        warnings.warn(f"{found[0].file}: {unanswered:,} {said} no right answer: left out", stacklevel=4)
+    return records
 
 
 def _flat(node: Node) -> Record:
-    true, new = node.at("ground_truth").text(), node.at("target_new").text()
+    true, new = node.at("ground_truth").text(), node.at("target_new").wanted()
     template, subject = subject_template(node.at("prompt"), [node.at("subject").text()])
     local = own_answer(node.at("locality_prompt"), node.at("locality_ground_truth").text())
-    near = true in local.targets_true
+    near = true in local.targets_true and not is_natural(local.prompt)
     return Record(
         case_id=_case(node),
         request=EditRequest(template=template, subject=subject, target_new=new, target_true=true),
         paraphrase_prompts=(node.at("rephrase_prompt").text(),),
         neighborhood_prompts=(local.prompt,) if near else (),
-        locality_prompts=() if near else (local,),
+        portability_prompts=_portability(node, node.at("subject").text()),
+        locality_prompts=(*(() if near else (local,)), *_locality(node)),
         rephrased_by="" if is_natural(local.prompt) else REPHRASE,
     )
 
@@ -54,46 +77,59 @@ def _knowedit(node: Node) -> Record:
     names = {"prompt": "text", "target_new": "labels", "subject": "concept"}  # WikiBio's
     prompt, new, about = (node.at(name if node.has(name) else other) for name, other in names.items())
     template, subject = subject_template(prompt, [about.text()])
-    true = node.at("ground_truth", optional=True)
-    known = _texts(true)
+    known = _answers(node.at("ground_truth", optional=True))
     request = EditRequest(
         template=template,
         subject=subject,
-        target_new=new.text(),
+        target_new=new.wanted(),
         target_true=known[0] if known and known[0] != _UNKNOWN else None,
     )
-    portability: list[Probe] = []
-    for name, asked in _members(node, "portability"):
-        kind = _PORTABILITY.get(name.lower()) or asked.fail(f"a kind that is one of {', '.join(_PORTABILITY)}")
-        for one, answers in _asked(asked):
-            backwards = kind == "logic" and subject in answers
-            portability.append(probe(one, answers, (), kind="reversed" if backwards else kind))
-    locality = [
-        probe(one, answers, answers, kind=name.replace("_", " ").lower())
-        for name, asked in _members(node, "locality")
-        for one, answers in _asked(asked)
-    ]
     return Record(
         case_id=_case(node),
         request=request,
         paraphrase_prompts=_rephrased(node),
-        portability_prompts=tuple(portability),
-        locality_prompts=tuple(locality),
+        portability_prompts=_portability(node, about.text()),
+        locality_prompts=_locality(node),
     )
 
 
-def _rephrased(node: Node) -> tuple[str, ...]:
-    """What stands under either of the names in use."""
-    return next((_texts(node.at(name)) for name in ("rephrase_prompt", "rephrase") if node.has(name)), ())
+def _portability(node: Node, subject: str) -> tuple[Probe, ...]:
+    """By kind, or the survey's one question, or what EasyEdit makes of one."""
+    if node.has("portability_prompt"):
+        answers = _answers(node.at("portability_ground_truth"))
+        return (probe(node.at("portability_prompt"), answers, (), kind="one hop"),) if answers else ()
+    if _surveyed(node):
+        return tuple(one_hop(node))
+    found: list[Probe] = []
+    for name, prompt, answers in _questions(node, "portability"):
+        kind = _PORTABILITY[name.lower()]
+        if answers:
+            backwards = kind == "logic" and subject in answers
+            found.append(probe(prompt, answers, (), kind="reversed" if backwards else kind))
+    return tuple(found)
 
 
-def _texts(node: Node) -> tuple[str, ...]:
-    """A text, or a list of them."""
-    return node.texts() if isinstance(node.value, list) else (node.text(),)
+def _surveyed(node: Node) -> bool:
+    return isinstance(node.value.get("portability"), dict) and "New Question" in node.value["portability"]
 
 
-def _members(node: Node, field: str) -> list[tuple[str, Node]]:
-    return node.at(field).members() if node.has(field) else []
+def _locality(node: Node) -> tuple[Probe, ...]:
+    return tuple(
+        probe(prompt, answers, answers, kind=name.replace("_", " ").lower())
+        for name, prompt, answers in _questions(node, "locality")
+        if answers
+    )
+
+
+def _questions(node: Node, field: str) -> Iterator[tuple[str, Node, tuple[str, ...]]]:
+    """Kinds, prompts and right answers, of which there may be none, of an optional object by kind."""
+    if not node.value.get(field) or (field == "portability" and _surveyed(node)):
+        return
+    for name, asked in node.at(field).members():
+        if field == "portability" and name.lower() not in _PORTABILITY:
+            asked.fail(f"a kind that is one of {', '.join(_PORTABILITY)}")
+        for prompt, answers in _asked(asked) if asked.value else ():
+            yield name, prompt, answers
 
 
 def _asked(node: Node) -> list[tuple[Node, tuple[str, ...]]]:
@@ -106,12 +142,19 @@ def _asked(node: Node) -> list[tuple[Node, tuple[str, ...]]]:
     return [(prompt, _answers(truth)) for prompt, truth in zip(prompts, truths, strict=True)]
 
 
+def _rephrased(node: Node) -> tuple[str, ...]:
+    """What stands under either of the names in use, a text or a list of them."""
+    values = [node.at(name) for name in ("rephrase_prompt", "rephrase") if node.value.get(name)]
+    return next((each.texts() if isinstance(each.value, list) else (each.text(),) for each in values), ())
+
+
 def _answers(node: Node) -> tuple[str, ...]:
-    """A text, a list of texts, or a list of lists of names for one answer."""
+    """A text, a list of texts, or a list of lists of names for one answer; what is empty there is passed over."""
+    if node.value is None or (isinstance(node.value, str) and not node.value.strip()):
+        return ()
     if isinstance(node.value, str):
         return (node.text(),)
-    found = tuple(answer for item in node.items() if item.value for answer in _answers(item))
-    return found or node.fail("one or more right answers")
+    return tuple(answer for item in node.items() for answer in _answers(item))
 
 
 def _case(node: Node) -> int:

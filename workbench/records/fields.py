@@ -16,8 +16,8 @@ class RecordError(ValueError):
     """A malformed record file; the message names the file, the record, the field and what was expected."""
 
 
-class WithoutSubject(RecordError):
-    """A prompt in which its subject does not occur, so that nothing can be edited about it."""
+class NothingToEdit(RecordError):
+    """A record as public files hold some: without its subject in its prompt, or without an answer to edit to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,12 @@ class Node:
         if not isinstance(self.value, str) or not self.value.strip():
             self.fail("a non-empty string")
         return self.string()
+
+    def wanted(self) -> str:
+        """The answer to edit to; `NothingToEdit` for an empty one."""
+        if isinstance(self.value, str) and not self.value.strip():
+            raise NothingToEdit(str(self.fault("an answer to edit to")))
+        return self.text()
 
     def string(self) -> str:
         if not isinstance(self.value, str):

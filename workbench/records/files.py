@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import yaml
 
 from workbench.records.facts import Record
-from workbench.records.fields import Node, RecordError, WithoutSubject, brief
+from workbench.records.fields import Node, NothingToEdit, RecordError, brief
 
 T = TypeVar("T")
 Source = str | Path | Sequence[Node]
@@ -42,11 +42,11 @@ def nodes(source: Source) -> list[Node]:
 def each(found: Sequence[Node], read: Callable[[Node], T]) -> list[T]:
     """What `read` makes of each record; one RecordError for all that are malformed.
 
-    Records whose prompts lack their subjects are left out, with one warning for all; RecordError where none is left.
+    Those by which there is nothing to edit are left out, with one warning for all; RecordError where none is left.
     """
     made: list[T] = []
     problems: list[RecordError] = []
-    refusals: list[WithoutSubject] = []
+    refusals: list[NothingToEdit] = []
     seen: dict[int, int] = {}
     for node in found:
         try:
@@ -54,7 +54,7 @@ def each(found: Sequence[Node], read: Callable[[Node], T]) -> list[T]:
             if isinstance(one, Record) and seen.setdefault(one.case_id, node.record) != node.record:
                 node.at("case_id").fail(f"a number of its own (record {seen[one.case_id]} has the same)")
             made.append(one)
-        except WithoutSubject as refusal:
+        except NothingToEdit as refusal:
             refusals.append(refusal)
         except RecordError as error:
             problems.append(error)
@@ -89,7 +89,7 @@ def load(path: Path, *, lines: bool = False) -> Any:
         )
     kind = "YAML" if path.suffix in (".yaml", ".yml") else "JSON"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         if kind == "YAML":
             return yaml.load(text, _Bounded)
         if lines and path.suffix == ".jsonl":

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from workbench.records.facts import Probe
-from workbench.records.fields import Node, WithoutSubject, brief, probe
+from workbench.records.fields import Node, NothingToEdit, brief, probe
 from workbench.records.joining import whole_word
 
 NATURAL_QUESTIONS = "natural questions"
@@ -25,7 +25,7 @@ def own_answer(prompt: Node, answer: str) -> Probe:
 
 
 def subject_template(prompt: Node, subjects: Sequence[str]) -> tuple[str, str]:
-    """The prompt with {} for its subject, and the subject as it is written there; `WithoutSubject` if it is not.
+    """The prompt with {} for its subject, and the subject as it is written there; `NothingToEdit` if it is not.
 
     Of several names the first that occurs counts, as a word of its own if it does so anywhere, and also in another case
     ("iucn" for "IUCN"). An answer follows a question with a space after its "?" (`joining.join`).
@@ -35,7 +35,7 @@ def subject_template(prompt: Node, subjects: Sequence[str]) -> tuple[str, str]:
         prompt.fail("a prompt without {}")
     if found := find_subject(text, subjects):
         return found
-    raise WithoutSubject(
+    raise NothingToEdit(
         f"{prompt.file}: record {prompt.record}: field {prompt.field!r}: expected a prompt with the subject "
         f"{' or '.join(map(brief, subjects[:3]))} in it, got {brief(text)}"
     )
@@ -52,8 +52,8 @@ def find_subject(text: str, subjects: Sequence[str]) -> tuple[str, str] | None:
 
 
 def one_hop(node: Node, true: Sequence[str] = ()) -> list[Probe]:
-    """The survey's question one hop on from a record, in a field "portability"; none without the field."""
-    if not isinstance(node.value.get("portability"), dict):
+    """The survey's question one hop on from a record, in a field "portability"; none where that is empty."""
+    if not node.value.get("portability"):
         return []
     asked = node.at("portability")
     answer = asked.at("New Answer").text()

@@ -13,7 +13,7 @@ from workbench.records.course import read_requests
 from workbench.records.easyedit import read_easyedit, read_knowedit
 from workbench.records.facts import Fact, Record
 from workbench.records.fields import Node, RecordError, brief, names
-from workbench.records.files import Source, nodes, together
+from workbench.records.files import Source, nodes
 from workbench.records.known_1000 import read_known_1000
 from workbench.records.questions import is_natural
 from workbench.records.zsre import read_zsre
@@ -61,7 +61,7 @@ READERS: Added[Reader] = Added("workbench.readers", taken=[*_SCHEMAS, _KNOWN_100
 
 def schema(source: Source) -> str:
     """The name of a file's schema, by its ending or the fields of its first record; RecordError naming the schemas
-    otherwise."""
+    otherwise, or for several edits a record."""
     if isinstance(source, str | Path) and (name := _by_suffix(source)):
         return name
     first = nodes(source)[0]
@@ -69,6 +69,11 @@ def schema(source: Source) -> str:
     for name, reader in READERS.items():
         if reader.fields and set(reader.fields) <= fields:
             return name
+    if "requested_rewrite" in fields and isinstance(first.value["requested_rewrite"], list):
+        raise RecordError(
+            f"{first.file}: record 0: 'requested_rewrite' is a list, but several edits a record, as MQuAKE has them, "
+            "are not read: give each edit a record, whose 'requested_rewrite' is an object"
+        )
     for name, (needed, _) in _SCHEMAS.items():
         if set(needed) <= fields and (name != "EasyEdit's zsRE" or is_natural(first.value["locality_prompt"])):
             return name
@@ -146,33 +151,31 @@ def seen(path: str | Path, name: str, records: Sequence[Record]) -> str:
 
 
 def read_facts(path: str | Path) -> list[Fact]:
-    """Facts of a file in a schema that is known; of records the request with its true target."""
+    """Facts of a file in a schema that is known; of records the request with its true target, see `stating_facts`."""
     return list(read_cases(path).values())
 
 
 def read_cases(path: str | Path) -> dict[int, Fact]:
     """`read_facts` by the `case_id` of their records; those of known_1000, which has none, by their place in it."""
     if _by_suffix(path):
-        return {record.case_id: record.request.fact for record in read_records(path)}
+        return {record.case_id: record.request.fact for record in stating_facts(read_records(path), path)}
     found = nodes(path)
-    if (name := schema(found)) == _KNOWN_1000:
+    if schema(found) == _KNOWN_1000:
         return dict(enumerate(read_known_1000(found)))
-    lies = "requested_rewrite.target_true" if name == "CounterFact" else "ground_truth"
-    records = _records(found)
-    lacking = {record.case_id for record in records if record.request.target_true is None}
-    if lacking:
-        faults = [
-            Node(file=node.file, record=node.record, field=lies, value=None).fault("the true target")
-            for node in found
-            if _case(node) in lacking
-        ]
-        raise together(faults, found)
-    return {record.case_id: record.request.fact for record in records}
+    return {record.case_id: record.request.fact for record in stating_facts(_records(found), found[0].file)}
 
 
-def _case(node: Node) -> int:
-    """The `case_id` of a record whose schema has one; where it lacks it is counted."""
-    return node.value["case_id"] if node.has("case_id") else node.record
+def stating_facts(records: Sequence[Record], path: str | Path) -> list[Record]:
+    """Those that have a true answer; the others are left out, with one warning. RecordError where none is left."""
+    kept = [record for record in records if record.request.target_true is not None]
+    if not kept:
+        raise RecordError(
+            f"{path}: none of {len(records):,} records has a true answer, so there is no fact to trace or compare with"
+        )
+    if len(kept) < len(records):
+        lacking = f"{len(records) - len(kept):,} of {len(records):,} records have no true answer"
+        warnings.warn(f"{path}: {lacking}, so they state no fact: left out", stacklevel=3)
+    return kept
 
 
 def _found(first: Node) -> Any:

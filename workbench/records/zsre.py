@@ -7,7 +7,7 @@ from typing import Any
 from workbench.machine.files import write_whole
 from workbench.machine.jsonl import dumps
 from workbench.records.facts import EditRequest, Record
-from workbench.records.fields import Node, RecordError, names, probe
+from workbench.records.fields import Node, NothingToEdit, RecordError, names, probe
 from workbench.records.files import Source, each, nodes
 from workbench.records.questions import one_hop, own_answer, subject_template
 
@@ -23,8 +23,8 @@ def read_zsre(source: Source) -> list[Record]:
     is in the file; ROME's code adds "?" to it. Of the survey (Yao et al. 2023) there may be `portability` (one hop),
     `alter_subject_question` (alias) and `inverse question` (reversed). Records have no number: they are counted.
 
-    A record whose question lacks its subject is refused by itself, in a warning. FileNotFoundError, or RecordError
-    naming file, record and field.
+    A record whose question lacks its subject, or that has no answer to edit to, is refused by itself, in a warning.
+    FileNotFoundError, or RecordError naming file, record and field.
     """
     return each(nodes(source), lambda node: _original(node) if node.has("input") else _mend(node))
 
@@ -36,13 +36,14 @@ def write_zsre(records: Sequence[Record], path: str | Path) -> None:
 
 def _mend(node: Node) -> Record:
     answers = node.at("answers").answers()
-    new = node.at("alt").text()
+    new = node.at("alt").wanted()
     template, subject = subject_template(node.at("src"), [node.at("subject").text()])
     probes = one_hop(node)
     for kind, field in _ASKED.items():
         if node.has(field):
             alias = kind == "alias"
-            probes.append(probe(node.at(field), (new if alias else subject,), answers if alias else (), kind=kind))
+            right = new if alias else node.at("subject").text()
+            probes.append(probe(node.at(field), (right,), answers if alias else (), kind=kind))
     return Record(
         case_id=node.record,
         request=EditRequest(template=template, subject=subject, target_new=new, target_true=answers[0]),
@@ -58,11 +59,14 @@ def _original(node: Node) -> Record:
     answers = [output.at("answer").text() for output in outputs if output.has("answer")]
     if not answers:
         node.at("output").fail("one or more objects with an 'answer'")
+    alternatives = node.at("alternatives").items()
+    if not alternatives:
+        raise NothingToEdit(str(node.at("alternatives").fault("one or more answers to edit to")))
     template, subject = subject_template(node.at("input"), _names(node, outputs))
     request = EditRequest(
         template=template,
         subject=subject,
-        target_new=node.at("alternatives").answers("one or more answers to edit to")[0],
+        target_new=alternatives[0].wanted(),
         target_true=answers[0],
     )
     rephrased = node.at("filtered_rephrases" if node.has("filtered_rephrases") else "rephrases", optional=True).texts()

@@ -52,6 +52,17 @@ def scored(
     return Checks(each=each, method=method)
 
 
+def check_for_s(records: Sequence[Record], path: str) -> None:
+    """ValueError if no record has the prompts that S is made of."""
+    kinds = ("paraphrase", "neighborhood")
+    lacking = [kind for kind in kinds if not any(getattr(record, f"{kind}_prompts") for record in records)]
+    if lacking:
+        raise ValueError(
+            f"{path}: the {len(records):,} records have no {' and no '.join(lacking)} prompts, so there is no S to "
+            "compare layers by: give records in CounterFact's schema"
+        )
+
+
 def check(run: Run, model: Model, checks: Sequence[Checks]) -> None:
     """Keep as failed, and tell together in one warning, all that the model cannot take; ValueError if nothing is left.
 

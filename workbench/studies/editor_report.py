@@ -199,5 +199,8 @@ def headline(run: Run) -> str:
     scores = run.read_json("results.json").get("scores", {})
     if not scores:
         return "Nothing is finished yet."
-    ranked = sorted(scores, key=lambda name: -(scores[name]["S"]["value"] or 0))
-    return "S, one edit at a time: " + ", ".join(f"{name} {100 * scores[name]['S']['value']:.1f}" for name in ranked)
+    s = {name: of["S"]["value"] for name, of in scores.items() if of["S"]["value"] is not None}
+    if not s:
+        return "These records lack prompts of a kind that S is made of, so there is no S."
+    ranked = sorted(s, key=lambda name: -s[name])
+    return "S, one edit at a time: " + ", ".join(f"{name} {100 * s[name]:.1f}" for name in ranked)

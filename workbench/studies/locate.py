@@ -152,14 +152,9 @@ def trace_edited(run: Run, model: Model, records: Sequence[Record], located: Loc
             trace_fact(model, fact, noise=drawn, replace=noise.replace, **located.form).save(path)
 
 
-def stating_facts(records: Sequence[Record]) -> list[Record]:
-    """Those that have a true target."""
-    return [record for record in records if record.request.target_true is not None]
-
-
 def true_facts(records: Sequence[Record]) -> dict[int, Fact]:
     """By `case_id` the facts of those records that state what is true; ValueError if none does."""
-    facts = {record.case_id: record.request.fact for record in stating_facts(records)}
+    facts = {record.case_id: record.request.fact for record in records if record.request.target_true is not None}
     if not facts:
         raise ValueError("none of the records has a true target, so there is no fact to trace")
     return facts
@@ -212,7 +207,9 @@ def settled_layer(
     if layer is None:
         layer = run.read_json("results.json").get("layer")
     if layer is None:
-        facts = [fact for record in records for fact in true_facts([record]).values()]  # case ids recur between files
+        facts = [record.request.fact for record in records if record.request.target_true is not None]
+        if not facts:
+            raise ValueError("none of the records has a true target, so no layer is located: give one with --layer")
         layer = find_layer(model, facts, seed=seed, engine=engine, workers=workers)
     run.note(layer=layer)
     return layer

@@ -143,8 +143,12 @@ def verdict(found: Summaries) -> str:
         scores = {edits: found[name, edits]["S"].value for one, edits in found if one == name}
         good = [edits for edits, value in scores.items() if value >= GOOD]
         most = max(scores)
+        if math.isnan(scores[most]):
+            continue
         borne = f"up to {max(good):,} edits" if good else "with no number of edits"
         said.append(f"{name} {borne} (S {100 * scores[most]:.1f} with {most:,})")
+    if not said:
+        return "These records lack prompts of a kind that S is made of, so there is no S."
     return f"S is at least {100 * GOOD:g} %: " + ", ".join(said) + "."
 
 
