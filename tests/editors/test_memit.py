@@ -248,6 +248,7 @@ def test_published_presets():
         editor = MEMIT(second_moments={}, **preset("memit", model).fields)
         assert editor.layers == tuple(range(first, last + 1)) and editor.moment_weight == weight
     assert preset("memit", "gpt2-xl").context_lengths == ((10, 5),)
+    assert preset("memit", "gpt2-xl").context_beginnings == ("The", "Therefore", "Because", "I", "You")
     for entry in json.loads((PRESETS / "memit.json").read_text(encoding="utf-8")).values():
         options = {name: value for name, value in entry["fields"].items() if name not in ("layers", "around")}
         MEMIT(layers=(0,), second_moments={}, **options)

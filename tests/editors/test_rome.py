@@ -348,6 +348,21 @@ def test_sampled_contexts(tiny_gpt2: Model):
         sample_contexts(tiny_gpt2, lengths=((1, 3),), generator=torch.Generator())
 
 
+def test_sampled_contexts_of_given_beginnings(tiny_gpt2: Model):
+    """In turn, each with its own tokens counted among those of the text."""
+    beginnings = ("The", "Therefore", "I")
+    contexts = sample_contexts(
+        tiny_gpt2, lengths=((8, 4),), beginnings=beginnings, generator=torch.Generator().manual_seed(0)
+    )
+    assert contexts[0] == "{}" and len(contexts) == 5
+    for context, start in zip(contexts[1:], [*beginnings, "The"], strict=True):
+        assert context.startswith(start) and context.endswith(". {}")
+        assert len(tiny_gpt2.tokenizer(context[:-4])["input_ids"]) <= 8
+    assert contexts[1] != contexts[4]
+    with pytest.raises(ValueError, match=f"at least {len(tiny_gpt2.tokenizer('Therefore')['input_ids']) + 1} tokens"):
+        sample_contexts(tiny_gpt2, lengths=((1, 3),), beginnings=beginnings, generator=torch.Generator())
+
+
 def test_published_presets():
     layers = {"gpt2-medium": 8, "gpt2-large": 12, "gpt2-xl": 17, "EleutherAI/gpt-j-6B": 5}
     for model, layer in layers.items():

@@ -134,6 +134,14 @@ def distance(model: Model, rules: Rules, memory: Memory, prompt: str) -> float:
     return rules.mean(rules.distances(model, output, read @ memory.change), tokens.mask > 0).item()
 
 
+def test_published_choice_is_among_memories_that_are_far_enough_and_further_than_the_one_being_written() -> None:
+    distances = torch.tensor([[11.0, 11.0, 2.0, 11.0], [10.0, 10.0, 4.0, 10.0], [3.0, 10.5, 3.0, 9.5]])
+    thresholds = torch.tensor([15.0, 8.0, 9.0])
+    published, paper = (Rules(layer=0, form=form).chosen(distances, thresholds) for form in ("published", "paper"))
+    assert published.tolist() == [1, 2, -1, 1] and paper.tolist() == [-1, -1, -1, -1]
+    assert Rules(layer=0).chosen(distances, torch.tensor([9.0, 1.0, 9.0])).tolist() == [0, 0, 1, 0]
+
+
 def test_published_means_are_over_what_is_positive_and_long_texts_take_the_largest() -> None:
     published, paper = (Rules(layer=0, form=form) for form in ("published", "paper"))
     distances = torch.arange(101.0)[None]

@@ -49,9 +49,10 @@ class Setting:
         return (self.layer,) if self.alone else edited_layers(self.preset, self.layer, self.model)
 
     def contexts(self) -> tuple[str, ...]:
-        """Contexts sampled from the model, of the preset's lengths."""
+        """Contexts sampled from the model, of the preset's lengths and beginnings."""
         generator = torch.Generator(device=self.model.device).manual_seed(self.seed)
-        return sample_contexts(self.model, lengths=self.preset.context_lengths, generator=generator)
+        lengths, beginnings = self.preset.context_lengths, self.preset.context_beginnings
+        return sample_contexts(self.model, lengths=lengths, beginnings=beginnings, generator=generator)
 
     def moments(self, layers: Sequence[int]) -> Mapping[int, SecondMoment]:
         """Second moments of the layers' keys: those kept, else over the texts or from the cache."""

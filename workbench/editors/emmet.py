@@ -17,10 +17,10 @@ class EMMET(SpreadEditor):
 
         dW = C^-1 K (K^T C^-1 K)^-1 R^T
 
-    which for one request is ROME's update with key and output taken alike (r-ROME). As published, a batch of more
-    than one adds `ridge` to the diagonal of K^T (moment_weight C)^-1 K, for keys that are nearly parallel; that
-    makes it the least-squares update of MEMIT with lambda = ridge * moment_weight. Like the published code it
-    takes several layers too, with MEMIT's spread; the paper edits one.
+    which for one request and the bare context alone is ROME's update; with more contexts, keys are MEMIT's means. As
+    published, a batch of more than one adds `ridge` to the diagonal of K^T (moment_weight C)^-1 K, for keys that are
+    nearly parallel; that makes it the least-squares update of MEMIT with lambda = ridge * moment_weight. Like the
+    published code it takes several layers too, with MEMIT's spread; the paper edits one.
 
     Defaults are the published hyperparameters for GPT2-XL.
     """

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from workbench.editors.editor import Editor, Setting
-from workbench.editors.shared.requests import check_requests
+from workbench.editors.shared.requests import check_requests, seed_of
 from workbench.editors.shared.tuning import TuningBatch, in_parts
 from workbench.edits.edit import provenance
 from workbench.edits.weights import WeightEdit, WeightUpdate
@@ -31,8 +31,9 @@ class LoRA(Editor):
     A uniform as of a new linear layer, B zero. A target's tokens are scored after the prompt and the tokens before
     them, the mean over tokens, then over the requests of a batch.
 
-    Defaults are EasyEdit's hyperparameters for GPT-J, all of whose layers it adapts; its files name AdaLoRA, of which
-    EasyEdit runs no step that prunes ranks. Here it is plain LoRA.
+    Defaults are EasyEdit's hyperparameters for GPT-J, all of whose layers it adapts. Here it is plain LoRA; most of
+    EasyEdit's files name AdaLoRA, of which it runs no step that prunes ranks, so that what it trains has `peft`'s
+    first rank, 12, whatever the file says, the factor alpha / 12, and a loss that keeps the factors orthogonal.
     """
 
     method: ClassVar[str] = "LoRA"
@@ -100,7 +101,7 @@ class LoRA(Editor):
                     f"rank {self.rank} is more than {place[1]} of layer {place[0]} of {model.name} has, "
                     f"{min(model.weight(*place).shape)}"
                 )
-        with _seeded(self.seed, model.device), self._adapted(model, places) as adapters:
+        with _seeded(seed_of(self.seed, *requests), model.device), self._adapted(model, places) as adapters:
             losses = self._optimise(model, requests, adapters)
         return WeightEdit(
             updates=tuple(

@@ -40,7 +40,9 @@ class WISE(Editor):
     `form` "paper" measures ||A(x)(W' - W)|| over a prompt's tokens and moves only what the mask lets move. "published"
     is the authors' code in EasyEdit: distances are taken after the nonlinearity and over all positions, padding and
     answer too, and recorded before the last step; the log-likelihood is divided by one more than the target's tokens;
-    a hinge is the mean of what is above zero; weight decay moves every entry, mask or not.
+    a hinge is the mean of what is above zero; weight decay moves every entry, mask or not; of the memories only those
+    that are far enough are compared. Its contexts begin with given words and are made greedily, joined without a full
+    stop; those here are sampled (`sample_contexts`).
 
     Defaults are the published hyperparameters for Llama 2 7B.
     """

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers.activations import ACT2FN
 
@@ -34,7 +34,7 @@ class Rules:
     density: float = 0.53
     """Part of a shard's change that is kept in merging, by magnitude."""
     form: Literal["paper", "published"] = "paper"
-    """Whose distances; see `distances`."""
+    """Whose distances and choice; see `distances` and `chosen`."""
 
     def __post_init__(self) -> None:
         for name, known in {"site": ("mlp_write", "mlp_pre"), "form": ("paper", "published")}.items():
@@ -78,6 +78,22 @@ class Rules:
         if self.form == "published" and distances.shape[1] > _LONG:
             return distances.masked_fill(~counted, 0).amax(dim=1)
         return (distances * counted).sum(dim=1) / counted.sum(dim=1).clamp(min=1)
+
+    def chosen(
+        self, distances: Float[Tensor, "memory batch"], thresholds: Float[Tensor, " memory"]
+    ) -> Int[Tensor, " batch"]:
+        """The memory that answers each text, -1 for none: the one that is furthest, if that is far enough.
+
+        The published code passes over those that are not far enough, and over those that are no further than the last,
+        which is being written.
+        """
+        enough = distances >= thresholds[:, None]
+        if self.form == "published":
+            passed = enough & (distances > distances[-1])
+            passed[-1] = enough[-1]
+            distances = distances.masked_fill(~passed, -torch.inf)
+        chosen = distances.argmax(dim=0)
+        return chosen.where(enough.gather(0, chosen[None])[0], -1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

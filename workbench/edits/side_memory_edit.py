@@ -99,9 +99,8 @@ class SideMemoryEdit(HookEdit):
                 for memory in memories
             ]
         )
-        distance, chosen = far.max(dim=0)
         thresholds = torch.tensor([memory.threshold for memory in memories], device=far.device, dtype=far.dtype)
-        chosen = torch.where(distance >= thresholds[chosen], chosen, torch.full_like(chosen, -1))
+        chosen = self.rules.chosen(far, thresholds)
         self._made["chosen"] = ref(which.prompt_ends), chosen
         return chosen
 

@@ -29,7 +29,9 @@ def settled_editor(model: Model, method: str, name: str, seed: int) -> Any:
     options: dict[str, Any] = {**published.fields, "loss_layer": None}
     located = edited_layers(published, OWN_LAYER, model) if own else ()
     generator = torch.Generator(device=model.device).manual_seed(seed)
-    options["contexts"] = sample_contexts(model, lengths=published.context_lengths, generator=generator)
+    options["contexts"] = sample_contexts(
+        model, lengths=published.context_lengths, beginnings=published.context_beginnings, generator=generator
+    )
     one = torch.eye(model.d_mlp, dtype=torch.float64)
     if "layer" in options:
         options["layer"] = OWN_LAYER if own else scaled(options["layer"], model)

@@ -25,8 +25,12 @@ class Preset:
     """Layers edited, relative to the located one, where the fields do not name them."""
     context_lengths: tuple[tuple[int, int], ...] = PUBLISHED_CONTEXT_LENGTHS
     """(tokens, how many) of the contexts to sample."""
+    context_beginnings: tuple[str, ...] = ()
+    """What these begin with, in turn."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """Of a method that must be trained: fields of its recipe."""
+    trained_on: tuple[str, ...] = ()
+    """Names of the records that it is trained on, such as "atlas_questions"; none for those of the model."""
 
 
 def preset(method: str, model: str) -> Preset:
@@ -51,7 +55,9 @@ def preset(method: str, model: str) -> Preset:
         around=tuple(fields.pop("around", (0,))),
         fields=fields,
         context_lengths=tuple((tokens, count) for tokens, count in lengths),
+        context_beginnings=tuple(entry.get("context_beginnings", ())),
         training=entry.get("training", {}),
+        trained_on=tuple(entry.get("trained_on", ())),
     )
 
 
