@@ -65,7 +65,7 @@ def test_golden_slots(tiny_gpt2: Model, golden: dict[str, Tensor]) -> None:
 
 def test_published_start() -> None:
     """Torch's default for both maps, as the published slots are."""
-    slots = CaliNet(layer=5, slots=16, start="published", gated=True)._started(64)
+    slots = CaliNet(layer=5, slots=16, start="published", gated=True)._started([], 64)
     expected: dict[str, Any] = {"keys": "wi_ex", "gates": "wi_ex", "values": "wo_ex"}
     for name, matrix in slots.items():
         assert matrix.std().item() == pytest.approx(REFERENCE["initial_slot_std"][expected[name]], rel=0.06)

@@ -117,7 +117,7 @@ def test_golden_edits_in_sequence(
     for index, (request, entry) in enumerate(zip(REQUESTS, entries, strict=True)):
         assert (request.prompt, request.target_new) == (entry["prompt"], entry["target"])
         drawn = golden[f"replace_last.{index}.initial_value"][0]
-        monkeypatch.setattr(GRACE, "_drawn", lambda self, size, drawn=drawn: drawn)
+        monkeypatch.setattr(GRACE, "_drawn", lambda self, request, size, drawn=drawn: drawn)
         edit = editor(tiny_gpt2, [request])
         edit.apply_(tiny_gpt2)
         edits.append(edit)

@@ -275,6 +275,18 @@ def test_upper_passes_are_the_whole_models(random_model: Model) -> None:
     assert not close(slow.logits(texts, change), slow.logits(texts), 1e-2)
 
 
+def test_upper_passes_run_what_lies_below_once(tiny_gpt2: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the same texts, before and after an edit; never for others."""
+    texts, alone = whole(tiny_gpt2, REQUESTS), whole(tiny_gpt2, REQUESTS[:1])
+    passes, places = UpperPasses(tiny_gpt2, [(tiny_gpt2.n_layers - 1, "W_out")]), []
+    leaving = passes.blocks.leaving
+    monkeypatch.setattr(passes.blocks, "leaving", lambda layer, *more: places.append(layer) or leaving(layer, *more))
+    first, again, other = (passes.logits(each) for each in (texts, texts, alone))
+    assert first.equal(again) and close(other, WholePasses(model=tiny_gpt2, places=[]).logits(alone))
+    below, last = list(range(tiny_gpt2.n_layers - 1)), tiny_gpt2.n_layers - 1
+    assert places == [*below, last, last, *below, last]
+
+
 # Training ----------------------------------------------------------------------------------------------
 
 

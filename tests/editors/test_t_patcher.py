@@ -66,7 +66,7 @@ def test_golden_steps(
     tag, settings, count = entry["tag"], REFERENCE["settings"], len(entry["input_ids"])
     request, margins = PUBLISHED[tag]
     assert (request.prompt, request.target_new) == (entry["prompt"], entry["target"])
-    monkeypatch.setattr(TPatcher, "_drawn", lambda self, *shape: golden[f"{tag}.value"].T)
+    monkeypatch.setattr(TPatcher, "_drawn", lambda self, request, *shape: golden[f"{tag}.value"].T)
     editor = TPatcher(
         layer=5, memories=memories, steps=5, margins=margins, label_smoothing=settings["label_smoothing"],
         learning_rate=settings["lr"], weight_decay=settings["weight_decay"], amplify=settings["amplify"],
@@ -83,7 +83,7 @@ def test_golden_steps(
     wrong = [at - count for at in entry["wrong_positions"]]
     torch.testing.assert_close(edit.carried["queries"][wrong], queries, atol=1e-5, rtol=1e-5)
 
-    key, bias, value, scale = editor._started(queries)
+    key, bias, value, scale = editor._started(request, queries)
     first = replace(edit, neurons=Neurons(keys=key, biases=bias, values=value * scale))
     text = f"{request.prompt} {request.target_new}"
     sites = [tiny_gpt2.hook_name(site, 5) for site in ("mlp_in", "mlp_out")]

@@ -1,20 +1,32 @@
 """The loop learns, stops early, and goes on to the same bits; a network knows the model that it was trained for."""
 
 import random
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from workbench.cli.training import train as train_command
+from workbench.editors.calinet import CaliNet
+from workbench.editors.grace import GRACE
+from workbench.editors.lora import LoRA
+from workbench.editors.mend import MEND, MENDRecipe
+from workbench.editors.setup.presets import preset
+from workbench.editors.t_patcher import TPatcher
+from workbench.editors.training.examples import Examples
 from workbench.editors.training.loop import Fitted, Schedule, train
 from workbench.editors.training.network import TrainedNetwork, description, network_path, own_path, trained_network
 from workbench.editors.training.trained import parted
 from workbench.machine import paths
 from workbench.models.loading import load_model
 from workbench.models.model import Model
-from workbench.records.facts import EditRequest, Record
+from workbench.records.facts import EditRequest, Probe, Record
+from workbench.records.reading import read_records
+from workbench.studies.defaults import RECORDS
 
 TARGETS = torch.tensor([1.0, 2.0, 3.0, 6.0])
 
@@ -149,6 +161,77 @@ def network(model: Model) -> TrainedNetwork:
         tensors={"a": torch.arange(3.0)},
         provenance={"curve": [[0, None, 1.0]]},
     )
+
+
+def test_what_should_stay_is_what_records_say_should(tiny_gpt2: Model) -> None:
+    """Neighbors and locality prompts with their own answers; of another record only if it is of another subject."""
+
+    def record(subject: str, **more: Any) -> Record:
+        request = EditRequest(template="{} is in", subject=subject, target_new="Rome", target_true="Paris")
+        return Record(case_id=0, request=request, **more)
+
+    asked = Probe(prompt="Who made Discman?", targets_new=("Sony",), targets_true=("Sony",))
+    every = [
+        record("Oslo", neighborhood_prompts=("Lyon is in",), locality_prompts=(asked,)),
+        record("Oslo", neighborhood_prompts=("Nice is in",)),
+        record("Bern", paraphrase_prompts=("One finds Bern in",), generation_prompts=("Bern",)),
+    ]
+    drawn: set[str] = set()
+    for seed in range(30):
+        tokens = Examples(tiny_gpt2, every, kept=4).batch([0], random.Random(seed)).kept.tokens
+        kept = zip(tokens.ids.tolist(), tokens.mask.tolist(), strict=True)
+        drawn |= {tiny_gpt2.text.decode([id for id, real in zip(*row, strict=True) if real]) for row in kept}
+    assert drawn == {"Lyon is in Paris", "Who made Discman? Sony", "One finds Bern in Paris"}
+    answers = Examples(tiny_gpt2, every[:1], answers_only=True).batch([0], random.Random(0)).kept
+    assert set(tiny_gpt2.text.decode(answers.tokens.ids[answers.rows, answers.positions].tolist()).split()) <= {
+        "Paris",
+        "Sony",
+    }
+
+
+def test_a_network_is_trained_on_what_is_named_or_its_preset_names(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: None
+) -> None:
+    """Training records, of several files together; a name never stands for evaluation records."""
+    given: list[Sequence[Record]] = []
+
+    def fit(model: Model, records: Sequence[Record], recipe: Any, **more: Any) -> TrainedNetwork:
+        given.append(records)
+        return replace(MEND.untrained(model, MENDRecipe(rank=4)), provenance={"curve": [], "seconds": 0.0})
+
+    monkeypatch.setattr(MEND, "fit", fit)
+    folders = {name: RECORDS[name.partition("_")[0]] for name in ("atlas", "atlas_questions", "smollm2")}
+    files = {name: "questions" if name.endswith("questions") else "records" for name in folders}
+    every = {name: read_records(folder / f"{files[name]}_train.json") for name, folder in folders.items()}
+    cases = {
+        None: list(preset("mend", "atlas").trained_on or ["smollm2"]),
+        "atlas,smollm2": ["atlas", "smollm2"],
+        str(folders["atlas"] / "records_train.json"): ["atlas"],
+    }
+    for records, names in cases.items():
+        asked = records and records.split(",")
+        train_command(
+            "mend", model=str(checkpoints["gpt2"]), records=asked, preset="atlas", out=tmp_path / "n.safetensors"
+        )
+        assert given.pop() == [record for name in names for record in every[name]]
+
+
+def test_an_edit_begins_with_numbers_of_its_own(tiny_gpt2: Model) -> None:
+    """Edits made one after another would all begin alike, if the seed alone were what they are drawn from."""
+    one, other = (EditRequest(template="{} is in", subject=name, target_new="Rome") for name in ("Oslo", "Bern"))
+
+    def lora(request: EditRequest) -> Tensor:
+        """A, which a first step leaves as it is."""
+        return LoRA(layers=(1,), rank=2, dropout=0.0, steps=1)(tiny_gpt2, [request]).updates[0].left
+
+    draws: dict[str, Callable[[EditRequest], Tensor]] = {
+        "grace": lambda request: GRACE(layer=1, start="cold")._drawn(request, 8),
+        "t_patcher": lambda request: TPatcher(layer=5, memories=None, memory_weight=0.0)._drawn(request, 1, 8),
+        "calinet": lambda request: CaliNet(layer=5)._started([request], 8)["keys"],
+        "lora": lora,
+    }
+    for name, drawn in draws.items():
+        assert drawn(one).equal(drawn(one)) and not drawn(one).equal(drawn(other)), name
 
 
 def test_a_network_is_saved_and_loaded(tiny_gpt2: Model, tmp_path: Path) -> None:

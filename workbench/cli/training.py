@@ -13,8 +13,13 @@ def train(
     method: Annotated[str, typer.Argument(help="The editor: one that must be trained, such as mend.")],
     model: options.Model = "atlas",
     records: Annotated[
-        str | None,
-        typer.Option("--records", help="A JSON file in CounterFact's format. [default: training records at hand]"),
+        list[str] | None,
+        options.several(
+            "--records",
+            str,
+            "Files of records; or atlas, atlas_questions, smollm2, smollm2_questions for their training records. "
+            "[default: those that the preset names, else the model's]",
+        ),
     ] = None,
     preset: Annotated[
         str | None, typer.Option("--preset", help="Model whose recipe is used. [default: --model's]")
@@ -38,17 +43,19 @@ def train(
     from workbench.editors.training.trained import TrainedEditor
     from workbench.machine import paths
     from workbench.records.reading import read_records
-    from workbench.studies.defaults import training_records
+    from workbench.studies.defaults import default_records, records_path
 
     trainable = [name for name, editor in EDITORS.items() if issubclass(editor, TrainedEditor)]
     if method not in trainable:
         raise ValueError(f"{method!r} is no method that is trained; those are {', '.join(trainable)}")
     editor = EDITORS[method]
     assert issubclass(editor, TrainedEditor)
-    fields = {**preset_of(method, preset or model).training, "seed": seed}
+    found = preset_of(method, preset or model)
+    fields = {**found.training, "seed": seed}
     recipe = editor.recipes(**(fields if steps is None else {**fields, "steps": steps}))
     loaded = load(model, device=device, dtype="float32")
-    learned = training_records(loaded) if records is None else read_records(Path(records))
+    names = records or found.trained_on or [default_records(loaded.name)]
+    learned = [record for name in names for record in read_records(records_path(name, "train"))]
     path = out or own_path(method, loaded.name)
     checkpoint = paths.CACHE / "training" / f"{path.stem}.pt"
     network = editor.fit(loaded, learned, recipe, checkpoint=checkpoint, progress=True)

@@ -13,7 +13,7 @@ from transformers.optimization import Adafactor
 from workbench.editors.editor import Editor, Setting
 from workbench.editors.shared.beside import beside_mlp
 from workbench.editors.shared.keys import check_hooks
-from workbench.editors.shared.requests import check_requests
+from workbench.editors.shared.requests import check_requests, seed_of
 from workbench.editors.shared.tuning import in_parts
 from workbench.edits.edit import provenance
 from workbench.edits.neurons import NeuronEdit, Neurons, check_activation
@@ -95,9 +95,9 @@ class CaliNet(Editor):
             provenance=provenance(model, plain, optimisation={"losses": losses}),
         )
 
-    def _started(self, d_model: int) -> dict[str, Float[Tensor, "slot d_model"]]:
+    def _started(self, requests: Sequence[EditRequest], d_model: int) -> dict[str, Float[Tensor, "slot d_model"]]:
         """Keys, values and, if there are any, gates."""
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator().manual_seed(seed_of(self.seed, *requests))
 
         def uniform(inputs: int) -> Tensor:
             return (2 * torch.rand(self.slots, d_model, generator=generator) - 1) / inputs**0.5
@@ -112,7 +112,7 @@ class CaliNet(Editor):
         dtype = torch.promote_types(model.dtype, torch.float32)
         slots = {
             name: matrix.to(device=model.device, dtype=dtype).requires_grad_(True)
-            for name, matrix in self._started(model.d_model).items()
+            for name, matrix in self._started(requests, model.d_model).items()
         }
         leaves = list(slots.values())
         optimiser = Adafactor(leaves, lr=self.learning_rate, scale_parameter=False, relative_step=False)

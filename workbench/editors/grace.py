@@ -11,7 +11,7 @@ from torch import Tensor
 from workbench.editors.editor import Editor, Setting
 from workbench.editors.shared.keys import check_hooks
 from workbench.editors.shared.passes import Place, passes_of
-from workbench.editors.shared.requests import check_requests
+from workbench.editors.shared.requests import check_requests, seed_of
 from workbench.editors.shared.tuning import TuningBatch, tuning_batch
 from workbench.edits.codebook import Codebook, Label, Rules
 from workbench.edits.codebook_edit import CodebookEdit, codebook
@@ -128,11 +128,11 @@ class GRACE(Editor):
         same = book.shared(key, label)
         if same is not None:
             return key, label, book.values[same]
-        return key, label, there if self.start == "warm" else self._drawn(len(there)).to(there.dtype)
+        return key, label, there if self.start == "warm" else self._drawn(request, len(there)).to(there.dtype)
 
-    def _drawn(self, size: int) -> Float[Tensor, " d_out"]:
+    def _drawn(self, request: EditRequest, size: int) -> Float[Tensor, " d_out"]:
         """A cold start."""
-        return torch.rand(size, generator=torch.Generator().manual_seed(self.seed))
+        return torch.rand(size, generator=torch.Generator().manual_seed(seed_of(self.seed, request)))
 
     def _train(
         self, model: Model, batch: TuningBatch, start: Float[Tensor, " d_out"]

@@ -14,7 +14,7 @@ from workbench.editors.shared.beside import Beside, beside_mlp
 from workbench.editors.shared.keys import check_hooks
 from workbench.editors.shared.losses import largest, smoothed_loss
 from workbench.editors.shared.memories import Memories, remembered
-from workbench.editors.shared.requests import check_requests
+from workbench.editors.shared.requests import check_requests, seed_of
 from workbench.editors.shared.tuning import TuningBatch, tuning_batch
 from workbench.edits.edit import provenance
 from workbench.edits.ledger import undone
@@ -172,7 +172,7 @@ class TPatcher(Editor):
         at = wrong.nonzero()[: self.most_patches, 0]
         losses: dict[str, list[float]] = {"edit": [], "activation": [], "memory": []}
         queries = patched.read.to(torch.promote_types(patched.read.dtype, torch.float32))
-        found = self._started(queries[at])
+        found = self._started(request, queries[at])
         if len(at):
             found = self._trained(model, batch, patched, found, at, self._memory(model, request), losses)
         key, bias, value, scale = (tensor.detach().cpu() for tensor in found)
@@ -183,15 +183,18 @@ class TPatcher(Editor):
         )  # fmt: skip
         return edit, losses
 
-    def _started(self, queries: Float[Tensor, "patch d_model"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _started(
+        self, request: EditRequest, queries: Float[Tensor, "patch d_model"]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Key, bias, value and what multiplies the value, of a patch for each query."""
-        value = self._drawn(*queries.shape).to(queries)
+        value = self._drawn(request, *queries.shape).to(queries)
         keys = queries / queries.norm(dim=-1, keepdim=True) ** 2
         return keys, queries.new_zeros(len(queries)), value, torch.full_like(queries, self.amplify)
 
-    def _drawn(self, patches: int, d_model: int) -> Float[Tensor, "patch d_model"]:
+    def _drawn(self, request: EditRequest, patches: int, d_model: int) -> Float[Tensor, "patch d_model"]:
         """Where values start."""
-        return torch.randn(patches, d_model, generator=torch.Generator().manual_seed(self.seed))
+        generator = torch.Generator().manual_seed(seed_of(self.seed, request))
+        return torch.randn(patches, d_model, generator=generator)
 
     def _memory(self, model: Model, request: EditRequest) -> Float[Tensor, "memory d_model"] | None:
         """Memories of the editor and of the patches that are applied, but of those that are about the subject."""

@@ -15,12 +15,12 @@ RECORDS = {"atlas": ATLAS, "smollm2": ATLAS.with_name("smollm2")}
 """Folders of the records that come with the workbench, by the model that knows their facts."""
 
 
-def records_path(name: str) -> Path:
-    """The file of records that a name stands for: "atlas" or "smollm2" for its evaluation records, "atlas_questions" or
-    "smollm2_questions" for the same edits asked for by questions, else a path."""
+def records_path(name: str, part: str = "evaluation") -> Path:
+    """The file of records that a name stands for: "atlas" or "smollm2" for its evaluation (or its "train") records,
+    "atlas_questions" or "smollm2_questions" for the same edits asked for by questions, else a path."""
     of, _, form = name.partition("_")
     if of in RECORDS and form in ("", "questions"):
-        return RECORDS[of] / f"{form or 'records'}_evaluation.json"
+        return RECORDS[of] / f"{form or 'records'}_{part}.json"
     return Path(name)
 
 
@@ -41,7 +41,7 @@ def benchmark_records(model: str) -> str:
 
 def training_records(model: Model) -> list[Record]:
     """The training records beside the model's default records; their subjects are none of the evaluation records'."""
-    return read_records(RECORDS[default_records(model.name)] / "records_train.json")
+    return read_records(records_path(default_records(model.name), "train"))
 
 
 def default_text(model: Model) -> str:

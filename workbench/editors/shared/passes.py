@@ -112,7 +112,7 @@ def _open(model: Model, place: Place, change: Any) -> list[Hook]:
 
 
 class UpperPasses(Passes):
-    """From the lowest matrix that is open to change on, the states below it kept by text: for training.
+    """From the lowest matrix that is open to change on, the states below it kept of the texts last read: for training.
 
     BlocksError for a model whose blocks cannot be run part by part, or that has edits applied.
     """
@@ -121,7 +121,7 @@ class UpperPasses(Passes):
         self.blocks: Blocks = blocks_of(model)
         self.places = frozenset(places)
         self.first = min(layer for layer, _ in places)
-        self._kept: dict[tuple[int, ...], Tensor] = {}
+        self._last: tuple[Tokens, Tensor] | None = None
 
     def logits(self, scored: Scored, change: Change | None = None) -> Float[Tensor, "prediction vocab"]:
         """See `Passes`."""
@@ -140,21 +140,14 @@ class UpperPasses(Passes):
 
     @torch.no_grad()
     def _below(self, tokens: Tokens) -> Float[Tensor, "batch pos d_model"]:
-        """The residual stream that enters the first layer; zeros where there is padding, which causality hides."""
-        lengths = tokens.mask.sum(dim=1).tolist()
-        texts = [tuple(row[:length]) for row, length in zip(tokens.ids.tolist(), lengths, strict=True)]
-        for text in texts:
-            if text not in self._kept:
-                # Alone: the last bits of a row depend on what it is computed with, and a resumed training meets others.
-                self._kept[text] = self._run(tokens.ids.new_tensor([text]))[0]
-        return torch.nn.utils.rnn.pad_sequence([self._kept[text] for text in texts], batch_first=True)
-
-    def _run(self, ids: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
-        blocks, everywhere = self.blocks, torch.arange(ids.shape[1], device=ids.device)
-        resid = blocks.resid_pre(blocks.embed_tokens(ids))
-        for layer in range(self.first):
-            resid = blocks.leaving(layer, resid, everywhere)
-        return resid
+        """The residual stream that enters the first layer; what stands where there is padding, causality hides."""
+        if self._last is None or self._last[0] is not tokens:
+            everywhere = torch.arange(tokens.ids.shape[1], device=tokens.ids.device)
+            resid = self.blocks.resid_pre(self.blocks.embed_tokens(tokens.ids))
+            for layer in range(self.first):
+                resid = self.blocks.leaving(layer, resid, everywhere)
+            self._last = tokens, resid
+        return self._last[1]
 
 
 def passes_of(model: Model, places: Sequence[Place]) -> Passes:

@@ -1,7 +1,8 @@
-"""What a batch of requests must be: some, distinct, and not at odds with each other."""
+"""What a batch of requests must be: some, distinct, and not at odds with each other; and what is drawn for it."""
 
 from collections.abc import Sequence
 
+from workbench.machine.hashing import digest
 from workbench.records.facts import EditRequest
 
 
@@ -25,3 +26,10 @@ def check_requests(requests: Sequence[EditRequest]) -> tuple[EditRequest, ...]:
             )
         distinct.setdefault((request.template, request.subject), request)
     return tuple(distinct.values())
+
+
+def seed_of(seed: int, *requests: EditRequest) -> int:
+    """A seed for what an edit begins with: the same for the same requests, so that edits made one after another do not
+    all begin with the same numbers."""
+    asked = [f"{request.prompt}\n{request.target_new}\n" for request in requests]
+    return int(digest(f"{seed}\n", *asked)[:15], 16)

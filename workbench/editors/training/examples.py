@@ -9,6 +9,7 @@ import torch
 from workbench.editors.shared.passes import Scored, scored
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest, Record
+from workbench.records.joining import join
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,8 +44,8 @@ class Examples:
         Args:
             vary_targets: ask for a random new answer among those of the relation's records, instead of the record's.
             itself: share of examples in which the prompt that should follow is that of the request itself.
-            kept: texts that should stay: the first about what is near, the rest about anything.
-            answers_only: of texts with an answer only its tokens' positions are read, as EasyEdit does, and no others.
+            kept: texts that should stay, with their answers: the first about what is near, the rest about anything.
+            answers_only: of the first only its answer's positions are read, as EasyEdit does, and no others.
         """
         self.model, self.records = model, list(records)
         self.vary_targets, self.itself, self.kept, self.answers_only = vary_targets, itself, kept, answers_only
@@ -59,7 +60,7 @@ class Examples:
 
     def batch(self, indices: Sequence[int], draw: random.Random) -> Batch:
         """Examples of the records."""
-        requests, outer, texts, answers = [], [], [], []
+        requests, outer, near, texts = [], [], [], []
         for record in (self.records[index] for index in indices):
             request = record.request
             if self.vary_targets:
@@ -68,28 +69,47 @@ class Examples:
             requests.append(request)
             itself = draw.random() < self.itself
             outer.append(request.prompt if itself else draw.choice(_paraphrases(record)))
-            other = draw.choice(self.records)
-            near = draw.choice(record.neighborhood_prompts or _paraphrases(other))
-            far = [
-                *record.neighborhood_prompts,
-                *record.attribute_prompts,
-                *record.generation_prompts,
-                *_paraphrases(other),
-                *other.neighborhood_prompts,
-            ]
-            texts.append(list(dict.fromkeys([near, *draw.sample(far, min(len(far), self.kept - 1))])))
-            answers.append((near, request.target_true or request.target_new, request.separator))
+            other = draw.choice([each for each in self.records if each.request.subject != request.subject] or [record])
+            near.append(draw.choice(_unrelated(record) or _reworded(other)))
+            asked = [*_unrelated(record), *_alike(record), *_reworded(other), *_unrelated(other)]
+            far = [*(join(*each) for each in asked), *record.generation_prompts]
+            texts.append(list(dict.fromkeys([join(*near[-1]), *draw.sample(far, min(len(far), self.kept - 1))])))
         followed = zip(outer, requests, strict=True)
         return Batch(
             requests=requests,
             edit=scored(self.model, [(each.prompt, each.target_new, each.separator) for each in requests]),
             outer=scored(self.model, [(prompt, each.target_new, each.separator) for prompt, each in followed]),
-            kept=answer_positions(self.model, answers) if self.answers_only else whole_texts(self.model, texts),
+            kept=answer_positions(self.model, near) if self.answers_only else whole_texts(self.model, texts),
         )
+
+
+_Asked = tuple[str, str, str | None]
+"""A prompt, its answer, and what stands between."""
 
 
 def _paraphrases(record: Record) -> Sequence[str]:
     return record.paraphrase_prompts or (record.request.prompt,)
+
+
+def _before(record: Record) -> str:
+    """The answer before the edit, if it is known."""
+    return record.request.target_true or record.request.target_new
+
+
+def _unrelated(record: Record) -> list[_Asked]:
+    """What the record asks that its edit has nothing to do with."""
+    near = [(prompt, _before(record)) for prompt in record.neighborhood_prompts]
+    own = [(each.prompt, (each.targets_true or each.targets_new)[0]) for each in record.locality_prompts]
+    return [(prompt, answer, record.request.separator) for prompt, answer in near + own]
+
+
+def _alike(record: Record) -> list[_Asked]:
+    """What it asks of other subjects that have the new answer."""
+    return [(prompt, record.request.target_new, record.request.separator) for prompt in record.attribute_prompts]
+
+
+def _reworded(record: Record) -> list[_Asked]:
+    return [(prompt, _before(record), record.request.separator) for prompt in _paraphrases(record)]
 
 
 def whole_texts(model: Model, texts: Sequence[Sequence[str]]) -> Scored:
