@@ -120,6 +120,14 @@ def test_captured_steps_find_the_same(tiny_gpt2: Model, monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("target", ["pan", "pan is in Rome"])
+def test_a_subject_that_shares_a_token_with_the_answer_is_refused(tiny_gpt2: Model, target: str) -> None:
+    """Its value would be searched at a token that is not the one its key is read at."""
+    request = EditRequest(template="In {}", subject="Ja", target_new=target, separator="")
+    with pytest.raises(ValueError, match="the last token of 'Ja' also holds the beginning of the answer in 'In Japan"):
+        rows_of(tiny_gpt2, request, ["In {}", "{} is a"])
+
+
 def test_a_batch_too_large_for_the_memory_splits(tiny_gpt2: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     together = optimise_values(tiny_gpt2, REQUESTS, TEMPLATES, **OPTIONS)
     rows = [rows_of(tiny_gpt2, request, (*each, "{} is a")) for request, each in zip(REQUESTS, TEMPLATES, strict=True)]

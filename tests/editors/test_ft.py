@@ -255,6 +255,10 @@ def test_bad_requests():
         check_requests([])
     with pytest.raises(ValueError, match=r"'Portugal'.*'Moscow' and by 'Rome'"):
         check_requests([*REQUESTS, replace(REQUESTS[0], target_new="Rome")])
+    with pytest.raises(
+        ValueError, match=r"'Portugal'.*'Moscow' and by 'Rome'"
+    ):  # a space at the end is no other prompt
+        check_requests([REQUESTS[0], replace(REQUESTS[0], template=f"{REQUESTS[0].template} ", target_new="Rome")])
 
 
 def test_duplicates_count_once(tiny_gpt2: Model, plain: FT):

@@ -43,6 +43,15 @@ RECORD = Record(
 )
 
 
+def test_an_edit_that_is_applied_is_not_evaluated(tiny_gpt2: Model, published_edit: Edit) -> None:
+    """It would be applied twice, and what is called before would be after."""
+    with (
+        published_edit.applied(tiny_gpt2),
+        pytest.raises(ValueError, match=r"is applied to .* already: evaluate it outs"),
+    ):
+        evaluate(tiny_gpt2, published_edit, RECORD, fluency_tokens=None)
+
+
 @pytest.fixture(scope="module")
 def published_edit() -> WeightEdit:
     """The published code's ROME edit for RECORD's request, in layer 2."""

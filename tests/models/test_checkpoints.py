@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -90,6 +91,75 @@ def test_weights_that_transformers_would_make_up_are_refused_by_name(
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=rf"broken': the checkpoint {fault} {re.escape(name)}; give"):
         load_model(str(broken))
+
+
+def changed(source: Path, folder: Path, **fields: Any) -> Path:
+    """A checkpoint whose config says something else."""
+    shutil.copytree(source, folder)
+    config = json.loads((folder / "config.json").read_text()) | fields
+    (folder / "config.json").write_text(
+        json.dumps({name: value for name, value in config.items() if value is not None})
+    )
+    return folder
+
+
+@torch.no_grad()
+def test_a_checkpoint_in_8_bits_is_read_saved_and_read_again(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    """In blocks, as Qwen3's and DeepSeek's are; one whose config does not say so is refused."""
+    how = {"quant_method": "fp8", "weight_block_size": [8, 8], "activation_scheme": "dynamic"}
+    stored = changed(checkpoints["llama"], tmp_path / "stored", quantization_config=how)
+    expected = load_file(stored / "model.safetensors")
+    weights = {}
+    for name, weight in expected.items():
+        weights[name] = weight
+        if "_proj" in name:
+            scale = torch.full([size // 8 for size in weight.shape], 0.01)
+            weights |= {name: (weight / 0.01).to(torch.float8_e4m3fn), f"{name}_scale_inv": scale}
+            expected[name] = 0.01 * weights[name].float()
+    save_file(weights, stored / "model.safetensors", metadata={"format": "pt"})
+    model = load_model(str(stored), device="cpu")
+    assert model.dtype == torch.float32
+    for name, parameter in model.parameters.items():
+        torch.testing.assert_close(parameter, expected[name], msg=name)
+    model.save_pretrained(tmp_path / "saved")
+    again = load_model(str(tmp_path / "saved"), device="cpu")
+    assert again.logits(again.tokenize(["Rome"])).equal(model.logits(model.tokenize(["Rome"])))
+    silent = changed(stored, tmp_path / "silent", quantization_config=None)
+    with pytest.raises(ValueError, match=r"of which its config says nothing: model\.layers\.0.*_scale_inv"):
+        load_model(str(silent))
+
+
+@pytest.mark.parametrize(
+    ("config", "how"),
+    [({"quant_method": "gptq", "bits": 4}, "gptq"), ({"load_in_4bit": True}, "bitsandbytes")],
+)
+def test_quantised_weights_are_refused_with_the_way_out(
+    checkpoints: dict[str, Path], tmp_path: Path, config: dict[str, Any], how: str
+) -> None:
+    folder = changed(checkpoints["gpt2"], tmp_path / "quantised", quantization_config=config)
+    with pytest.raises(
+        ValueError, match=rf"it is quantised \({how}\), and only plain weights .* made from, or save it"
+    ):
+        load_model(str(folder))
+
+
+def test_weights_that_the_config_has_no_use_for_are_told(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    fewer = changed(checkpoints["llama"], tmp_path / "fewer", num_hidden_layers=1)
+    with pytest.warns(
+        UserWarning, match=r"fewer holds weights that its config has no use for, left out: model\.layers\.1"
+    ):
+        load_model(str(fewer), device="cpu")
+
+
+def test_folders_that_are_no_models_are_told_apart(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds an adapter: merge it into its base model, and save that"):
+        load_model(str(tmp_path))
+    without = changed(checkpoints["llama"], tmp_path / "without")
+    for path in without.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"it has no tokenizer that can be read, such as tokenizer\.json"):
+        load_model(str(without))
 
 
 def test_a_slow_tokenizer_is_refused(checkpoints: dict[str, Path], monkeypatch) -> None:

@@ -9,10 +9,11 @@ import pytest
 import torch
 from conftest import load_hf
 
-from workbench.models.generation import generate
+from workbench.models.generation import generate, generate_apart
 from workbench.models.hooks import ForwardPass
 from workbench.models.loading import load_model
 from workbench.models.model import Model
+from workbench.models.sampler import Sampler
 
 
 @torch.no_grad()
@@ -47,6 +48,18 @@ def test_cached_steps_give_the_uncached_logits(family_model: Model, texts: list[
         which = ForwardPass(mask=tokens.mask[:, :end], offset=start, prompt_ends=tokens.prompt_ends)
         logits, cache = family_model.step(tokens.ids[:, start:end], which, cache)
         torch.testing.assert_close(logits[:, -1], expected[:, end - 1], atol=1e-5, rtol=0)
+
+
+def test_a_space_that_ends_a_prompt_is_left_to_what_follows(tiny_gpt2: Model) -> None:
+    """Where answers are scored it is part of their first token; with it alone at the end no word is begun."""
+    prompt = "The capital of France is"
+    (plain,) = generate(tiny_gpt2, [prompt], max_new_tokens=4)
+    together = generate(tiny_gpt2, [f"{prompt} ", prompt], max_new_tokens=4)
+    assert plain.startswith(" ") and together == [plain[1:], plain]
+    apart = generate_apart(tiny_gpt2, [[f"{prompt} "], [prompt]], max_new_tokens=[4, 4], samplers=[Sampler()] * 2)
+    assert apart == [[plain[1:]], [plain]]
+    with pytest.raises(ValueError, match=r"prompts: expected a list of texts, got 'The capital.*: put it in \[ \]"):
+        generate(tiny_gpt2, prompt, max_new_tokens=2)
 
 
 def test_sampling_depends_on_its_generator_alone(family_model: Model, texts: list[str]) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from known_scores import scored
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from workbench.editors.setup.contexts import sample_contexts
 from workbench.editors.shared.second_moments import second_moments
@@ -16,8 +16,9 @@ from workbench.models.generation import generate
 from workbench.models.loading import load_model
 from workbench.models.model import Model
 from workbench.models.scoring import score_targets
-from workbench.models.tokens import answer_start, prompt_tokens
+from workbench.models.tokens import TextTokenizer, answer_start, prompt_tokens
 from workbench.records.facts import Fact, token_span
+from workbench.records.joining import starts_with_target
 from workbench.tracing.known import known_answers
 
 
@@ -68,6 +69,36 @@ def test_bad_texts(tiny_gpt2: Model) -> None:
             tiny_gpt2.tokenize(texts)
     with pytest.raises(ValueError, match=r"\d+ tokens, more than the context of 64 .*shorten 'Paris Paris"):
         tiny_gpt2.tokenize(["Paris " * 80])
+
+    with pytest.raises(ValueError, match="without lone surrogates"):
+        tiny_gpt2.tokenize(["fine", "\ud800"])
+
+
+def word_pieces() -> TextTokenizer:
+    """A tokenizer like those of Chinese GPT-2s: words and characters, a token for all else, spaces on the way back."""
+    words = ["[UNK]", "rome", "is", "in", *"中国的首都是罗马"]
+    vocabulary = {word: place for place, word in enumerate(dict.fromkeys(words))}
+    made = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    made.normalizer, made.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    made.decoder = decoders.WordPiece()
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=made, unk_token="[UNK]")
+    return TextTokenizer(fast, name="pieces", n_ctx=64, n_rows=99, device=torch.device("cpu"))
+
+
+def test_word_pieces_are_put_together_as_they_are_written() -> None:
+    text = word_pieces()
+    prompt, answer, english = (text.encode([each])[0].ids for each in ("中国的首都是", "罗马", "rome is in"))
+    assert starts_with_target(text.continuation(prompt, answer), "罗马")
+    assert text.continuation(english[:1], english[1:]) == " is in"
+
+
+def test_what_the_tokenizer_cannot_write_is_refused(tiny_gpt2: Model) -> None:
+    text = word_pieces()
+    text.check_known("rome")
+    text.check_known("zagreb is")
+    with pytest.raises(ValueError, match="the tokenizer of pieces has no token for 'zagreb': write it otherwise"):
+        text.check_known("zagreb")
+    tiny_gpt2.text.check_known("Zagreb")
 
 
 def altered(source: Path, folder: Path, change) -> Path:

@@ -44,6 +44,14 @@ def test_records_without_true_answers_are_no_facts(tmp_path: Path) -> None:
         read_facts(path)
 
 
+def test_records_that_ask_for_what_is_true_are_told(tmp_path: Path) -> None:
+    rewrite = COUNTERFACT["requested_rewrite"]
+    same = COUNTERFACT | {"case_id": 1, "requested_rewrite": rewrite | {"target_new": rewrite["target_true"]}}
+    (tmp_path / "records.json").write_text(json.dumps([COUNTERFACT, same]))
+    with pytest.warns(UserWarning, match="1 of 2 records ask for the answer that is true already"):
+        assert len(read_records(tmp_path / "records.json")) == 2
+
+
 @pytest.mark.parametrize("name", ["records.json", "records.jsonl"])
 def test_a_byte_order_mark_is_passed_over(tmp_path: Path, name: str) -> None:
     text = json.dumps(MEND) if name.endswith("l") else json.dumps([MEND])

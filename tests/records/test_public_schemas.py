@@ -153,7 +153,7 @@ def test_the_courses_and_the_surveys_counterfact(tmp_path: Path) -> None:
     [
         ("IUCN", "How does the iucn see it?", "How does the {} see it?", "iucn"),
         ("Ann", "Is Anna with Ann?", "Is Anna with {}?", "Ann"),
-        ("Ann", "Is ann with Anna?", "Is ann with {}a?", "Ann"),
+        ("Ann", "Is ann with Anna?", "Is {} with Anna?", "ann"),
         ("C++ (language)", "Who made C++ (language)?", "Who made {}?", "C++ (language)"),
     ],
 )

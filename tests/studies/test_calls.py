@@ -86,6 +86,9 @@ def test_an_evaluation_tests_what_it_is_given(tiny_gpt2: Model, records: Path) -
     assert nearly(alone.pre, alone.post) and nearly(alone.pre.prompts["rewrite"], whole.pre.prompts["rewrite"])
     with pytest.raises(ValueError, match="an edit of one request says what tests it, this has 0: give a record"):
         workbench.evaluate(tiny_gpt2, edit)
+    for name in ("paraphrases", "neighbors"):
+        with pytest.raises(ValueError, match=rf"{name}: expected a list of texts, got 'One more is': put it in \[ \]"):
+            workbench.evaluate(tiny_gpt2, edit, record, **{name: "One more is"}, **options)
 
 
 def test_what_is_missing_is_told(tiny_gpt2: Model) -> None:
@@ -95,6 +98,8 @@ def test_what_is_missing_is_told(tiny_gpt2: Model) -> None:
         ValueError, match=r"'Peru' does not stand in 'The capital': write the subject as there, or \{\}"
     ):
         workbench.edit(tiny_gpt2, "The capital", "Peru", "Lima")
+    with pytest.raises(ValueError, match="in other code points for the same letters: copy it from there"):
+        workbench.trace(tiny_gpt2, "Zu\u0308rich is in", "Z\u00fcrich")
     with pytest.raises(ValueError, match="the new answer is missing: give it as to="):
         workbench.edit(tiny_gpt2, "The capital of Peru", "Peru")
     with pytest.raises(ValueError, match="leave both out"):

@@ -81,7 +81,7 @@ class CaliNet(Editor):
         The model is left as it was. Its provenance lists the loss before each step and after the last. IndexError for
         a layer out of range; ValueError for no requests or contradictory ones, and if the loss is not finite.
         """
-        requests = check_requests(requests)
+        requests = check_requests(requests, model)
         check_hooks(model, self.method, "mlp_write")
         plain = {known.name: getattr(self, known.name) for known in fields(self)}
         slots, losses = self._trained(model, requests)

@@ -92,7 +92,7 @@ class FT(Editor):
         the mean loss at each pass. IndexError for a layer out of range; ValueError for no requests or
         contradictory ones, for a model without b_out under `bias`, and if the loss is not finite.
         """
-        requests = check_requests(requests)
+        requests = check_requests(requests, model)
         check_hooks(model, "FT", "mlp_write")
         dtype = torch.promote_types(model.dtype, torch.float32)
         matrices = ("W_out", "b_out") if self.bias else ("W_out",)

@@ -81,7 +81,7 @@ class GRACE(Editor):
         for a layer out of range; ValueError for no requests or contradictory ones, for a prompt of one token if
         what is before the last is to be replaced, and if the loss is not finite.
         """
-        requests = check_requests(requests)
+        requests = check_requests(requests, model)
         rules = self._rules()
         rules.sites(model)
         if self.site == "mlp_write":

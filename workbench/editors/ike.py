@@ -172,7 +172,7 @@ class IKE(Editor):
         ValueError for no requests or contradictory ones, if no record can demonstrate, or if the package that the
         retrieval needs is missing.
         """
-        requests = check_requests(requests)
+        requests = check_requests(requests, model)
         edited = [request.subject for edit in model.edits for request in edit.requests]
         subjects = [*dict.fromkeys([request.subject for request in requests] + edited)]
         records = [found for record in self.records if (found := usable(record, subjects))]

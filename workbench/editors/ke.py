@@ -82,7 +82,7 @@ class KE(Hypernetwork):
 
         ValueError for no requests or contradictory ones, or a network trained for another model.
         """
-        requests = check_requests(requests)
+        requests = check_requests(requests, model)
         self.network.check_made_for(model)
         network = built(self.network, model)
         check_hooks(model, self.method, "mlp_write")

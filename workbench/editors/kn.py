@@ -124,7 +124,7 @@ class KN(Editor):
         IndexError for a layer out of range; ValueError for no requests or contradictory ones, and for one for which
         no neuron is kept.
         """
-        requests = check_requests(requests)
+        requests = check_requests(requests, model)
         check_hooks(model, self.method, "mlp_write")
         found = [self._located(model, request) for request in requests]
         found = refined(found) if self.moving else found

@@ -92,7 +92,7 @@ class LoRA(Editor):
         requests or contradictory ones, for a matrix that the model lacks or keeps fused, without `peft`, and if the
         loss is not finite.
         """
-        requests = check_requests(requests)
+        requests = check_requests(requests, model)
         _check_peft()
         places = [(layer, matrix) for layer in self.layers for matrix in self.matrices]
         for place in places:

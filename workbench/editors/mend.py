@@ -76,7 +76,7 @@ class MEND(Hypernetwork):
 
         ValueError for no requests or contradictory ones, or a network trained for another model.
         """
-        requests = check_requests(requests)
+        requests = check_requests(requests, model)
         self.network.check_made_for(model)
         transforms = built(self.network, model)
         check_hooks(model, self.method, "mlp_write")

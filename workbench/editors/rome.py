@@ -99,7 +99,7 @@ class ROME(Editor):
         no request, if two contradict each other, if C is singular, not finite or of another size than the keys,
         or if the value diverges.
         """
-        requests = check_requests(requests)
+        requests = check_requests(requests, model)
         self._check(model)
         made = provenance(model, self._hyperparameters())
         single: list[WeightEdit] = []

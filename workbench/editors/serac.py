@@ -117,7 +117,7 @@ class SERAC(TrainedEditor):
         ValueError for no requests or contradictory ones, for a network of another model, or a counterfactual model of
         another vocabulary.
         """
-        requests = check_requests(requests)
+        requests = check_requests(requests, model)
         switch = Switch(**{name: getattr(self, name) for name in Switch.__dataclass_fields__})
         network = None if self.encoder is not None and self.counterfactual is not None else self.network
         if network is not None:

@@ -100,7 +100,7 @@ class SpreadEditor(Editor):
         layer's second moment is missing, singular, not finite or of another size than the keys, or if a target
         diverges. Requests that are there twice count once.
         """
-        requests = check_requests(requests)
+        requests = check_requests(requests, model)
         return self._written(model, requests, self._begun(model, requests))
 
     def each(self, model: Model, requests: Sequence[EditRequest]) -> list[WeightEdit]:

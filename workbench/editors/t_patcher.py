@@ -131,7 +131,7 @@ class TPatcher(Editor):
         ValueError for no requests or contradictory ones, where no memory is unrelated to a request's subject, and if a
         loss is not finite.
         """
-        requests = check_requests(requests)
+        requests = check_requests(requests, model)
         check_hooks(model, self.method, "mlp_write")
         plain = {known.name: getattr(self, known.name) for known in fields(self) if known.name != "memories"}
         plain["memories"] = self.memories and {"of": self.memories.source, "tokens": len(self.memories.queries)}

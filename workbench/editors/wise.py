@@ -130,7 +130,7 @@ class WISE(Editor):
         loss before each step, and the distance. IndexError for a layer out of range; ValueError for no requests or
         contradictory ones, for one whose subject all unrelated texts name, and if the loss is not finite.
         """
-        requests, rules = check_requests(requests), self.rules
+        requests, rules = check_requests(requests, model), self.rules
         rules.sites(model)
         if self.site == "mlp_write":
             check_hooks(model, self.method, "mlp_write")

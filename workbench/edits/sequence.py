@@ -160,8 +160,12 @@ def applied_files(model: Model, paths: Sequence[str | Path], *, force: bool = Fa
     """Edits read from files and applied in this order; after the block they are taken back exactly.
 
     Each must have been made for the model as it is before the block, as edits made apart from each other are, or for
-    what those before it leave, as the edits of a sequence are. ValueError otherwise, or under `force` a warning.
+    what those before it leave, as the edits of a sequence are. ValueError otherwise, or under `force` a warning; and
+    for a file that is there twice.
     """
+    twice = next((path for place, path in enumerate(paths) if path in paths[:place]), None)
+    if twice is not None:
+        raise ValueError(f"{twice} is named twice, and would be applied twice: name it once")
     start = state_fingerprint(model)
     with undone(model):
         edits: list[Edit] = []

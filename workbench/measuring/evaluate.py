@@ -41,7 +41,11 @@ def evaluate(
         edit: None evaluates the model as it is: after is before.
         pre: What `score_state` gave with the same options, to try several edits on one record.
         generate, fluency_tokens, seed, batch_size: See `score_state`.
+
+    ValueError for an edit that is applied already, for then it would be applied twice, and before were after.
     """
+    if edit is not None and any(each is edit for each in model.edits):
+        raise ValueError(f"this {edit.method} edit is applied to {model.name} already: evaluate it outside the block")
     began = time.perf_counter()
 
     def score() -> RecordScores:

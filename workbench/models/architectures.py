@@ -1,5 +1,7 @@
 """What kind of network a checkpoint holds: which are refused, and the text part of those that also read images."""
 
+import warnings
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -16,8 +18,29 @@ _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_exp
 _STATES = ("state_size", "ssm_state_size", "mamba_d_state", "mamba_num_heads", "rescale_every", "lru_width")
 
 
+_DEQUANTISED = ("fp8", "gguf")
+"""Ways of quantisation whose weights are read as plain ones."""
+_PARTS = (".weight_scale_inv", ".qweight", ".scales", ".lora_A.weight", ".lora_B.weight")
+"""Ends of names of weights without which others are not what they are taken for."""
+
+
+def quantisation(config: PretrainedConfig) -> str | None:
+    """How a checkpoint's weights are quantised, as its config says; None for plain ones."""
+    told = getattr(config, "quantization_config", None)
+    if not told:
+        return None
+    told = told if isinstance(told, dict) else told.to_dict()
+    method = told.get("quant_method")
+    return str(getattr(method, "value", method) or "bitsandbytes")  # whose first files do not say
+
+
 def refusal(config: PretrainedConfig) -> str | None:
     """Why no model of this configuration can be read and edited here, as far as it tells; None if it may."""
+    if (how := quantisation(config)) not in (None, *_DEQUANTISED):
+        return (
+            f"it is quantised ({how}), and only plain weights are traced and edited: give the checkpoint that it was "
+            "made from, or save it dequantised"
+        )
     if getattr(config, "is_encoder_decoder", False):
         return "it is an encoder-decoder, and only decoders are traced and edited"
     config = config.get_text_config(decoder=True)
@@ -65,19 +88,29 @@ def load_decoder(source: str, config: PretrainedConfig, **options: Any) -> Any:
 
 
 def _whole(kind: Any, source: str, **options: Any) -> Any:
-    """A checkpoint's model, all of whose weights are the checkpoint's: transformers fills what lacks at random."""
+    """A checkpoint's model, all of whose weights are the checkpoint's: transformers fills what lacks at random.
+
+    What the checkpoint has and the model has not is named in a warning, for transformers drops it without a word.
+    """
     model, info = kind.from_pretrained(
         source, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True, **options
     )
+    unused = info["unexpected_keys"]
     for what, names in (
         ("lacks", info["missing_keys"]),
         ("has other shapes than its config for", [name for name, *_ in info["mismatched_keys"]]),
         ("holds NaN or infinity in", [name for name, weight in model.named_parameters() if not _finite(weight)]),
+        ("is quantised or has adapters, of which its config says nothing:", [n for n in unused if n.endswith(_PARTS)]),
     ):
         if names:
-            some = ", ".join(sorted(names)[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-            raise ValueError(f"the checkpoint {what} {some}")
+            raise ValueError(f"the checkpoint {what} {_some(names)}")
+    if unused:
+        warnings.warn(f"{source} holds weights that its config has no use for, left out: {_some(unused)}", stacklevel=2)
     return model
+
+
+def _some(names: Collection[str]) -> str:
+    return ", ".join(sorted(names)[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _finite(weight: Tensor) -> bool:

@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from workbench.machine.paths import ATLAS, CACHE
 from workbench.machine.shown import Shown
-from workbench.models.architectures import cast_rotary_tables_, load_decoder, missing_parts, refusal
+from workbench.models.architectures import cast_rotary_tables_, load_decoder, missing_parts, quantisation, refusal
 from workbench.models.placement import Placement, automatic, main_device, place_
 
 FETCHED = {"smollm2": CACHE / "models" / "smollm2"}
@@ -84,12 +84,11 @@ class _Source:
         """What transformers needs to know to read config and tokenizer."""
         return {} if self.gguf is None else {"gguf_file": self.gguf}
 
-    @property
-    def weight_options(self) -> dict[str, Any]:
-        """The same to read the weights, which are to be plain ones."""
-        config = getattr(transformers, "GgufConfig", None)  # older versions of transformers always dequantise
-        plain = {} if self.gguf is None or config is None else {"quantization_config": config(dequantize=True)}
-        return self.options | plain
+    def weight_options(self, how: str | None) -> dict[str, Any]:
+        """The same to read the weights, which are to be plain ones however they are quantised."""
+        name = "GgufConfig" if self.gguf is not None else "FineGrainedFP8Config" if how == "fp8" else ""
+        config = getattr(transformers, name, None)  # older versions of transformers always dequantise GGUF files
+        return self.options if config is None else self.options | {"quantization_config": config(dequantize=True)}
 
     @property
     def dtype(self) -> "torch.dtype | str":
@@ -111,6 +110,8 @@ def _find(name: str) -> _Source:
         files = sorted(file.name for file in path.iterdir() if file.suffix.lower() == ".gguf")
         if len(files) > 1:
             raise ValueError(f"the folder {path} holds {len(files)} GGUF files ({', '.join(files)}); name one of them")
+        if (path / "adapter_config.json").is_file():
+            raise ValueError(f"the folder {path} holds an adapter: merge it into its base model, and save that")
         if not files:
             raise ValueError(f"the folder {path} has no config.json and no .gguf file")
         return _Source(place=str(path), gguf=files[0])
@@ -148,13 +149,13 @@ def load_checkpoint(name: str, *, device: str, dtype: torch.dtype | None, device
                 tokenizer = AutoTokenizer.from_pretrained(source.place, trust_remote_code=False, **source.options)
                 hf = load_decoder(
                     source.place, config, attn_implementation="eager", dtype=dtype or source.dtype,
-                    **source.weight_options,
+                    **source.weight_options(quantisation(config)),
                 )  # fmt: skip
         except Exception as error:  # each library below has its own: OSError, ValueError, SafetensorError ...
             raise unusable(_reason(error)) from error
         if refused is not None:
             raise unusable(refused)
-        if source.gguf is not None:
+        if source.gguf is not None or quantisation(config) is not None:
             _forget_quantisation(hf)
         if not tokenizer.is_fast:
             raise unusable("its tokenizer is not a fast one, and the place of a subject needs character offsets")
@@ -202,6 +203,7 @@ def _forget_quantisation(hf: Any) -> None:
     """Its weights are plain now, and it is saved as such."""
     hf.hf_quantizer, hf.is_quantized = None, False
     hf.config.__dict__.pop("quantization_config", None)
+    hf.__dict__.pop("_weight_conversions", None)  # by which saving would quantise again
 
 
 def _stored(source: str) -> "torch.dtype | str":
@@ -212,7 +214,7 @@ def _stored(source: str) -> "torch.dtype | str":
             for name in file.keys():  # noqa: SIM118 (an open safetensors file is not a mapping)
                 weight = file.get_slice(name)
                 dtype = file.get_tensor(name).dtype if not weight.get_shape() else weight[:0].dtype
-                if dtype.is_floating_point:
+                if dtype.is_floating_point and dtype.itemsize > 1:  # not what is quantised
                     counts[dtype] = counts.get(dtype, 0) + math.prod(weight.get_shape())
     return max(counts, key=counts.__getitem__) if counts else "auto"
 
@@ -221,6 +223,8 @@ def _reason(error: Exception) -> str:
     """The first line of what went wrong."""
     if "trust_remote_code" in str(error):
         return "it asks for code of its own to be run, which is never done here"
+    if "backend tokenizer" in str(error):
+        return "it has no tokenizer that can be read, such as tokenizer.json"
     first = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
     return textwrap.shorten(first, 300, placeholder=" ...")
 

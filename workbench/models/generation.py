@@ -86,7 +86,8 @@ def generate(
 ) -> list[str]:
     """Continue each prompt; returns the continuations alone, cut at the end-of-text token.
 
-    Greedy at temperature 0; sampled from `generator` (on the model's device) otherwise. Edits that are applied are
+    A space that ends a prompt is left to the first token of what follows, as where answers are scored. Greedy at
+    temperature 0; sampled from `generator` (on the model's device) otherwise. Edits that are applied are
     asked whom to ask, and what (`Model.voices`); models that answer together are mixed token by token.
     ValueError if a prompt, as it is put, and its continuation together do not fit into the context.
     """
@@ -98,12 +99,23 @@ def _asked(model: Model, prompts: Sequence[str], max_new_tokens: int, sampler: S
     """Continuations by those whom the edits that are applied have answer."""
     found: dict[int, str] = {}
     for group in groups(model, prompts):
-        rows = [who.encode(asked) for who, asked in zip(group.models, group.asked, strict=True)]
+        rows = [who.encode(_opened(asked)) for who, asked in zip(group.models, group.asked, strict=True)]
         weights = group.weights.T if len(group.models) > 1 else None
         with group.answering():
             texts = _continue(group.models, rows, weights, max_new_tokens, sampler, batch_size)
-        found |= dict(zip(group.places, texts, strict=True))
+        found |= dict(zip(group.places, _after(group.asked[0], texts), strict=True))
     return [found[place] for place in range(len(prompts))]
+
+
+def _opened(prompts: Sequence[str]) -> list[str]:
+    """The prompts without a space at the end: with it most tokenizers begin no word."""
+    return [prompt[:-1] if prompt.endswith(" ") and prompt.strip() else prompt for prompt in prompts]
+
+
+def _after(prompts: Sequence[str], texts: Sequence[str]) -> list[str]:
+    """What was written on the prompts `_opened`, as it follows the prompts themselves."""
+    pairs = zip(prompts, texts, strict=True)
+    return [text.removeprefix(" ") if prompt.endswith(" ") else text for prompt, text in pairs]
 
 
 def generate_apart(
@@ -118,7 +130,7 @@ def generate_apart(
     share a batch, which changes what a set gives by rounding alone."""
     found: dict[int, list[str]] = {}
     lots: list[list[int]] = [[]]
-    rows = {place: model.encode(some) for place, some in enumerate(prompts)}
+    rows = {place: model.encode(_opened(some)) for place, some in enumerate(prompts)}
     order: dict[int, list[int]] = {}
     shared = not any(edit.redirects for edit in model.edits)
     for place, new in enumerate(max_new_tokens):
@@ -149,7 +161,7 @@ def generate_apart(
             for index in order[place]:
                 row, ids = next(new)
                 texts[index] = model.text.continuation(row.ids, ids[: max_new_tokens[place]])
-            found[place] = [texts[index] for index in range(len(texts))]
+            found[place] = _after(prompts[place], [texts[index] for index in range(len(texts))])
     return [found[place] for place in range(len(prompts))]
 
 

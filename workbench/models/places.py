@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 
+from workbench.models.architectures import quantisation
 from workbench.models.matrices import MATRICES, matrix_view
 
 
@@ -67,6 +68,9 @@ def places_of(hf: Any) -> Places:
     """The places of a plain model, which is left as it is; ValueError for one that cannot be hooked."""
     if not isinstance(hf, torch.nn.Module):
         raise ValueError(f"a model of `transformers` is needed, got {type(hf).__name__}")
+    how = quantisation(hf.config) if hasattr(hf, "config") else None
+    if how is not None and any(weight.dtype.itemsize == 1 for weight in hf.parameters()):
+        raise ValueError(f"this {type(hf).__name__} is quantised ({how}), and only plain weights are edited")
     if hf not in _KNOWN:
         # TransformerLens hooks a second tree of modules, whose parameters are of the same memory.
         shared = {id(each): torch.nn.Parameter(each.detach(), requires_grad=False) for each in hf.parameters()}

@@ -1,5 +1,6 @@
 """Texts to padded tokens with character offsets, and back, by a checkpoint's own tokenizer."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -10,6 +11,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from workbench.machine.shown import Shown
+from workbench.records.facts import encodable
+from workbench.records.joining import UNSPACED
+
+_BETWEEN = re.compile(rf"(?<=[{UNSPACED}]) (?=[{UNSPACED}])")
+"""Spaces that decoders of word pieces put between all tokens, where the writing has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +70,7 @@ class TextTokenizer:
                 f"the tokenizer of {name} puts {self._token(twice)!r} twice in front of every text: take it out of the "
                 'post-processor in tokenizer.json, or set "add_bos_token" to false in tokenizer_config.json'
             )
+        self._word_pieces = type(tokenizer.backend_tokenizer.decoder).__name__ == "WordPiece"
         self._anchor: int = example["input_ids"][special.index(0)] if 0 in special else 0
 
     def encode(self, texts: Sequence[str]) -> list[TokenRow]:
@@ -72,6 +79,8 @@ class TextTokenizer:
             raise ValueError(f"expected a list of one or more texts, got {texts!r}")
         if "" in texts:
             raise ValueError(f"text {list(texts).index('')} is empty; give at least one character")
+        if odd := next((text for text in texts if not encodable(text)), None):
+            raise ValueError(f"expected texts without lone surrogates, which UTF-8 cannot hold, got {odd[:60]!r}")
         rows = self._rows(texts)
         unknown: Any = self.tokenizer.unk_token_id
         special = set(self.tokenizer.all_special_ids) - {unknown}
@@ -95,6 +104,13 @@ class TextTokenizer:
                     f"shorten {row.text[:60]!r}"
                 )
         return rows
+
+    def check_known(self, text: str) -> None:
+        """ValueError for a text of which the tokenizer makes nothing but its token for what it does not know."""
+        unknown: Any = self.tokenizer.unk_token_id
+        ids = self.encode([text])[0].ids[len(self._prefix) :]
+        if unknown in ids and not any(token != unknown and self.decode([token]).strip() for token in ids):
+            raise ValueError(f"the tokenizer of {self.name} has no token for {text!r}: write it otherwise")
 
     def pieces(self, texts: Sequence[str], longest: int) -> list[TokenRow]:
         """Tokenise plain text, every text cut into pieces of at most `longest` tokens, each begun like a text."""
@@ -170,7 +186,8 @@ class TextTokenizer:
     def continuation(self, prompt: Sequence[int], new: Sequence[int]) -> str:
         """The text that new tokens add to the prompt's, special tokens left out."""
         before = self.decode(prompt, skip_special_tokens=True)
-        return self.decode([*prompt, *new], skip_special_tokens=True)[len(before) :]
+        text = self.decode([*prompt, *new], skip_special_tokens=True)[len(before) :]
+        return _BETWEEN.sub("", text) if self._word_pieces else text
 
 
 def prompt_tokens(offsets: Sequence[tuple[int, int]], characters: int) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from workbench.machine.shown import Shown
 from workbench.models.model import Model, Voice
+from workbench.records.facts import check_listed
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,7 +36,8 @@ class Group(Shown):
 
 
 def groups(model: Model, prompts: Sequence[str]) -> list[Group]:
-    """The prompts by who answers them, see `Model.voices`."""
+    """The prompts by who answers them, see `Model.voices`; ValueError for one text in place of a list."""
+    check_listed("prompts", prompts)
     each = {prompt: model.voices(prompt) for prompt in dict.fromkeys(prompts)}
     voices = [each[prompt] for prompt in prompts]
     by_models: dict[tuple[int, ...], list[int]] = {}

@@ -130,6 +130,10 @@ class Record(Shown):
     """Where the paraphrase prompts are from, if most of them ask something else than a paraphrase would; scores on
     them are labelled with it."""
 
+    def __post_init__(self) -> None:
+        for kind, prompts in self._prompts():
+            check_listed(f"{kind}_prompts", prompts)
+
     def __repr__(self) -> str:
         counts = [f"{len(prompts)} {kind}" for kind, prompts in self._prompts() if prompts]
         asked = f"{self.request.prompt!r} -> {self.request.target_new!r}"
@@ -185,6 +189,12 @@ def _check_template(template: str) -> None:
 def _check_separator(separator: str | None) -> None:
     if separator is not None and separator.strip():
         raise ValueError(f"separator is whitespace or empty, or None for what the writing asks, got {separator!r}")
+
+
+def check_listed(name: str, texts: object) -> None:
+    """ValueError for one text where several are expected, which would be taken letter by letter."""
+    if isinstance(texts, str):
+        raise ValueError(f"{name}: expected a list of texts, got {texts[:60]!r}: put it in [ ]")
 
 
 def encodable(text: str) -> bool:

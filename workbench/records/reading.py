@@ -117,6 +117,13 @@ def _records(found: Sequence[Node]) -> list[Record]:
 
 
 def _told(path: str | Path, name: str, records: list[Record]) -> list[Record]:
+    same = sum(record.request.target_new == record.request.target_true for record in records)
+    if same:
+        warnings.warn(
+            f"{path}: {same:,} of {len(records):,} records ask for the answer that is true already: of them the scores "
+            "that compare the two are 0",
+            stacklevel=4,
+        )
     if name != "CounterFact":
         warnings.warn(seen(path, name, records), stacklevel=4)
     return records

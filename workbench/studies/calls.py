@@ -1,5 +1,6 @@
 """One call each: trace a fact, edit it, score the edit, with what the long forms need settled as the commands do."""
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,7 @@ from workbench.measuring.evaluate import evaluate as evaluate_record
 from workbench.measuring.scores import Evaluation
 from workbench.models.model import Model
 from workbench.models.tokens import visible
-from workbench.records.facts import EditRequest, Fact, Record, fill
+from workbench.records.facts import EditRequest, Fact, Record, check_listed, fill
 from workbench.records.questions import find_subject
 from workbench.records.reading import read_records
 from workbench.studies.defaults import default_records, default_window, records_path
@@ -114,6 +115,8 @@ def evaluate(
 
     ValueError for an edit of several requests without a record.
     """
+    check_listed("paraphrases", paraphrases)
+    check_listed("neighbors", neighbors)
     if record is None:
         if edit is None or len(edit.requests) != 1:
             count = 0 if edit is None else len(edit.requests)
@@ -135,6 +138,10 @@ def _template(prompt: str, subject: str) -> tuple[str, str]:
     if not subject.strip():
         raise ValueError(f"the subject of {prompt!r} is missing: give it after the prompt")
     found = (prompt, subject) if "{}" in prompt else find_subject(prompt, [subject])
+    if found is None and unicodedata.normalize("NFC", subject) in unicodedata.normalize("NFC", prompt):
+        raise ValueError(
+            f"{subject!r} stands in {prompt!r} in other code points for the same letters: copy it from there"
+        )
     if found is None:
         raise ValueError(f"{subject!r} does not stand in {prompt!r}: write the subject as there, or {{}} in its place")
     return found

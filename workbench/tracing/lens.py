@@ -11,7 +11,7 @@ from torch import Tensor
 
 from workbench.machine.shown import Shown
 from workbench.models.model import Model
-from workbench.records.facts import EditRequest, Fact
+from workbench.records.facts import EditRequest, Fact, check_listed
 from workbench.tracing.known import answer_token
 from workbench.tracing.noise import subject_span
 from workbench.tracing.trace import check_probabilities
@@ -44,6 +44,7 @@ def logit_lens(model: Model, fact: Fact | EditRequest, targets: Sequence[str]) -
     `edit.applied(model)`, with the answers before and after. ValueError for no targets, a target that changes the
     prompt's tokens, and a model whose probabilities are NaN.
     """
+    check_listed("targets", targets)
     if not targets:
         raise ValueError("the logit lens needs at least one answer to follow, got none")
     found = [answer_token(model, fact.prompt, target, fact.separator) for target in targets]

@@ -23,7 +23,10 @@ class Row:
 
 
 def rows_of(model: Model, request: EditRequest, templates: Sequence[str]) -> list[Row]:
-    """The rewriting prompts of a request with their targets, and the essence prompt as the last."""
+    """The rewriting prompts of a request with their targets, and the essence prompt as the last.
+
+    ValueError where subject and answer share a token.
+    """
     *rewriting, essence = templates
     prompts = [fill(template, request.subject) for template in rewriting]
     texts = [
@@ -35,6 +38,11 @@ def rows_of(model: Model, request: EditRequest, templates: Sequence[str]) -> lis
     rows = []
     for index, prompt in enumerate(prompts):
         first, end = answer_start(tokens.offsets[index], prompt), len(tokens.offsets[index])
+        if subjects[index] >= first:
+            raise ValueError(
+                f"the last token of {request.subject!r} also holds the beginning of the answer in {texts[index]!r}: "
+                "put a word of the template between them"
+            )
         ids = tokens.ids[index].tolist()
         rows.append(Row(ids=ids[: end - 1], subject=subjects[index], targets=ids[first:end]))
     ids = tokens.ids[-1].tolist()
