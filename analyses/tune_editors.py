@@ -160,7 +160,9 @@ def _scores(summary: Summary, suffix: str) -> dict[str, float]:
 
 def said(changes: Mapping[str, Any]) -> str:
     """Fields and values as one text."""
-    return ", ".join(f"{name} {value:g}" for name, value in changes.items())
+    return ", ".join(
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in changes.items()
+    )
 
 
 def _mean(one: Mapping[str, float]) -> float:
