@@ -3,10 +3,10 @@
     python analyses/tune_editors.py --model smollm2 --methods rome,memit
     python analyses/tune_editors.py --model smollm2 --write     # and put the best into data/presets
 
-What is tried stands in data/searches/MODEL.yaml, a list of fields and their values for each method. Each is scored on
---limit records edited one at a time and, for methods that write a batch, on --edits records kept together; the best is
-that with the highest mean of the two S. Records are the model's training records, whose subjects no evaluation record
-has.
+What is tried stands in data/searches/MODEL.yaml, a list of fields and their values for each method; `layer` is the one
+edited in place of the located one. Each is scored on --limit records edited one at a time and, for methods that write a
+batch, on --edits records kept together; the best is that with the highest mean of the two S. Records are the model's
+training records, whose subjects no evaluation record has.
 
 A run that is stopped goes on after the last record, when the same command is given again.
 """
@@ -105,7 +105,7 @@ def try_changes(
     stacked = not batches or any(row["key"] == key and complete(run, row, together) for row in run.rows("stacked"))
     if not left and stacked:
         return
-    editor = make_editor(model, method, layer=layer, text=run.settings["text"], seed=seed, **changes)
+    editor = make_editor(model, method, **{"layer": layer, "text": run.settings["text"], "seed": seed, **changes})
     weights, row = state_fingerprint(model), {"key": key, "method": method, "changes": changes}
     for record in track(left, named, len(left)):
         with run.keeping(record.case_id, of=len(records[:limit]), method=named):
@@ -191,7 +191,8 @@ def write_preset(run: Run, method: str, model: str) -> None:
     if found:
         entries[model]["fields"] |= found[0]["changes"]
         entries[model]["search"] = {
-            "records": f"{run.settings['limit']} training records alone, {run.settings['edits']} together",
+            "records": f"{run.settings['limit']} training records alone"
+            + (f", {run.settings['edits']} together" if "S together" in found[0] else ""),
             "tried": found,
         }
         path.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
