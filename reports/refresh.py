@@ -60,8 +60,8 @@ COMMANDS["survey_sequential"] += ("--methods", "ft,rome,memit,grace,mend,t_patch
 """What makes each folder of `reports/`."""
 WRITING = "ft,ft_l,rome,r_rome,memit,emmet,pmet,alphaedit"
 """The methods of ROME's and MEMIT's tables and their kin."""
-SURVEYED = "ft,ft_l,rome,memit,grace,mend,ke,kn,t_patcher,calinet,lora,serac"
-"""Those of the survey's, and their kin, that take less than a minute a record of SmolLM2 on two cores."""
+SURVEYED = "ft,ft_l,rome,memit,grace,ike,mend,ke,kn,t_patcher,calinet,lora,wise,serac"
+"""Those of the survey, and their kin."""
 REAL = {
     "smollm2/study": (*STUDY, "--model", "smollm2", "--traces", "3", "--limit", "15", "--fluency", "2"),
     **{

@@ -45,7 +45,8 @@ def _begun(
         )
     if not beginnings:
         yield from generate_unprompted(model, count, max_new_tokens=length - 1, top_k=5, generator=generator)
-    for place in range(count if beginnings else 0):
+        return
+    for place in range(count):
         start, row = beginnings[place % len(beginnings)], rows[place % len(beginnings)]
         new = length - len(row.ids)
         (more,) = generate(model, [start], max_new_tokens=new, temperature=1.0, top_k=5, generator=generator)
