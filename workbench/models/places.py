@@ -68,7 +68,8 @@ def places_of(hf: Any) -> Places:
     """The places of a plain model, which is left as it is; ValueError for one that cannot be hooked."""
     if not isinstance(hf, torch.nn.Module):
         raise ValueError(f"a model of `transformers` is needed, got {type(hf).__name__}")
-    how = quantisation(hf.config) if hasattr(hf, "config") else None
+    config: Any = getattr(hf, "config", None)
+    how = None if config is None else quantisation(config)
     if how is not None and any(weight.dtype.itemsize == 1 for weight in hf.parameters()):
         raise ValueError(f"this {type(hf).__name__} is quantised ({how}), and only plain weights are edited")
     if hf not in _KNOWN:

@@ -70,7 +70,8 @@ class TextTokenizer:
                 f"the tokenizer of {name} puts {self._token(twice)!r} twice in front of every text: take it out of the "
                 'post-processor in tokenizer.json, or set "add_bos_token" to false in tokenizer_config.json'
             )
-        self._word_pieces = type(tokenizer.backend_tokenizer.decoder).__name__ == "WordPiece"
+        fast: Any = tokenizer
+        self._word_pieces = type(fast.backend_tokenizer.decoder).__name__ == "WordPiece"
         self._anchor: int = example["input_ids"][special.index(0)] if 0 in special else 0
 
     def encode(self, texts: Sequence[str]) -> list[TokenRow]:
