@@ -109,7 +109,7 @@ class TextTokenizer:
     def check_known(self, text: str) -> None:
         """ValueError for a text of which the tokenizer makes nothing but its token for what it does not know."""
         unknown: Any = self.tokenizer.unk_token_id
-        ids = self.encode([text])[0].ids[len(self._prefix) :]
+        ids = self._rows([text])[0].ids[len(self._prefix) :]
         if unknown in ids and not any(token != unknown and self.decode([token]).strip() for token in ids):
             raise ValueError(f"the tokenizer of {self.name} has no token for {text!r}: write it otherwise")
 
