@@ -183,10 +183,8 @@ class TPatcher(Editor):
         )  # fmt: skip
         return edit, losses
 
-    def _started(
-        self, request: EditRequest, queries: Float[Tensor, "patch d_model"]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Key, bias, value and what multiplies the value, of a patch for each query."""
+    def _started(self, request: EditRequest, queries: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Key, bias, value and what multiplies the value, of a patch for each query, [patch d_model]."""
         value = self._drawn(request, *queries.shape).to(queries)
         keys = queries / queries.norm(dim=-1, keepdim=True) ** 2
         return keys, queries.new_zeros(len(queries)), value, torch.full_like(queries, self.amplify)
