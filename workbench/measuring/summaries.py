@@ -14,6 +14,8 @@ from workbench.measuring.metrics import harmonic_mean
 from workbench.measuring.scores import KINDS, Evaluation
 
 _PARTS = ("ES", "PS", "NS")  # of S
+NO_S = "These records lack prompts of a kind that S is made of, so there is no S."
+"""What is said where S would be."""
 _HEADLINES = ("S", "ES", "EM", "PS", "PM", "NS", "NM", *(f"generated.{kind}.new" for kind in KINDS))
 """Metrics that a notebook shows."""
 

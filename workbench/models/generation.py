@@ -114,8 +114,8 @@ def _opened(prompts: Sequence[str]) -> list[str]:
 
 def _after(prompts: Sequence[str], texts: Sequence[str]) -> list[str]:
     """What was written on the prompts `_opened`, as it follows the prompts themselves."""
-    pairs = zip(prompts, texts, strict=True)
-    return [text.removeprefix(" ") if prompt.endswith(" ") else text for prompt, text in pairs]
+    parts = zip(prompts, _opened(prompts), texts, strict=True)
+    return [text if prompt == opened else text.removeprefix(" ") for prompt, opened, text in parts]
 
 
 def generate_apart(

@@ -8,7 +8,7 @@ import numpy as np
 from workbench.figures.editors import editor_figure
 from workbench.machine.intervals import Estimate, bootstrap_mean
 from workbench.measuring.scores import Evaluation
-from workbench.measuring.summaries import Summary, summarise
+from workbench.measuring.summaries import NO_S, Summary, summarise
 from workbench.models.model import Model
 from workbench.report.elements import Paragraph, Section
 from workbench.runs.run import Run
@@ -201,6 +201,6 @@ def headline(run: Run) -> str:
         return "Nothing is finished yet."
     s = {name: of["S"]["value"] for name, of in scores.items() if of["S"]["value"] is not None}
     if not s:
-        return "These records lack prompts of a kind that S is made of, so there is no S."
+        return NO_S
     ranked = sorted(s, key=lambda name: -s[name])
     return "S, one edit at a time: " + ", ".join(f"{name} {100 * s[name]:.1f}" for name in ranked)

@@ -10,7 +10,7 @@ from workbench.editors.registry import EDITORS
 from workbench.figures.editors import Panel
 from workbench.machine.intervals import Estimate, bootstrap_mean
 from workbench.measuring.scores import Evaluation, RecordScores
-from workbench.measuring.summaries import summarise
+from workbench.measuring.summaries import NO_S, summarise
 from workbench.records.facts import Record
 from workbench.runs.run import Run
 from workbench.studies.stacked_edits import Plan, evaluations
@@ -148,7 +148,7 @@ def verdict(found: Summaries) -> str:
         borne = f"up to {max(good):,} edits" if good else "with no number of edits"
         said.append(f"{name} {borne} (S {100 * scores[most]:.1f} with {most:,})")
     if not said:
-        return "These records lack prompts of a kind that S is made of, so there is no S."
+        return NO_S
     return f"S is at least {100 * GOOD:g} %: " + ", ".join(said) + "."
 
 
