@@ -35,19 +35,20 @@ ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "runs" / "reports"
 """Where they are made; what was interrupted goes on from there."""
 ANALYSES = (
-    "locate_facts",
-    "compare_layers",
-    "compare_tracing",
-    "compare_editors",
-    "multiple_edits",
-    "scale_edits",
     "survey_table",
-    "survey_sequential",
+    "scale_edits",
+    "compare_layers",
+    "compare_editors",
     "implications",
+    "survey_sequential",
+    "compare_tracing",
+    "multiple_edits",
+    "locate_facts",
+    "check_families",
     "benchmark_tracing",
     "benchmark_editing",
-    "check_families",
 )
+"""The longest first, so that of two at once neither is left alone for long; those of speed last."""
 STUDY = (Path(sys.executable).parent / "workbench", "study")
 COMMANDS: dict[str, tuple[Any, ...]] = {"atlas": STUDY} | {
     name: (sys.executable, f"analyses/{name}.py") for name in ANALYSES

@@ -13,6 +13,7 @@ from torch import Tensor
 from workbench.cli.training import train as train_command
 from workbench.editors.calinet import CaliNet
 from workbench.editors.grace import GRACE
+from workbench.editors.ke import KE
 from workbench.editors.lora import LoRA
 from workbench.editors.mend import MEND, MENDRecipe
 from workbench.editors.setup.presets import preset
@@ -277,3 +278,17 @@ def test_another_models_network_is_refused(
         with pytest.raises(ValueError, match="with fingerprint"):
             made.check_made_for(tiny_gpt2)
         weight.copy_(before)
+
+
+@pytest.mark.parametrize("editor", [MEND, KE])
+def test_scale_multiplies_what_the_network_makes(tiny_gpt2: Model, editor: Any) -> None:
+    network = editor.untrained(tiny_gpt2, editor.recipes(last=1))
+    asked = [EditRequest(template="The capital of {} is", subject="Sweden", target_new="Rome")]
+    once = editor(network=network)(tiny_gpt2, asked)
+    thrice = editor(network=network, scale=3.0)(tiny_gpt2, asked)
+    for small, large in zip(once.updates, thrice.updates, strict=True):
+        assert torch.allclose(large.dense(), 3 * small.dense(), rtol=1e-6)
+    assert thrice.provenance["hyperparameters"]["scale"] == 3.0
+    for wrong in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=f"scale must be positive and finite, got {wrong}"):
+            editor(network=network, scale=wrong)

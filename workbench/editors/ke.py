@@ -76,6 +76,8 @@ class KE(Hypernetwork):
 
     network: TrainedNetwork
     """The trained conditioner and shifts."""
+    scale: float = 1.0
+    """Multiplies the change that the network makes; more is surer of the new answer and spares the rest less."""
 
     def __call__(self, model: Model, requests: Sequence[EditRequest]) -> WeightEdit:
         """The edit that makes the requests true, computed on the weights as they are.

@@ -70,6 +70,8 @@ class MEND(Hypernetwork):
 
     network: TrainedNetwork
     """The trained transforms."""
+    scale: float = 1.0
+    """Multiplies the change that the network makes; more is surer of the new answer and spares the rest less."""
 
     def __call__(self, model: Model, requests: Sequence[EditRequest]) -> WeightEdit:
         """The edit that makes the requests true together, computed on the weights as they are.

@@ -1,6 +1,7 @@
 """What editors share that must be trained before they edit."""
 
 import json
+import math
 import random
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -102,6 +103,13 @@ def parted(records: Sequence[Record], *, held_out: int, seed: int) -> tuple[list
 class Hypernetwork(TrainedEditor):
     """An editor whose network makes of gradients what MLP matrices change by."""
 
+    scale: float
+    """Multiplies that change; a field of each."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale < math.inf:
+            raise ValueError(f"scale must be positive and finite, got {self.scale}")
+
     @property
     def layers(self) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The layers that the network edits."""
@@ -116,13 +124,15 @@ class Hypernetwork(TrainedEditor):
         """The edit that makes these changes, each of one edit, [1 d rank] and [1 rank d]."""
         return WeightEdit(
             updates=tuple(
-                WeightUpdate(layer=layer, matrix=matrix, left=left[0].cpu(), right=right[0].cpu())
+                WeightUpdate(layer=layer, matrix=matrix, left=self.scale * left[0].cpu(), right=right[0].cpu())
                 for each in changes
                 for (layer, matrix), (left, right) in each.items()
             ),
             method=self.method,
             requests=requests,
-            provenance=provenance(model, {**self.network.settings, "network": self.network.digest}),
+            provenance=provenance(
+                model, {**self.network.settings, "network": self.network.digest, "scale": self.scale}
+            ),
         )
 
 
