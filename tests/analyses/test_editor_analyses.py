@@ -217,6 +217,8 @@ def test_stacked_scores_are_the_single_ones(tiny_gpt2: Model, records: Path) -> 
         assert nearly(one.prompts, alone.prompts) and not nearly(one.prompts, found[record.case_id - 1].prompts)
     assert [len(one.texts) for one in found] == [1, 1, 0]
     assert found[0].texts[0].startswith(some[0].generation_prompts[0])
+    (alone,) = score_stack(tiny_gpt2, some[1:2], sampled={1}, seed=3)
+    assert alone.texts == found[1].texts  # whatever others it is sampled with
     assert not math.isnan(found[1].fluency) and math.isnan(found[2].fluency)
 
 
@@ -279,9 +281,10 @@ def test_bars_are_told_with_what_was_measured() -> None:
     assert editor_report.bars({}, {("MEMIT", 10): summary(0.75)}) == editor_report.told([]) == []
 
 
-def test_a_mean_has_an_interval_from_two_values_on() -> None:
-    one, more = bootstrap_mean([2.0]), bootstrap_mean([1.0, 3.0, 2.0])
-    assert (one.value, one.n) == (2.0, 1) and math.isnan(one.low)
+def test_a_mean_has_an_interval_from_ten_values_on() -> None:
+    """Percentiles of a bootstrap of fewer cover much less than they say: of two values half."""
+    few, more = bootstrap_mean([1.0, 3.0, 2.0] * 3), bootstrap_mean([1.0, 3.0, 2.0, 2.0] * 3)
+    assert (few.value, few.n) == (2.0, 9) and math.isnan(few.low) and math.isnan(few.high)
     assert more.value == 2.0 and 1.0 <= more.low < 2.0 < more.high <= 3.0
 
 

@@ -2,7 +2,10 @@
 
 import json
 import math
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,13 +15,17 @@ from known_scores import scored
 from safetensors.torch import load_file
 from torch import Tensor
 
+from workbench.editors.ike import IKE
 from workbench.edits.edit import Edit
 from workbench.edits.weights import WeightEdit, WeightUpdate
 from workbench.measuring.evaluate import evaluate, score_state, score_states
 from workbench.measuring.metrics import kl_divergence
+from workbench.measuring.sampled_texts import sample_texts
 from workbench.measuring.scores import KINDS, Evaluation, RecordScores
 from workbench.models.generation import generate
+from workbench.models.loading import load_model
 from workbench.models.model import Model
+from workbench.models.sampler import Sampler
 from workbench.models.scoring import score_targets
 from workbench.records.facts import EditRequest, Probe, Record
 
@@ -207,6 +214,38 @@ def test_fluency_is_cut_at_the_context_and_needs_room(tiny_gpt2: Model) -> None:
     assert len(text) > len(RECORD.generation_prompts[0])
     with pytest.raises(ValueError, match="raise fluency_tokens or shorten the prompts"):
         score_state(tiny_gpt2, record, generate=False, fluency_tokens=3)
+
+
+def test_sampled_texts_go_on_past_the_end_of_a_text(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As published: with what is cut, fluency would be the length of the texts."""
+    shutil.copytree(checkpoints["gpt2"], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(1, 1000))}))
+    model, length = load_model(str(tmp_path), device="cpu"), 24
+    drawn: list[int] = []
+    monkeypatch.setattr(Sampler, "__call__", spied(Sampler.__call__, drawn))
+    (texts,) = sample_texts(model, [RECORD], length)
+    longest = max(len(row.ids) for row in model.encode(RECORD.generation_prompts))
+    assert len(drawn) == length - longest
+    assert generate(model, RECORD.generation_prompts, max_new_tokens=4) == [""] * len(texts)
+
+
+def spied(sample: Callable[..., torch.Tensor], drawn: list[int]) -> Callable[..., torch.Tensor]:
+    def one(self: Sampler, logits: torch.Tensor) -> torch.Tensor:
+        drawn.append(len(logits))
+        return sample(self, logits)
+
+    return one
+
+
+def test_texts_that_an_edit_leaves_no_room_for_are_not_sampled(tiny_gpt2: Model) -> None:
+    """Shorter ones have a lower entropy whatever they say."""
+    edit = IKE(records=(), demonstrations=0, question="Q: {} A:")(tiny_gpt2, [RECORD.request])
+    found = evaluate(tiny_gpt2, edit, RECORD, fluency_tokens=10_000)
+    assert found.pre.texts and not found.post.texts
+    assert math.isnan(found.metrics()[1]["fluency"])
+    assert evaluate(tiny_gpt2, edit, RECORD, fluency_tokens=16).post.texts
 
 
 def test_a_prompt_near_the_context_does_not_shorten_the_others(tiny_gpt2: Model) -> None:

@@ -72,9 +72,9 @@ def choose(success: np.ndarray, **options):
 
 
 def test_choices_have_the_scores_of_their_layers() -> None:
-    # Facts 0 and 1 can be edited at layer 2 alone, facts 2 and 3 at layer 5 alone, all four at layer 7.
-    success = np.array([[1, 0, 1], [1, 0, 1], [0, 1, 1], [0, 1, 1]], dtype=float)
-    found = choose(success, located=2, own=np.array([0, 0, 1, 0]))
+    # Of four facts two can be edited at layer 2 alone, two at layer 5 alone, all at layer 7; and thrice the same.
+    success = np.array([[1, 0, 1], [1, 0, 1], [0, 1, 1], [0, 1, 1]] * 3, dtype=float)
+    found = choose(success, located=2, own=np.array([0, 0, 1, 0] * 3))
     value = {choice: found.scores[choice]["S"].value for choice in CHOICES}
     assert value == pytest.approx({"random": (0.5 + 0.5 + 1) / 3, "located": 0.5, "own": 0.75, "best": 1})
     assert (found.best, found.near) == (7, (7,))

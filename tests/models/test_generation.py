@@ -93,6 +93,10 @@ def test_generation_is_cut_at_the_end_of_text(checkpoints: dict[str, Path], tmp_
     before = new[: new.index(end)]
     ids = model.tokenize([texts[0]]).ids[0].tolist()
     assert texts[0] + generate(model, texts[:1], max_new_tokens=6)[0] == model.tokenizer.decode(ids + before)
+    gone_on = generate(model, texts[:1], max_new_tokens=6, past_ends=True)
+    assert texts[0] + gone_on[0] == model.tokenizer.decode(ids + new)
+    (apart,) = generate_apart(model, [texts[:1]], max_new_tokens=[6], samplers=[Sampler()], past_ends=True)
+    assert apart == gone_on
 
 
 def test_bad_generation(tiny_gpt2: Model) -> None:

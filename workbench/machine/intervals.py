@@ -17,6 +17,9 @@ from workbench.machine.as_json import AsJson
 
 LEVEL = 0.95
 """Of an interval unless told otherwise."""
+FEWEST = 10
+"""Of how many values a bootstrap's percentiles are shown: those of 10 cover the mean in 90 % of samples, those of 5 in
+86 %, of 2 in 50 %."""
 _CELLS_AT_ONCE = 4_000_000
 
 
@@ -91,8 +94,8 @@ def bootstrap_mean(
 
 
 def from_samples(value: float, samples: Float[np.ndarray, " resample"], n: int, *, level: float = LEVEL) -> Estimate:
-    """A value with the percentile interval of its bootstrap samples; none of fewer than two records."""
-    low, high = percentile_interval(samples, level) if n > 1 else (math.nan, math.nan)
+    """A value with the percentile interval of its bootstrap samples; none of fewer than `FEWEST` records."""
+    low, high = percentile_interval(samples, level) if n >= FEWEST else (math.nan, math.nan)
     return Estimate(value=float(value), low=low, high=high, n=n)
 
 

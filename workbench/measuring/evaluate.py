@@ -8,12 +8,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 
 from workbench.edits.edit import Edit
 from workbench.measuring.metrics import kl_divergence, target_probability
-from workbench.measuring.scores import FLUENCY_TOKENS, FLUENCY_TOP_K, KINDS, Evaluation, PromptScores, RecordScores
+from workbench.measuring.sampled_texts import sample_texts
+from workbench.measuring.scores import FLUENCY_TOKENS, KINDS, Evaluation, PromptScores, RecordScores
 from workbench.models.generation import continue_within, generate_apart, rooms
 from workbench.models.model import Model
 from workbench.models.sampler import Sampler
@@ -106,7 +106,9 @@ def score_states(
     """
     scored = _scored(model, records, batch_size)
     continuations = _continue(model, scored, batch_size) if generate else [{} for _ in records]
-    texts = _sample_texts(model, records, fluency_tokens, seed, batch_size) if fluency_tokens else [()] * len(records)
+    texts: Sequence[tuple[str, ...]] = [()] * len(records)
+    if fluency_tokens:
+        texts = sample_texts(model, records, fluency_tokens, seed=seed, batch_size=batch_size)
     return [_state(*each) for each in zip(records, scored, continuations, texts, strict=True)]
 
 
@@ -213,7 +215,7 @@ def _continue(model: Model, scored: Sequence[Scored], batch_size: int) -> list[d
     return [one or dict(zip(*next(texts), strict=True)) for one in found]
 
 
-# Locality and fluency ----------------------------------------------------------------------------------
+# Locality --------------------------------------------------------------------------------------------
 
 
 def _kl(pre: RecordScores, post: RecordScores) -> float:
@@ -222,39 +224,3 @@ def _kl(pre: RecordScores, post: RecordScores) -> float:
     if pre.neighborhood_log_probs is None or post.neighborhood_log_probs is None:
         raise ValueError("scores from a file lack the next-token distributions: give pre=None or a fresh score_state")
     return kl_divergence(pre.neighborhood_log_probs, post.neighborhood_log_probs).mean().item()
-
-
-def _sample_texts(
-    model: Model, records: Sequence[Record], length: int, seed: int, batch_size: int
-) -> list[tuple[str, ...]]:
-    """By record, the generation prompts with sampled continuations, `length` tokens together for the longest prompt."""
-    asking = [record for record in records if record.generation_prompts]
-    sampled = generate_apart(
-        model,
-        [record.generation_prompts for record in asking],
-        max_new_tokens=[_new_tokens(model, record.generation_prompts, length) for record in asking],
-        samplers=[_fluency_sampler(model, record, seed) for record in asking],
-        batch_size=batch_size,
-    )
-    texts = {id(record): some for record, some in zip(asking, sampled, strict=True)}
-    return [
-        tuple(prompt + text for prompt, text in zip(record.generation_prompts, texts.get(id(record), ()), strict=True))
-        for record in records
-    ]
-
-
-def _new_tokens(model: Model, prompts: Sequence[str], length: int) -> int:
-    longest = max(len(row.ids) for row in model.encode(prompts))
-    new = min(length - longest, *rooms(model, prompts), model.n_ctx - longest)
-    if new < 1:
-        raise ValueError(
-            f"generation prompts of {longest} tokens leave nothing to sample of {min(length, model.n_ctx)}: "
-            "raise fluency_tokens or shorten the prompts"
-        )
-    return new
-
-
-def _fluency_sampler(model: Model, record: Record, seed: int) -> Sampler:
-    state = np.random.SeedSequence([seed, record.case_id]).generate_state(1).item()
-    generator = torch.Generator(device=model.device).manual_seed(state)
-    return Sampler(temperature=1.0, top_k=FLUENCY_TOP_K, generator=generator)

@@ -28,10 +28,12 @@ def _continue_together(
     *,
     steps: int,
     sampler: Callable[[Tensor], Tensor],
+    past_ends: bool = False,
 ) -> list[list[int]]:
-    """As `continue_tokens`, by the mixture of several models that each read tokens of their own and then the same."""
+    """As `continue_tokens`, by the mixture of several models that each read tokens of their own and then the same; all
+    of the `steps` tokens if it goes on `past_ends`."""
     runs = [_Run(model, some, steps) for model, some in zip(models, tokens, strict=True)]
-    ends = models[0].ends
+    ends = [] if past_ends else models[0].ends
     finished = torch.zeros(len(tokens[0].ids), dtype=torch.bool, device=models[0].device)
     end_ids = torch.tensor(ends, dtype=torch.long, device=models[0].device)
     new: list[Tensor] = []
@@ -83,8 +85,9 @@ def generate(
     top_k: int | None = None,
     generator: torch.Generator | None = None,
     batch_size: int = 64,
+    past_ends: bool = False,
 ) -> list[str]:
-    """Continue each prompt; returns the continuations alone, cut at the end-of-text token.
+    """Continue each prompt; returns the continuations alone, cut at the end-of-text token, or gone on `past_ends`.
 
     A space that ends a prompt is left to the first token of what follows, as where answers are scored. Greedy at
     temperature 0; sampled from `generator` (on the model's device) otherwise. Edits that are applied are
@@ -92,17 +95,19 @@ def generate(
     ValueError if a prompt, as it is put, and its continuation together do not fit into the context.
     """
     sampler = Sampler(temperature=temperature, top_k=top_k, generator=generator)
-    return _asked(model, prompts, max_new_tokens, sampler, batch_size)
+    return _asked(model, prompts, max_new_tokens, sampler, batch_size, past_ends)
 
 
-def _asked(model: Model, prompts: Sequence[str], max_new_tokens: int, sampler: Sampler, batch_size: int) -> list[str]:
+def _asked(
+    model: Model, prompts: Sequence[str], max_new_tokens: int, sampler: Sampler, batch_size: int, past_ends: bool
+) -> list[str]:
     """Continuations by those whom the edits that are applied have answer."""
     found: dict[int, str] = {}
     for group in groups(model, prompts):
         rows = [who.encode(_opened(asked)) for who, asked in zip(group.models, group.asked, strict=True)]
         weights = group.weights.T if len(group.models) > 1 else None
         with group.answering():
-            texts = _continue(group.models, rows, weights, max_new_tokens, sampler, batch_size)
+            texts = _continue(group.models, rows, weights, max_new_tokens, sampler, batch_size, past_ends)
         found |= dict(zip(group.places, _after(group.asked[0], texts), strict=True))
     return [found[place] for place in range(len(prompts))]
 
@@ -125,6 +130,7 @@ def generate_apart(
     max_new_tokens: Sequence[int],
     samplers: Sequence[Sampler],
     batch_size: int = 64,
+    past_ends: bool = False,
 ) -> list[list[str]]:
     """As `generate` for each of several sets of prompts, each with a length and a sampler of its own; those that fit
     share a batch, which changes what a set gives by rounding alone."""
@@ -136,7 +142,7 @@ def generate_apart(
     for place, new in enumerate(max_new_tokens):
         parts = model.batches(rows[place], batch_size, keep=1, new=new)
         if len(parts) > 1 or not shared:
-            found[place] = _asked(model, prompts[place], new, samplers[place], batch_size)
+            found[place] = _asked(model, prompts[place], new, samplers[place], batch_size, past_ends)
             continue
         (order[place],) = parts
         lot = [*lots[-1], place]
@@ -152,10 +158,11 @@ def generate_apart(
         tokens = model.pad(some, padding_side="left")
         if tokens.ids.shape[1] + steps > model.n_ctx:  # a set alone: its error says so
             (place,) = lot
-            found[place] = _asked(model, prompts[place], steps, samplers[place], batch_size)
+            found[place] = _asked(model, prompts[place], steps, samplers[place], batch_size, past_ends)
             continue
         sampler = _each_its_own([samplers[place] for place in lot], counts)
-        new = iter(zip(some, _continue_together([model], [tokens], None, steps=steps, sampler=sampler), strict=True))
+        ids = _continue_together([model], [tokens], None, steps=steps, sampler=sampler, past_ends=past_ends)
+        new = iter(zip(some, ids, strict=True))
         for place in lot:
             texts = {}
             for index in order[place]:
@@ -179,7 +186,7 @@ def generate_unprompted(
 ) -> list[str]:
     """Texts that the model makes up, sampled at temperature 1 after nothing but the token that begins a text."""
     sampler = Sampler(temperature=1.0, top_k=top_k, generator=generator)
-    return _continue([model], [[model.text.beginning()] * count], None, max_new_tokens, sampler, count)
+    return _continue([model], [[model.text.beginning()] * count], None, max_new_tokens, sampler, count, False)
 
 
 def continue_within(model: Model, prompts: Sequence[str], *, tokens: int, batch_size: int = 64) -> dict[str, str]:
@@ -217,6 +224,7 @@ def _continue(
     max_new_tokens: int,
     sampler: Sampler,
     batch_size: int,
+    past_ends: bool,
 ) -> list[str]:
     """Continuations of rows that each of the models has its own form of."""
     if max_new_tokens < 1:
@@ -233,7 +241,7 @@ def _continue(
                 )
             tokens.append(some)
         parts = None if weights is None else weights[batch].to(models[0].device)
-        new = _continue_together(models, tokens, parts, steps=max_new_tokens, sampler=sampler)
+        new = _continue_together(models, tokens, parts, steps=max_new_tokens, sampler=sampler, past_ends=past_ends)
         for row, index in enumerate(batch):
             prompt = tokens[0].ids[row, int(tokens[0].starts[row]) :].tolist()
             found[index] = models[0].text.continuation(prompt, new[row])

@@ -81,7 +81,8 @@ def _prompt_by_prompt(model: Model, record: Record, found: list[float]) -> None:
     generator = torch.Generator(device=model.device).manual_seed(0)
     for prompt in record.generation_prompts:
         new = min(FLUENCY_TOKENS, model.n_ctx) - model.tokenize([prompt]).ids.shape[1]
-        generate(model, [prompt], max_new_tokens=new, temperature=1.0, top_k=FLUENCY_TOP_K, generator=generator)
+        how = {"temperature": 1.0, "top_k": FLUENCY_TOP_K, "generator": generator, "past_ends": True}
+        generate(model, [prompt], max_new_tokens=new, **how)
 
 
 def many_table(run: Run) -> pd.DataFrame:

@@ -6,13 +6,11 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
-
 from workbench.atlas.world import World, statement
 from workbench.machine.shown import Shown
 from workbench.measuring.evaluate import score_states
-from workbench.measuring.scores import FLUENCY_TOKENS, FLUENCY_TOP_K, Evaluation, RecordScores
-from workbench.models.generation import generate
+from workbench.measuring.sampled_texts import sample_texts
+from workbench.measuring.scores import Evaluation, RecordScores
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest, Record
 from workbench.records.joining import whole_word
@@ -112,7 +110,7 @@ def score_stack(
 ) -> list[RecordScores]:
     """Each record's teacher-forced scores in the model as it is; those of the cases `sampled` also have sampled texts.
 
-    Texts are sampled for all these records in one go (top 5), as long as the published ones.
+    A record's texts are those of `sample_texts`, whatever other records there are.
     """
     scores = [
         one
@@ -121,25 +119,9 @@ def score_stack(
             model, records[start : start + AT_ONCE], generate=False, fluency_tokens=None, batch_size=batch_size
         )
     ]
-    some = [(index, record) for index, record in enumerate(records) if record.case_id in sampled]
-    prompts = [(index, prompt) for index, record in some for prompt in record.generation_prompts]
-    if not prompts:
-        return scores
-    asked = [prompt for _, prompt in prompts]
-    length = min(FLUENCY_TOKENS, model.n_ctx) - int(model.tokenize(asked).mask.sum(dim=1).max())
-    written = generate(
-        model,
-        asked,
-        max_new_tokens=length,
-        temperature=1.0,
-        top_k=FLUENCY_TOP_K,
-        generator=torch.Generator(device=model.device).manual_seed(seed),
-        batch_size=batch_size,
-    )
-    texts: dict[int, list[str]] = {}
-    for (index, prompt), text in zip(prompts, written, strict=True):
-        texts.setdefault(index, []).append(prompt + text)
-    return [replace(one, texts=tuple(texts.get(index, ()))) for index, one in enumerate(scores)]
+    some = {index: record for index, record in enumerate(records) if record.case_id in sampled}
+    texts = dict(zip(some, sample_texts(model, list(some.values()), seed=seed, batch_size=batch_size), strict=True))
+    return [replace(one, texts=texts.get(index, ())) for index, one in enumerate(scores)]
 
 
 def evaluations(
