@@ -5,11 +5,11 @@
     python analyses/benchmark_editing.py --models smollm2 --requests 4 --plain 1 --repeats 1 --records 8 --alone 2
     python analyses/benchmark_editing.py --models gpt2-xl-shape --requests 1000 --plain 1 --repeats 1 --parts edits
 
-The plain search is the project's own, one request at a time over the whole network (editors/values.py); the fast one
-runs only what the value can change, many requests at once (editors/fast_values.py). On the GPT-2 small shape ROME makes
-one edit, and MEMIT --requests of them in one batch; both with the published hyperparameters for GPT2-XL, the layers
-scaled to the depth, and the identity for second moments. In each repeat both searches run in turn on the same requests;
-printed are medians over repeats, of the seconds and of the ratios.
+The plain search is the project's own, one request at a time over the whole network (editors/search/values.py); the
+fast one runs only what the value can change, many requests at once (editors/search/fast_values.py). On the GPT-2 small
+shape ROME makes one edit, and MEMIT --requests of them in one batch; both with the published hyperparameters for
+GPT2-XL, the layers scaled to the depth, and the identity for second moments. In each repeat both searches run in turn
+on the same requests; printed are medians over repeats, of the seconds and of the ratios.
 
 The plain search takes seconds a request, so MEMIT's is timed on --plain requests, and a plain edit is counted as what
 it would be: these seconds a request and the rest of the fast edit (keys, solve, hashes), which is the same in both.

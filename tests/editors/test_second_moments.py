@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import workbench.editors.shared.moment
 import workbench.editors.shared.second_moments
+from workbench.editors.setup import self_texts
 from workbench.editors.shared.moment import factorise
 from workbench.editors.shared.second_moments import second_moments
 from workbench.models.model import Model
@@ -177,3 +178,15 @@ def test_factorise_solves_and_refuses_what_has_no_inverse(tiny_gpt2: Model):
         factorise(torch.zeros(4, 4), 2)
     with pytest.raises(ValueError, match="not finite"):
         factorise(torch.full((4, 4), float("nan")), 2)
+
+
+@pytest.mark.parametrize("least", [10_000, 1])
+def test_a_model_makes_up_as_many_tokens_as_its_keys_need(
+    tiny_gpt2: Model, monkeypatch: pytest.MonkeyPatch, least: int
+) -> None:
+    """Fewer than a key has dimensions give a second moment without an inverse."""
+    counts: list[int] = []
+    monkeypatch.setattr(self_texts, "SELF_TOKENS", least)
+    monkeypatch.setattr(self_texts, "_sampled", lambda model, seed, count: counts.append(count) or [])
+    self_texts.self_texts(tiny_gpt2, seed=0)
+    assert counts == [max(least, 3 * tiny_gpt2.d_mlp) // self_texts.SELF_LENGTH]

@@ -18,7 +18,7 @@ def app(
     port: Annotated[int | None, typer.Option("--port", help="[default: the first free one from 7860 on]")] = None,
     out: options.Out = None,
     device: options.Device = "auto",
-    dtype: options.OwnDtype = "float32",
+    dtype: options.Dtype = "float32",
 ) -> None:
     """Open a page on this machine: trace a prompt, click a layer, edit, read before and after, undo, save."""
     try:

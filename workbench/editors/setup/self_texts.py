@@ -16,6 +16,8 @@ from workbench.models.model import Model
 
 SELF_TOKENS = 10_000
 """Of the texts that a model makes up: several times as many as a key of SmolLM2 has dimensions."""
+A_DIMENSION = 3
+"""As many tokens at least for each dimension of a key, of fewer than one the second moment has no inverse."""
 SELF_LENGTH = 128
 """Tokens of one such text."""
 _SELF_AT_ONCE = 160  # each step reads all weights once, whatever the number of texts
@@ -23,12 +25,14 @@ _SELF_FORMAT = 1
 _KEPT = "workbench-texts-1"
 
 
-def self_texts(model: Model, *, seed: int, tokens: int = SELF_TOKENS, cache: Path | None = None) -> list[str]:
+def self_texts(model: Model, *, seed: int, tokens: int | None = None, cache: Path | None = None) -> list[str]:
     """Texts of about so many tokens that the model itself makes up, for a machine that has no corpus.
 
     Sampled at temperature 1 from the whole vocabulary, `SELF_LENGTH` tokens each, after the token that begins a text.
+    By default `SELF_TOKENS`, or more for a model whose keys have more dimensions than a third of that.
     The same weights, seed and device give the same texts. With a `cache` folder they are sampled once.
     """
+    tokens = max(SELF_TOKENS, A_DIMENSION * model.d_mlp) if tokens is None else tokens
     key = json.dumps([_SELF_FORMAT, state_fingerprint(model), seed, tokens, SELF_LENGTH, model.device.type])
     path = None if cache is None else cache / f"self_texts-{digest(key)[:32]}.safetensors"
     if path is not None and path.is_file():
