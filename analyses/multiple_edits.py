@@ -175,13 +175,10 @@ def score_table(run: Run, groups: Groups, summary: GroupScores) -> Table:
         rows.append(Row(label=f"{name}, {number}", estimates=found, records=found["efficacy"].n))
     numbers = [number for number, _ in groups]
     counts = ", ".join(f"{numbers.count(number)} of {number}" for number in dict.fromkeys(numbers))
-    columns = [Column(label=score.capitalize(), metric=score, protocol=generated) for score in SCORES]
-    columns += [
-        Column(label="Overall", metric="overall", protocol=generated),
-        Column(label="At once", metric="at_once", protocol=generated),
-        Column(label="Drift", metric="drift", protocol="weights"),
-        Column(label="||dW||/||W||", metric="change", protocol="weights"),
-    ]
+    labels = {score.capitalize(): score for score in SCORES} | {"Overall": "overall", "At once": "at_once"}
+    columns = [Column(label=label, metric=metric, protocol=generated) for label, metric in labels.items()]
+    for label, metric in {"Drift": "drift", "||dW||/||W||": "change"}.items():
+        columns.append(Column(label=label, metric=metric, protocol="weights"))
     interval = "Wilson 95 % intervals over records"
     caption = (
         "Prompts (%) whose greedy continuation begins with the right answer, with so many edits kept together. Groups "
@@ -216,8 +213,8 @@ def headline(run: Run) -> str:
 
 def verdict(summary: GroupScores) -> str:
     """Whether the numbers are what the course teaches, claim by claim."""
-    numbers = sorted({number for _, number in summary})
-    if len(numbers) < 2 or not {name for name, *_ in TAUGHT} <= {name for name, _ in summary}:
+    numbers = {number for name, number in summary if name in {one for one, *_ in TAUGHT}}
+    if len(numbers) < 2 or any((name, which(numbers)) not in summary for name, which, _ in TAUGHT):
         return "The course's claims are of ROME and MEMIT with few and with many edits: this run has not all of these."
     said, differ = [], 0
     for name, which, taught in TAUGHT:

@@ -14,6 +14,9 @@ Measured are ES, PS, NS and S and portability (teacher-forced), the fluency of s
 ||dW|| / ||W|| of all updates together by layer. The perplexity is that of the embedded model on statements that it was
 not trained on, of facts that no edit changes; for another model give a text with --held-out.
 
+A record that the model cannot be asked about once edits are kept (a collapsed one gives NaN) is told with its reason,
+and the study goes on.
+
 A run that is stopped goes on after the last edit that was saved, when the same command is given again.
 """
 
@@ -36,22 +39,21 @@ from workbench.editors.make import check_editor, ready
 from workbench.editors.rome import ROME
 from workbench.edits.ledger import check_restored, state_fingerprint
 from workbench.edits.sequence import sequence
-from workbench.figures.editors import stack_figure
-from workbench.machine.failures import FAILURES
+from workbench.machine.allocator import out_of_memory
+from workbench.machine.failures import FAILURES, reason
 from workbench.machine.progress import track
 from workbench.measuring.perplexity import perplexity
 from workbench.models.model import Model
 from workbench.records.facts import Record
 from workbench.records.reading import read_records, stating_facts
 from workbench.records.texts import read_texts
-from workbench.report.elements import Paragraph, Section
 from workbench.runs.run import Run
 from workbench.studies.checked import edited, scored
 from workbench.studies.defaults import RECORDS, default_records, default_text, records_path
 from workbench.studies.edit import make_editor
 from workbench.studies.going_on import complete, failing, going_on, left_out, made, sound
 from workbench.studies.locate import check_tracing, settled_layer
-from workbench.studies.stack_report import PANELS, by_layer, curves, stack_table, summaries, verdict
+from workbench.studies.stack_report import HELD_OUT_GROUPS, headline, show
 from workbench.studies.stacked_edits import (
     Plan,
     change_by_layer,
@@ -60,12 +62,9 @@ from workbench.studies.stacked_edits import (
     plan_stacks,
     score_stack,
 )
-from workbench.tables.table import to_markdown
 
 HELD_OUT = 300
 """Texts over which the perplexity is taken, at most."""
-HELD_OUT_GROUPS = 5
-"""Groups of a number of edits whose perplexity is taken, at most."""
 
 
 def main(
@@ -115,7 +114,7 @@ def main(
     title = "How many edits does a model bear?"
     with analysis(out, settings, loaded, title=title, headline=headline, checks=checks) as page:
         run = page.run
-        page.show = lambda: show(run, plan, prose)
+        page.show = lambda: show(run, plan, texts=len(prose))
         layer = settled_layer(run, loaded, every, layer=layer, seed=seed, engine=engine)
         if not any(complete(run, row) for row in run.rows("unedited")):
             run.append("unedited", unedited(run, loaded, plan, prose))
@@ -176,7 +175,7 @@ def stack(
                 yield from newest
             seconds = (time.perf_counter() - began) / len(some)
             scored = sound(run, plan.scored(edits, group), failing(method, edits))
-            row = measured(run, model, plan, scored, held_out if group < HELD_OUT_GROUPS else [])
+            row = as_far_as_it_goes(run, model, plan, scored, held_out if group < HELD_OUT_GROUPS else [])
             row |= {"norms": {str(layer): norm for layer, norm in change_by_layer(model).items()}}
         row |= {"method": method, "name": name, "edits": edits, "group": group, "left_out": left_out(records, some)}
         run.append("stacks", row | {"seconds": seconds if fresh else None})
@@ -184,6 +183,28 @@ def stack(
 
     yield from going_on(run, model, records, attempt, method=failing(method, edits), folder=folder)
     check_restored(model, weights, after=f"a stack of {edits} edits with {method}")
+
+
+def as_far_as_it_goes(
+    run: Run, model: Model, plan: Plan, records: Sequence[Record], held_out: Sequence[str]
+) -> dict[str, Any]:
+    """`measured`, without the records that cannot be scored with the edits kept: these are "unscored", with why."""
+    try:
+        return measured(run, model, plan, records, held_out)
+    except FAILURES as error:
+        if out_of_memory(error):  # which says nothing of the edits: the run ends, and can go on
+            raise
+    scores: list[dict[str, Any]] = []
+    unscored: dict[int, str] = {}
+    for record in records:
+        try:
+            scores += measured(run, model, plan, [record], [])["scores"]
+        except FAILURES as error:
+            if out_of_memory(error):
+                raise
+            unscored[record.case_id] = reason(error)
+    cases = [record.case_id for record in records if record.case_id not in unscored]
+    return measured(run, model, plan, [], held_out) | {"cases": cases, "scores": scores, "unscored": unscored}
 
 
 def measured(run: Run, model: Model, plan: Plan, records: Sequence[Record], held_out: Sequence[str]) -> dict[str, Any]:
@@ -197,58 +218,6 @@ def measured(run: Run, model: Model, plan: Plan, records: Sequence[Record], held
         "perplexity": perplexity(model, held_out) if held_out and not asked_otherwise else None,
         "left_out": [],
     }
-
-
-# What came of it ---------------------------------------------------------------------------------------
-
-
-def show(run: Run, plan: Plan, held_out: Sequence[str]) -> list[Section]:
-    """Print and save the tables and figures; the sections of the report."""
-    if not run.rows("stacks"):
-        return []
-    found = summaries(run, plan)
-    kept = sum(len(record.neighborhood_prompts) for record in plan.sample)
-    probes = sum(len(record.portability_prompts) for record in plan.sample)
-    said = (
-        f"The same {len(plan.sample)} records with their {kept} neighborhood and {probes} portability prompts at every "
-        "number of edits, in several groups at small numbers; prompts whose right answer another edit changes are left "
-        f"out. Fluency over {run.settings['fluency']} of the records. Perplexity over {len(held_out)} held-out texts. "
-        "||dW||/||W||: root mean square over the edited layers. 95 % bootstrap intervals over records (perplexity, "
-        "change and seconds: over groups)."
-    )
-    table = stack_table(found, said)
-    run.save_table("scores", table)
-    print(to_markdown(table))
-    frame = curves(found)
-    measures = set(frame.dropna(subset=["value"])["measure"])
-    drawn = [panel for panel in PANELS if panel.measure in measures]
-    heading = f"{len(plan.sample)} records scored with more and more edits kept"
-    run.save_figure("collapse", stack_figure(frame, drawn, heading=heading), caption=table.caption)
-    norms = by_layer(run)
-    run.save_table("norms", norms, caption="||dW||/||W|| (%) by layer of all updates together, mean over groups.")
-    print(norms.to_string(index=False))
-    run.note(
-        scores={f"{name}, {edits}": {m: e.to_dict() for m, e in one.items()} for (name, edits), one in found.items()},
-        headline=verdict(found),
-    )
-    print(verdict(found))
-    saved, figures = run.tables(), run.figures()
-    return [
-        Section(
-            title="The collapse curves",
-            elements=[
-                Paragraph(text=verdict(found)),
-                figures["collapse"],
-                saved["scores"],
-                saved["norms"],
-            ],
-        )
-    ]
-
-
-def headline(run: Run) -> str:
-    """What the curves say, in a sentence."""
-    return run.read_json("results.json").get("headline", "Nothing is finished yet.")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@
 
 What is tried stands in data/searches/MODEL.yaml, a list of fields and their values for each method; `layer` is the one
 edited in place of the located one. Each is scored on --limit records edited one at a time and, for methods that write a
-batch, on --edits records kept together; the best is that with the highest mean of the two S. Records are the model's
-training records, whose subjects no evaluation record has.
+batch, on --edits records kept together; the best is that with the highest mean of the two S, over the records that all
+settings have, and one that lacks an S is never the best. Records are the model's training records, whose subjects no
+evaluation record has.
 
 A run that is stopped goes on after the last record, when the same command is given again.
 """
@@ -16,6 +17,8 @@ from workbench.cli.early_help import help_first
 help_first(__name__, __file__)
 
 import json
+import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -25,7 +28,6 @@ import yaml
 
 from workbench.cli import options
 from workbench.cli.session import analysis, given, load, one_of, script
-from workbench.editors.make import ready
 from workbench.editors.registry import EDITORS
 from workbench.editors.setup.presets import PRESETS
 from workbench.editors.spread import SpreadEditor
@@ -52,7 +54,10 @@ SCORES = ("S", "ES", "PS", "NS")
 
 def main(
     model: options.Model = "smollm2",
-    methods: options.Methods = None,
+    methods: Annotated[
+        list[str] | None,
+        options.several("--methods", str, "Editors of data/searches/MODEL.yaml. [default: all of them]"),
+    ] = None,
     limit: options.Limit = 12,
     edits: Annotated[
         int, typer.Option("--edits", min=1, help="Records kept together, for methods that write a batch.")
@@ -72,8 +77,8 @@ def main(
 ) -> None:
     """Try everything, print what came of it and, if asked, write the presets."""
     check_tracing("last_subject", engine)
-    methods = methods or ready(model)
-    searches = yaml.safe_load((SEARCHES / f"{model}.yaml").read_text(encoding="utf-8"))
+    searches = searched(model)
+    methods = methods or list(searches)
     for method in methods:
         one_of("--methods", method, searches)
     records = distinct(read_records(RECORDS[model] / "records_train.json"))
@@ -92,6 +97,17 @@ def main(
                 write_preset(page.run, method, model)
 
 
+def searched(model: str) -> dict[str, list[dict[str, Any]]]:
+    """By method the fields that are tried for a model; ValueError for one without such a file or training records."""
+    file = SEARCHES / f"{model}.yaml"
+    if not file.is_file() or model not in RECORDS:
+        raise ValueError(
+            f"'{file}' would say what is tried for {model}: write it as {SEARCHES / 'smollm2.yaml'} is, and name the "
+            "folder of the model's records_train.json in RECORDS of workbench/studies/defaults.py"
+        )
+    return yaml.safe_load(file.read_text(encoding="utf-8"))
+
+
 def try_changes(
     run: Run, model: Model, method: str, changes: Mapping[str, Any], records: Sequence[Record], layer: int
 ) -> None:
@@ -101,8 +117,10 @@ def try_changes(
     named = f"{method} ({said(changes)})"
     finished = {row["case_id"] for row in run.rows("evaluations") if row["key"] == key}
     left = [record for record in sound(run, records[:limit], named) if record.case_id not in finished]
-    batches, together = issubclass(EDITORS[method], SpreadEditor), failing(named, edits)
-    stacked = not batches or any(row["key"] == key and complete(run, row, together) for row in run.rows("stacked"))
+    together = failing(named, edits)
+    stacked = not _batches(method) or any(
+        row["key"] == key and complete(run, row, together) for row in run.rows("stacked")
+    )
     if not left and stacked:
         return
     editor = make_editor(model, method, **{"layer": layer, "text": run.settings["text"], "seed": seed, **changes})
@@ -121,7 +139,7 @@ def try_changes(
             before = score_stack(model, asked)
         with refusing(some, lambda record: editor(model, [record.request])):
             edit = editor(model, requests)
-        with edit.applied(model):
+        with refusing(some, lambda record: score_stack(model, [record])), edit.applied(model):
             norms, after = change_by_layer(model), score_stack(model, asked)
         found = evaluations(asked, before, after, norms=norms, seconds=0.0)
         scores = {"evaluations": [one.to_dict() for one in found], "left_out": left_out(records[:edits], some)}
@@ -140,16 +158,32 @@ def tried_methods(run: Run) -> list[str]:
 
 
 def tried(run: Run, method: str) -> list[dict[str, Any]]:
-    """What was tried of a method with its scores in per cent, the best first."""
+    """What was tried of a method with its scores in per cent over the records that all of it has, the best first."""
+    alone: dict[str, list[dict[str, Any]]] = {}
+    for row in run.rows("evaluations"):
+        if row["method"] == method:
+            alone.setdefault(row["key"], []).append(row)
+    stacked = {row["key"]: row["evaluations"] for row in run.rows("stacked") if row["key"] in alone}  # the latest
+    parts = {"": _compared(alone)} | ({" together": _compared(stacked)} if _batches(method) else {})
     found = []
-    for key in dict.fromkeys(row["key"] for row in run.rows("evaluations") if row["method"] == method):
-        alone = [Evaluation.from_dict(row) for row in run.rows("evaluations") if row["key"] == key]
-        one: dict[str, Any] = {"changes": json.loads(key)[1]} | _scores(summarise(alone), "")
-        for row in run.rows("stacked"):
-            if row["key"] == key:
-                one |= _scores(summarise([Evaluation.from_dict(each) for each in row["evaluations"]]), " together")
+    for key in alone:
+        one: dict[str, Any] = {"changes": json.loads(key)[1]}
+        for suffix, part in parts.items():
+            some = part.get(key, [])
+            one |= {f"n{suffix}": len(some)} | (_scores(summarise(some), suffix) if some else {})
         found.append(one)
-    return sorted(found, key=_mean, reverse=True)
+    return sorted(found, key=lambda one: _mean(one, method), reverse=True)
+
+
+def _batches(method: str) -> bool:
+    """Whether a method writes a batch, so that its settings are also tried on records that are kept together."""
+    return issubclass(EDITORS[method], SpreadEditor)
+
+
+def _compared(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[Evaluation]]:
+    """By setting, the evaluations of the records that all settings have, so that these alone make a difference."""
+    shared = set.intersection(*({row["case_id"] for row in some} for some in rows.values())) if rows else set()
+    return {key: [Evaluation.from_dict(row) for row in some if row["case_id"] in shared] for key, some in rows.items()}
 
 
 def _scores(summary: Summary, suffix: str) -> dict[str, float]:
@@ -165,9 +199,10 @@ def said(changes: Mapping[str, Any]) -> str:
     )
 
 
-def _mean(one: Mapping[str, float]) -> float:
-    values = [one[name] for name in ("S", "S together") if name in one]
-    return sum(values) / len(values)
+def _mean(one: Mapping[str, float], method: str) -> float:
+    """Of S alone and together; the least of all where one is missing, as of a stack that could not be made."""
+    values = [one.get(name, math.nan) for name in (("S", "S together") if _batches(method) else ("S",))]
+    return -math.inf if math.isnan(sum(values)) else sum(values) / len(values)
 
 
 def show(run: Run) -> list[Section]:
@@ -177,25 +212,29 @@ def show(run: Run) -> list[Section]:
         lines = [one | {"changes": said(one["changes"])} for one in tried(run, method)]
         if lines:
             frame = pd.DataFrame(lines)
-            run.save_table(method, frame, caption=f"{method}: what was tried on training records, scores in %.")
-            print(f"{method}\n{frame.to_string(index=False)}\n")
+            caption = (
+                f"{method}: what was tried on training records, the best first; scores in %, over the n records that "
+                "all settings have. A setting that lacks an S, alone or together, stands last."
+            )
+            run.save_table(method, frame, caption=caption)
+            print(f"{method}\n{frame.to_string(index=False, na_rep='-')}\n")
             sections.append(Section(title=method, elements=[run.tables()[method]]))
     return sections
 
 
 def write_preset(run: Run, method: str, model: str) -> None:
-    """Put the best of what was tried into the method's preset of the model, with the search that found it."""
+    """Put the best of what was tried into the method's preset of the model, with the search that found it; a warning
+    where nothing that was tried has all of its scores."""
     path = PRESETS / f"{method}.json"
     entries = json.loads(path.read_text(encoding="utf-8"))
     found = tried(run, method)
-    if found:
-        entries[model]["fields"] |= found[0]["changes"]
-        entries[model]["search"] = {
-            "records": f"{run.settings['limit']} training records alone"
-            + (f", {run.settings['edits']} together" if "S together" in found[0] else ""),
-            "tried": found,
-        }
-        path.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+    if not found or _mean(found[0], method) == -math.inf:
+        warnings.warn(f"no setting of {method} has all of its scores: its preset is left as it is", stacklevel=2)
+        return
+    entries[model]["fields"] |= found[0]["changes"]
+    together = f", {found[0]['n together']} together" if "n together" in found[0] else ""
+    entries[model]["search"] = {"records": f"{found[0]['n']} training records alone{together}", "tried": found}
+    path.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -268,12 +268,12 @@ def summary(value: float, n: int = 10) -> Summary:
 
 
 def test_bars_are_told_with_what_was_measured() -> None:
-    found = editor_report.bars({"ROME": summary(0.9), "FT": summary(0.1)}, {("MEMIT", 80): summary(0.75)})
+    found = editor_report.bars({"ROME": summary(0.9), "FT": summary(0.1)}, {("MEMIT", 80): summary(0.75, n=80)})
     assert [str(bar) for bar in found] == [
         "ROME S >= 85: 90.0 (10 records), met",
-        "MEMIT ES at 80 stacked edits >= 95: 75.0 (10 records), MISSED",
-        "MEMIT PS at 80 stacked edits >= 80: 75.0 (10 records), MISSED",
-        "MEMIT NS at 80 stacked edits >= 70: 75.0 (10 records), met",
+        "MEMIT ES at 80 stacked edits >= 95: 75.0 (80 records), MISSED",
+        "MEMIT PS at 80 stacked edits >= 80: 75.0 (80 records), MISSED",
+        "MEMIT NS at 80 stacked edits >= 70: 75.0 (80 records), met",
     ]
     meaning, first, *_ = editor_report.told(found)
     assert "is met where the mean over the records is no less" in meaning

@@ -149,6 +149,9 @@ def test_what_is_said_follows_from_the_numbers(script: dict[str, Any]) -> None:
     assert "ROME at 80 edits 85.0 % (good; taught: failing)" in other
     assert "MEMIT at 80 edits 60.0 % (in between; taught: good)" in other
     assert "this run has not all of these" in verdict(summary_of(rome_10=0.9, memit_10=0.9))
+    several = {"ft_1": 0.9, "ft_10": 0.9, "rome_10": 0.9, "rome_80": 0.2, "memit_10": 0.9}
+    assert "this run has not all of these" in verdict(summary_of(**several))  # stopped during MEMIT
+    assert "show what the course teaches" in verdict(summary_of(**several, memit_80=0.8))  # FT's numbers say nothing
     lost, kept = reasons(summary_of(rome_10=0.9, rome_80=0.2, memit_80=0.95), summary_of(x_1=1.0)["X", 1])
     assert "ROME, 80 edits: 100.0 % work when they are made and 20.0 % at the end, so later edits undo" in lost
     assert "by 40.0 % of its size" in lost

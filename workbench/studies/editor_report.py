@@ -1,5 +1,6 @@
 """Editors side by side, one edit at a time and stacked: tables, figure, report, and whether the bars are reached."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -46,15 +47,19 @@ class Bar:
     least: float
     """In per cent."""
     value: float
-    """In per cent."""
+    """In per cent; NaN where it was not measured."""
     n: int
     """Records it is measured on."""
+    lacking: str = ""
+    """Why it was not measured."""
 
     @property
     def met(self) -> bool:
         return self.value >= self.least
 
     def __str__(self) -> str:
+        if math.isnan(self.value):
+            return f"{self.name} >= {self.least:g}: not measured{self.lacking}"
         verdict = "met" if self.met else "MISSED"
         return f"{self.name} >= {self.least:g}: {self.value:.1f} ({self.n} records), {verdict}"
 
@@ -82,10 +87,12 @@ def single_summaries(run: Run, *, seed: int) -> dict[str, Summary]:
 
 
 def stacked_summaries(run: Run, *, seed: int) -> dict[tuple[str, int], Summary]:
-    """Scores of the stacks so far, by the editor's name and the number of edits."""
+    """Scores of the stacks so far, by the editor's name and the number of edits asked for; `n` of them were made."""
     latest = {row["method"]: row for row in run.rows("stacked")}  # made again after what failed was tried again
     return {
-        (row["name"], row["edits"]): summarise([Evaluation.from_dict(one) for one in row["evaluations"]], seed=seed)
+        (row["name"], row["edits"] + len(row["left_out"])): summarise(
+            [Evaluation.from_dict(one) for one in row["evaluations"]], seed=seed
+        )
         for row in latest.values()
     }
 
@@ -109,14 +116,17 @@ def comparison_table(summaries: Mapping[str, Summary], *, device: str, together:
 
 
 def bars(single: Mapping[str, Summary], stacked: Mapping[tuple[str, int], Summary]) -> list[Bar]:
-    """What was measured of `BARS`; those that this run does not measure are left out."""
+    """What was measured of `BARS`; those that this run does not ask for are left out."""
     found = []
     for editor, edits, score, least in BARS:
         summary = single.get(editor) if edits == 1 else stacked.get((editor, edits))
         if summary is not None:
             estimate = summary.post[score]
             name = f"{editor} {score}" if edits == 1 else f"{editor} {score} at {edits} stacked edits"
-            found.append(Bar(name=name, least=least, value=100 * estimate.value, n=estimate.n))
+            bar = Bar(name=name, least=least, value=100 * estimate.value, n=estimate.n)
+            if summary.n < edits:  # fewer edits together are easier to bear
+                bar = replace(bar, value=math.nan, lacking=f": {summary.n} of {edits} edits were made")
+            found.append(bar)
     return found
 
 
@@ -160,8 +170,8 @@ def show(run: Run, model: Model) -> list[Section]:
         identical=identical,
         scores={name: {score: one.post[score].to_dict() for score in BETTER} for name, one in single.items()},
         stacked={
-            f"{name}, {edits}": {score: one.post[score].to_dict() for score in ("S", "ES", "PS", "NS")}
-            for (name, edits), one in stacked.items()
+            f"{name}, {one.n}": {score: one.post[score].to_dict() for score in ("S", "ES", "PS", "NS")}
+            for (name, _), one in stacked.items()
         },
     )
     sections = [
@@ -178,7 +188,7 @@ def show(run: Run, model: Model) -> list[Section]:
         )
     ]
     if stacked:
-        named = {f"{name}, {edits} edits": one for (name, edits), one in stacked.items()}
+        named = {f"{name}, {one.n} edits": one for (name, _), one in stacked.items()}
         table = main_table(named, fluency=False)  # which is not sampled here
         said = (
             "Edits written as one batch and all of them kept, scored on the same records. Prompts whose right answer "

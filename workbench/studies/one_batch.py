@@ -30,7 +30,8 @@ def edit_stacked(run: Run, model: Model, method: str, records: Sequence[Record],
         with sequence(model, editor, requests, chunk=len(requests), folder=folder) as steps:
             edits = [edit for edit, _ in made(steps, some)]
             seconds, norms = time.perf_counter() - began, change_by_layer(model)
-            after = score_stack(model, asked)
+            with refusing(some, lambda record: score_stack(model, [record])):  # a collapsed model gives NaN
+                after = score_stack(model, asked)
         found = evaluations(asked, before, after, norms=norms, seconds=seconds)
         row = {"method": method, "name": edits[0].method, "edits": len(some), "seconds": seconds}
         row |= {"left_out": left_out(records, some)}

@@ -1,6 +1,6 @@
 """Summaries of editors -> tables: a row an editor, the unedited model first."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from workbench.measuring.scores import FLUENCY_TOP_K, KINDS
 from workbench.measuring.summaries import Summary
@@ -106,8 +106,8 @@ def _table(summaries: Mapping[str, Summary], columns: list[Column], what: str, *
     level, resamples = kinds.pop()
     interval = f"{100 * level:g} % bootstrap percentile intervals over records ({resamples:,} resamples)"
     rows = _rows(summaries, before)
-    records = _span({row.records for row in rows})
-    caption = f"{what} {records} records; {interval}.{_fewer(columns, rows)}"
+    records = span({row.records for row in rows})
+    caption = f"{what} {records} records; {interval}.{fewer(columns, rows)}"
     return Table(caption=caption, columns=tuple(columns), rows=rows, interval=interval)
 
 
@@ -126,16 +126,17 @@ def _rows(summaries: Mapping[str, Summary], before: bool) -> tuple[Row, ...]:
     return tuple(rows)
 
 
-def _fewer(columns: list[Column], rows: tuple[Row, ...]) -> str:
+def fewer(columns: Sequence[Column], rows: Sequence[Row]) -> str:
     """A sentence on the columns that count fewer records than the table has."""
-    fewer = []
+    told = []
     for column in columns:
         counted = [row for row in rows if column.metric in row.estimates]
         if any(row.estimates[column.metric].n < row.records for row in counted):
-            fewer.append(f"{column.label} {_span({row.estimates[column.metric].n for row in counted})}")
-    return f" Fewer records have: {'; '.join(fewer)}." if fewer else ""
+            told.append(f"{column.label} {span({row.estimates[column.metric].n for row in counted})}")
+    return f" Fewer records have: {'; '.join(told)}." if told else ""
 
 
-def _span(counts: set[int]) -> str:
+def span(counts: Collection[int]) -> str:
+    """`5`, or `1 to 5` where the counts differ."""
     low, high = min(counts), max(counts)
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
