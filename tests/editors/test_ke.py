@@ -251,3 +251,10 @@ def test_bad_input_is_named_in_one_line(tiny_gpt2: Model, tmp_path: Path) -> Non
         )
     with pytest.raises(ValueError, match="at least one request"):
         KE(network=KE.untrained(tiny_gpt2, QUICK))(tiny_gpt2, [])
+
+
+def test_a_callers_random_numbers_are_left_alone(tiny_gpt2: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("GPUs are reseeded"))
+    before = torch.random.get_rng_state()
+    KE.untrained(tiny_gpt2, QUICK)
+    assert torch.equal(torch.random.get_rng_state(), before)

@@ -14,7 +14,9 @@ import workbench.editors.shared.second_moments
 from workbench.editors.setup import self_texts
 from workbench.editors.shared.moment import factorise
 from workbench.editors.shared.second_moments import second_moments
+from workbench.machine.allocator import peak_memory
 from workbench.models.model import Model
+from workbench.models.tokens import TokenRow
 
 TEXTS = ["The capital of Peru is Lima.", "In Spain, most people speak Spanish.", "Iran", "Peru and Iran"]
 
@@ -190,3 +192,17 @@ def test_a_model_makes_up_as_many_tokens_as_its_keys_need(
     monkeypatch.setattr(self_texts, "_sampled", lambda model, seed, count: counts.append(count) or [])
     self_texts.self_texts(tiny_gpt2, seed=0)
     assert counts == [max(least, 3 * tiny_gpt2.d_mlp) // self_texts.SELF_LENGTH]
+
+
+def test_no_second_matrix_of_their_size_is_held(tiny_gpt2: Model, monkeypatch):
+    """Of a large model it has GiBs."""
+    d, pos = 512, 6
+    k = torch.randn(1, pos, d, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(tiny_gpt2, "d_mlp", d)
+    monkeypatch.setattr(tiny_gpt2, "activations", lambda tokens, names: dict.fromkeys(names, k))
+    monkeypatch.setattr(
+        tiny_gpt2, "pieces", lambda texts, keep: [TokenRow(text="", ids=tuple(range(pos)), offsets=((0, 0),) * pos)]
+    )
+    moments, peak = peak_memory(lambda: second_moments(tiny_gpt2, [1], TEXTS[:1]), torch.device("cpu"))
+    torch.testing.assert_close(moments[1].matrix, k[0].double().T @ k[0].double() / pos)
+    assert peak < 1.5 * 8 * d**2

@@ -22,7 +22,7 @@ from workbench.editors.setup.presets import PRESETS
 from workbench.editors.training.made_up import Questions
 from workbench.editors.training.network import TrainedNetwork, trained_network
 from workbench.editors.training.scope import balanced_loss, similarities
-from workbench.editors.training.scope_and_copy import in_words, marked
+from workbench.editors.training.scope_and_copy import in_words, marked, parts_of
 from workbench.editors.training.serac import Networks, SeracRecipe
 from workbench.edits.edit import Edit
 from workbench.edits.ledger import check_restored, state_fingerprint
@@ -401,3 +401,11 @@ def test_atlas_reaches_the_bars() -> None:
         counts["locality"] += [one == other for one, other in zip(after, before, strict=True)]
     shares = {name: sum(some) / len(some) for name, some in counts.items()}
     assert shares["reliability"] >= 0.95 and shares["generalization"] >= 0.85 and shares["locality"] >= 0.95, shares
+
+
+def test_a_callers_random_numbers_are_left_alone(network: TrainedNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("GPUs are reseeded"))
+    before = torch.random.get_rng_state()
+    one, other = (parts_of(network.settings, seed=3).state_dict() for _ in range(2))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(torch.equal(one[name], other[name]) for name in one)

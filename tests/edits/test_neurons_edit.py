@@ -160,3 +160,15 @@ def test_what_does_not_fit(tiny_gpt2: Model, checkpoints: dict[str, Path]) -> No
         edit_of(replace(neurons, values=neurons.values / 0))
     with pytest.raises(ValueError, match=r"no activation .step.; give one of .*relu.*, or None"):
         replace(neurons, activation="step")
+
+
+def test_they_are_moved_to_a_device_once(tiny_gpt2: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in every pass, of which generation has one a token."""
+    edit = edit_of(random_neurons(tiny_gpt2))
+    elsewhere = torch.device("meta")
+    assert edit._on(elsewhere) is edit._on(elsewhere) and edit._on(elsewhere).keys.device == elsewhere
+    assert edit._on(tiny_gpt2.device).keys.device == tiny_gpt2.device
+    moves: list[torch.device] = []
+    monkeypatch.setattr(Tensor, "to", lambda tensor, *_, **__: moves.append(tensor.device) or tensor)
+    edit.hooks(tiny_gpt2)
+    assert not moves

@@ -1,7 +1,9 @@
 """Sequences: the same as by hand, rolled back bit for bit, resumed from disk, split when memory runs out."""
 
+import gc
 import itertools
 import re
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -351,3 +353,30 @@ def test_files_of_a_sequence_and_files_of_single_edits_are_applied_in_order(tiny
     with pytest.warns(UserWarning, match="was made for"), applied_files(tiny_gpt2, [paths[0], paths[2]], force=True):
         assert len(tiny_gpt2.edits) == 2
     assert same(before, tiny_gpt2.snapshot())
+
+
+def test_what_refers_to_itself_is_gone_before_half_of_a_chunk_is_tried(tiny_gpt2: Model, monkeypatch):
+    """As CUDA graphs do, which would keep their memory."""
+    made, call = [], Toy.__call__
+
+    class Held:
+        def __init__(self) -> None:
+            self.itself = self
+
+    def holding(self: Toy, model: Model, requests: Sequence[EditRequest]) -> WeightEdit:
+        assert all(earlier() is None for earlier in made)
+        made.append(weakref.ref(Held()))
+        return call(self, model, requests)
+
+    monkeypatch.setattr(Toy, "room", 2)
+    monkeypatch.setattr(Toy, "__call__", holding)
+    gc.disable()
+    try:
+        with (
+            pytest.warns(UserWarning, match="4 requests do not fit into memory: chunks of 2"),
+            sequence(tiny_gpt2, Toy(), REQUESTS[:4], chunk=4) as steps,
+        ):
+            next(steps)
+    finally:
+        gc.enable()
+    assert len(made) == 2

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from workbench.machine.allocator import peak_memory
+from workbench.machine.allocator import free_memory, out_of_memory, peak_memory
 
 STATM = Path("/proc/self/statm")
 
@@ -39,3 +39,27 @@ def test_the_profilers_records_are_given_back() -> None:
         peak_memory(work, torch.device("cpu"))
         held.append(int(STATM.read_text().split()[1]) * 4096 / 2**20)
     assert held[2] - held[0] < 100  # each left 160 MiB
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), True),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported at another call"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"), False),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+    ],
+    ids=lambda value: str(value)[:45],
+)
+def test_what_says_that_memory_ran_out(error: Exception, full: bool) -> None:
+    assert out_of_memory(error) == full
+
+
+def test_what_torch_holds_for_later_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 1000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 70)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 50)
+    assert free_memory(torch.device("cuda")) == 120

@@ -148,3 +148,12 @@ def test_texts_that_begin_alike_are_together(monkeypatch: pytest.MonkeyPatch) ->
     assert batching.by_passage([[1, 2], [1, 2], [3]]) == [[0, 1, 2]]
     assert batching.by_passage([]) == [[]]
     assert sorted(map(sorted, batching.by_passage([one, one]))) == [[0, 1]]
+
+
+@pytest.mark.parametrize(("free", "expected"), [(80, 10), (12, 2), (4, 2), (3, 1.5), (0.5, 0.25)])
+def test_a_budget_is_at_most_half_of_what_a_gpu_has_free(
+    free: float, expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching, "free_memory", lambda device: int(free * 2**30))
+    assert batching.budget(torch.device("cuda")) == expected
+    assert batching.budget(torch.device("cpu")) == batching.BUDGET

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import load_hf
 
+from workbench.machine.precision import float32_products
 from workbench.models.blocks import Blocks, BlocksError
 from workbench.models.blocks_check import blocks_of, difference
 from workbench.models.checkpoints import FETCHED
@@ -229,3 +230,17 @@ def test_a_model_that_the_blocks_do_not_reproduce_is_refused(
     monkeypatch.setattr(Blocks, "resid_pre", lambda self, embeddings, start=0: 2 * embeddings)
     with pytest.raises(BlocksError, match=r"cannot be run part by part.*resid_pre.*use the plain engine"):
         blocks_of(load_model(str(checkpoints["gpt2"]), device="cpu"))
+
+
+def test_angles_and_the_check_are_of_float32(checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the user's products are TF32, which would round the angles, the model's own among them."""
+    model = load_model(str(checkpoints["llama"]), device="cpu")
+    precisions: list[tuple[str, str]] = []
+    rotary: Any = model.bridge.rotary_emb.original_component
+    rotary.register_forward_pre_hook(lambda *_: precisions.append(("angles", torch.get_float32_matmul_precision())))
+    with float32_products("tf32"):
+        rotations(model)
+        assert precisions == [("angles", "highest")]
+        blocks_of(model)
+        assert {precision for _, precision in precisions} == {"highest"} and len(precisions) > 2
+        assert torch.get_float32_matmul_precision() == "high"

@@ -131,3 +131,16 @@ def test_a_passage_that_all_texts_begin_with_is_run_once(
 def test_what_texts_share(tiny_gpt2: Model, texts: list[list[int]], keep: int, shared: int) -> None:
     rows = [TokenRow(text="", ids=tuple(text), offsets=tuple((0, 0) for _ in text)) for text in texts]
     assert direct.shared_passage(tiny_gpt2.pad(rows, padding_side="left"), keep=keep) == shared
+
+
+def test_full_memory_says_nothing_of_the_blocks(monkeypatch: pytest.MonkeyPatch, passes: list[int]) -> None:
+    model = load_model(str(GOLDEN / "tiny-gpt2"), device="cpu")
+
+    def full(*_: Any) -> None:
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="ALLOC_FAILED"):
+        patch.setattr("workbench.models.blocks_check.difference", full)
+        score_targets(model, PAIRS)
+    score_targets(model, PAIRS)
+    assert passes

@@ -14,6 +14,7 @@ from workbench.models.blocks_check import blocks_of
 from workbench.models.loading import load_model
 from workbench.models.model import SITES, Model
 from workbench.records.facts import Fact
+from workbench.tracing import fast
 from workbench.tracing.cells import Cell, Patch, grid
 from workbench.tracing.corruption import Corruption
 from workbench.tracing.fact import trace_fact
@@ -181,3 +182,28 @@ def test_fused_attention_and_plain_linear_modules_change_nothing(
     other = trace_fact(family_model, TOWER, noise=noise, window=2, engine="fast")
     for site in SITES:
         torch.testing.assert_close(other.restored[site], usual.restored[site], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("tokens_at_once", [1.0, math.inf])
+def test_whole_rows_count_where_all_attend_together(tiny_gpt2: Model, tokens_at_once: float) -> None:
+    """Queries, keys, values and what is read at every position, also of cells that begin at the last one."""
+    tokens, (first, _) = tiny_gpt2.tokenize([PORTUGAL.prompt]), subject_span(tiny_gpt2, PORTUGAL)
+    corruption, n_pos = Corruption(first=first, noise=noise_for(tiny_gpt2, PORTUGAL)), tokens.ids.shape[1]
+    cells = [
+        Cell(positions=(n_pos - 1, n_pos), patches=(Patch(layer=layer, site="mlp_out"),)) for layer in (1, 2, 3) * 10
+    ]
+    token, row = 4 * 12 * tiny_gpt2.d_model, 4 * 4 * tiny_gpt2.d_model * n_pos
+    together = tokens_at_once == math.inf
+    room = 3 * 7 * (token + together * row)  # of 7 cells of 3 samples each
+    runs = FastRuns(tiny_gpt2, tokens, corruption, memory=1.001 * room / 2**30, tokens_at_once=tokens_at_once)
+    assert [len(chunk) for chunk in runs._chunks(range(30), cells)] == [7, 7, 7, 7, 2]
+
+
+@pytest.mark.parametrize(("free", "expected"), [(70, 10), (20, 10), (12, 6)])
+def test_usual_memory_is_at_most_half_of_what_a_gpu_has_free(
+    free: float, expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 80 * 2**30))
+    monkeypatch.setattr(fast, "free_memory", lambda device: free * 2**30)
+    assert fast.usual_memory(torch.device("cuda")) == expected
+    assert fast.usual_memory(torch.device("cpu")) == 1

@@ -144,7 +144,7 @@ def train(
     tokenizer = train_tokenizer(world, seed=recipe.seed, vocabulary=recipe.vocabulary, context=recipe.context)
     # The seed is set inside a fork, so that a caller's random numbers are left alone.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
+        torch.default_generator.manual_seed(recipe.seed)  # the processor's alone: those of GPUs are not forked
         model = new_model(recipe, tokenizer)
         torch.nn.Module.to(model, device).train()
     matrices = [p for p in model.parameters() if p.ndim > 1]

@@ -198,7 +198,7 @@ def _new(model: Model, recipe: KERecipe) -> GradientShifts:
     shapes = {place: shape_of(model, place) for place in recipe.places(model)}
     # The seed is set inside a fork, so that a caller's random numbers are left alone.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
+        torch.default_generator.manual_seed(recipe.seed)  # torch.manual_seed would reseed GPUs too
         made = GradientShifts(shapes, _d_embed(model), hidden=recipe.hidden, width=recipe.width, margin=recipe.margin)
     return made.to(model.device)
 

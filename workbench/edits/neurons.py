@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers.activations import ACT2FN
@@ -109,9 +111,18 @@ class NeuronEdit(HookEdit):
         if not len(self.neurons):
             model.hook_name("mlp_in", self.layer)
             return ()
-        there = {name: tensor.to(model.device) for name, tensor in _parts(self.neurons).items()}
-        neurons = Neurons(**there, activation=self.neurons.activation)
-        return beside(self.layer, neurons.adding(model, self.layer))
+        return beside(self.layer, self._on(model.device).adding(model, self.layer))
+
+    def _on(self, device: torch.device) -> Neurons:
+        """The neurons on a device, moved there once, since hooks are made each pass."""
+        if device not in self._made:
+            there = {name: tensor.to(device) for name, tensor in _parts(self.neurons).items()}
+            self._made[device] = Neurons(**there, activation=self.neurons.activation)
+        return self._made[device]
+
+    @cached_property
+    def _made(self) -> dict[torch.device, Neurons]:
+        return {}
 
     def tensors(self) -> dict[str, Tensor]:
         """The neurons, and what is carried on."""

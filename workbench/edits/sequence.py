@@ -1,5 +1,6 @@
 """Edits one after another, each computed on the weights that those before it leave, with checkpoints to resume from."""
 
+import gc
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -107,6 +108,7 @@ class Steps:
             else:
                 break
             # Only here, where what the editor had reserved is free again.
+            gc.collect()  # also what refers to itself, as CUDA graphs do
             self.chunk = (len(part) + 1) // 2
             warnings.warn(
                 f"{len(part)} requests do not fit into memory: chunks of {self.chunk} from here", stacklevel=3

@@ -13,6 +13,14 @@ import torch
 T = TypeVar("T")
 R = TypeVar("R")
 
+_FULL = (
+    "can't allocate memory",
+    "not enough memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+"""What errors say where memory ran out."""
+
 
 def keep_freed_memory() -> None:
     """Have the C library keep up to 64 MiB that tensors give back, instead of returning them to the system.
@@ -25,9 +33,15 @@ def keep_freed_memory() -> None:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out; on the processor torch says so in a plain RuntimeError."""
-    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return known or "can't allocate memory" in str(error) or "not enough memory" in str(error)
+    """Whether memory ran out; on the processor, and where CUDA or cuBLAS ask for it themselves, torch says so in a
+    plain RuntimeError."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(said in str(error) for said in _FULL)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes of a GPU that tensors could take: what is free, and what torch holds there for later."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def peak_memory(work: Callable[[], T], device: torch.device) -> tuple[T, int]:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from workbench.machine.allocator import free_memory
+
 BUDGET = 2.0
 """GiB that one forward pass may hold beside the weights; a batch is made smaller, a text cut shorter, to stay below."""
 
@@ -16,11 +18,12 @@ _SCORES = 3
 
 
 def budget(device: torch.device) -> float:
-    """GiB that a forward pass may hold on a device: `BUDGET`, or more where a GPU has much free."""
+    """GiB that a forward pass may hold on a device: `BUDGET`, or of a GPU more where much is free, and at most half of
+    what is."""
     if device.type != "cuda":
         return BUDGET
-    free, _ = torch.cuda.mem_get_info(device)
-    return max(BUDGET, free / _SHARE / 2**30)
+    free = free_memory(device) / 2**30
+    return min(max(BUDGET, free / _SHARE), free / 2)
 
 
 @dataclass(frozen=True, kw_only=True)

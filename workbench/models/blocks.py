@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.machine.shown import Shown
+from workbench.models.attention import attend_fused
 from workbench.models.contribution import Contribution
 from workbench.models.kernels import SHORT, attend_short, fused_norm, linear
 from workbench.models.model import Model
@@ -75,6 +75,8 @@ class Blocks:
         self.n_layers: int = model.n_layers
         self.short: int = SHORT if model.device.type == "cpu" else 0
         """Keys up to which attention is two matrix products, as is faster on a CPU; the fused kernel for more."""
+        self.cudnn: bool = model.device.type != "cuda"
+        """Whether attention may be cuDNN's."""
         bridge: Any = model.bridge
         hf: Any = model.hf
         self._blocks = [Parts(bridge.blocks[at], config=hf.config, layer=at) for at in range(model.n_layers)]
@@ -161,11 +163,7 @@ class Blocks:
             mask = self._causal(q.shape[1], k.shape[1], parts.window, q.device)
         if parts.softcap is not None or k.shape[1] <= self.short:
             return attend_short(q, k, v, mask, parts.scale, parts.softcap)
-        heads = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, is_causal=square,
-            scale=parts.scale, enable_gqa=k.shape[2] != q.shape[2],
-        )  # fmt: skip
-        return rearrange(heads, "batch head query d -> batch query (head d)")
+        return attend_fused(q, k, v, mask, parts.scale, causal=square, cudnn=self.cudnn)
 
     @staticmethod
     def _causal(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor | None:

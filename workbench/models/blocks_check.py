@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from workbench.machine.allocator import out_of_memory
+from workbench.machine.precision import float32_products
 from workbench.models.blocks import LONGEST_WINDOW, Blocks, unknown
 from workbench.models.hooks_check import ordinary_tokens
 from workbench.models.model import SITES, Model
@@ -39,11 +41,12 @@ def blocks_of(model: Model, *, above: int | None = None) -> Blocks:
 
 def _compared(model: Model) -> Blocks:
     try:
-        blocks = Blocks(model)
-        found = difference(blocks)
-    except torch.OutOfMemoryError:
-        raise
+        with float32_products():  # TF32 would hide small faults, and spoil the angles of the model's own rotations
+            blocks = Blocks(model)
+            found = difference(blocks)
     except (AttributeError, TypeError, LookupError, RuntimeError) as error:
+        if out_of_memory(error):  # which says nothing of the model
+            raise
         raise unknown(model, str(error).split("\n")[0]) from error
     if found is not None:
         raise unknown(model, found)

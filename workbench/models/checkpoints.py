@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
+from workbench.machine.allocator import out_of_memory
 from workbench.machine.paths import ATLAS, CACHE
 from workbench.machine.shown import Shown
 from workbench.models.architectures import cast_rotary_tables_, load_decoder, missing_parts, quantisation, refusal
@@ -182,9 +183,9 @@ def bridged(
         bridge = TransformerBridge.boot_transformers(  # pyright: ignore[reportAttributeAccessIssue]
             place, hf_model=hf, tokenizer=copy.deepcopy(tokenizer), device=hf.device, dtype=hf.dtype
         )
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # TransformerLens meets what it does not know in as many ways
+        if out_of_memory(error):
+            raise
         raise ValueError(f"TransformerLens cannot hook {type(hf).__name__}: {_reason(error)}") from error
     if (missing := missing_parts(bridge)) is not None:
         raise ValueError(missing)

@@ -8,6 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from workbench.machine.precision import float32_products
 from workbench.models.model import Model
 
 Rotate = Callable[[Tensor, Tensor], Tensor]
@@ -41,7 +42,8 @@ def rotations(model: Model) -> tuple[list[Rotate], int]:
     turn = getattr(module, "rotate_half", _turned_halves)  # Cohere's turns neighbours
 
     def rotation(*kind: str) -> Rotate:
-        cosines, sines = (table[0] for table in rotary(example, positions, *kind))
+        with float32_products():  # angles are a product, which TF32 would round to some thousandths of a turn
+            cosines, sines = (table[0] for table in rotary(example, positions, *kind))
         return _rotation(cosines, sines, turn)
 
     if hasattr(rotary, "layer_types"):

@@ -18,6 +18,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from workbench.machine.allocator import free_memory
 from workbench.models.blocks import Projections
 from workbench.models.blocks_check import blocks_of
 from workbench.models.model import Model
@@ -37,8 +38,10 @@ _MLP_TOKENS = 16_384
 
 
 def usual_memory(device: torch.device) -> float:
-    """GiB for the activations of cells advanced together: an eighth of a GPU's memory, 1 elsewhere."""
-    return torch.cuda.get_device_properties(device).total_memory / 2**33 if device.type == "cuda" else 1.0
+    """GiB for the activations of cells advanced together: an eighth of a GPU's memory or half of its free, else 1."""
+    if device.type != "cuda":
+        return 1.0
+    return min(torch.cuda.mem_get_info(device)[1] / 8, free_memory(device) / 2) / 2**30
 
 
 class FastRuns:
@@ -63,15 +66,16 @@ class FastRuns:
         if not memory > 0:
             raise ValueError(f"memory must be a positive number of GiB, got {memory}")
         self._device = model.device
-        few = self._device.type == "cpu"
-        self._tokens_at_once = tokens_at_once or (_TOKENS_AT_ONCE if few else math.inf)
+        self._tokens_at_once = tokens_at_once or (_TOKENS_AT_ONCE if self._device.type == "cpu" else math.inf)
         self._together = self._tokens_at_once == math.inf
         self._mlp_tokens = _MLP_TOKENS if self._together else _TOKENS_AT_ONCE
         self.blocks = blocks_of(model)
-        self._sources = Sources(self.blocks, tokens, corruptions)
+        self._sources = of = Sources(self.blocks, tokens, corruptions)
         self.n_pos, self.n_layers = self._sources.n_pos, model.n_layers
         # Residual stream, projections and their copies; the MLP's inner activations are bounded by themselves.
         self._tokens = memory * 2**30 / (12 * model.d_model * torch.finfo(model.dtype).bits / 8)
+        whole = (of.queries, of.keys, of.values, of.queries) if self._together else ()  # the last for what is read
+        self._row = sum(states[0][0].numel() for states in whole) / (12 * model.d_model)  # in tokens
 
     @property
     def clean(self) -> Float[Tensor, "prompt vocab"]:
@@ -114,7 +118,7 @@ class FastRuns:
         chunks: list[list[int]] = [[]]
         room = self._tokens
         for index in sorted(todo, key=lambda i: cells[i].positions):
-            size = self._sources.rows * (self.n_pos - cells[index].positions[0])
+            size = self._sources.rows * (self.n_pos - cells[index].positions[0] + self._row)
             if chunks[-1] and size > room:
                 chunks.append([])
                 room = self._tokens

@@ -134,10 +134,10 @@ def _compute(
         layers = ", ".join(map(str, names))
         console.print(f"second moments of layers {layers}: {count:,} tokens, {rate()} a second")
     for layer, total in sums.items():
-        if not total.isfinite().all():
+        if not total.diagonal().isfinite().all():  # squares, than which no other sum of products is larger
             raise ValueError(f"keys of layer {layer} of {model.name} are not finite; check its weights or use float32")
     return {
-        layer: SecondMoment(layer=layer, matrix=(total / count).cpu(), count=count) for layer, total in sums.items()
+        layer: SecondMoment(layer=layer, matrix=total.div_(count).cpu(), count=count) for layer, total in sums.items()
     }
 
 
@@ -152,7 +152,7 @@ def _add_(
         for layer, name in names.items():
             total = sums[layer]
             k = keys[name][real].to(device=total.device, dtype=torch.float64)
-            total += k.T @ k
+            total.addmm_(k.T, k)
     return sums
 
 

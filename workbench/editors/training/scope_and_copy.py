@@ -44,8 +44,9 @@ class Parts(nn.Module):
 
 def parts_of(settings: Mapping[str, Any], seed: int = 0) -> Parts:
     """Both as they begin."""
+    # Torch's modules draw their first weights from this generator alone; torch.manual_seed would reseed GPUs too.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # torch's modules draw their first weights from the global generator alone
+        torch.default_generator.manual_seed(seed)
         return Parts(ScopeEncoder(**settings["scope"]), decoder(settings["copier"]))
 
 
