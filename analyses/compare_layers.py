@@ -50,6 +50,7 @@ from workbench.studies.going_on import sound
 from workbench.studies.layer_report import (
     bought,
     by_layer,
+    caveats,
     choice_table,
     explained_table,
     layer_table,
@@ -59,6 +60,7 @@ from workbench.studies.layer_report import (
 from workbench.studies.locate import check_tracing, locate, true_facts
 from workbench.studies.located import Located
 from workbench.studies.replicas import chosen_workers
+from workbench.tracing.averages import average_effects
 from workbench.tracing.trace import CausalTrace
 
 METHODS = {"rome": "ROME", "r_rome": "r-ROME", "ft": "FT", "ft_l": "FT-L"}
@@ -183,10 +185,12 @@ def show(
     cases = [case for case in traces if case not in failed]
     if not cases:
         raise ValueError(f"none of the {len(traces)} facts could be edited: {'; '.join(lines(run.rows('failures')))}")
-    traced = len(located.traces.keys() - failed)
+    left = [trace for case, trace in located.traces.items() if case not in failed and case not in traces]
     effects = np.stack([last_subject_effect(traces[case]) for case in cases])[:, layers]
-    mlp = next(average for average in located.averages if average.site == "mlp_out").row("last_subject")
-    chosen = max(layers, key=lambda layer: (float(mlp[layer]), -layer))  # the located one, if it was edited
+    of_all = next(average for average in located.averages if average.site == "mlp_out").row("last_subject")
+    chosen = max(layers, key=lambda layer: (float(of_all[layer]), -layer))  # the located one, if it was edited
+    mlp = average_effects([traces[case] for case in cases], "mlp_out")
+    restored = "the MLP there" if mlp.window == 1 else f"the MLPs of a window of {mlp.window} layers centred there"
     found = {
         METHODS[method]: compare_method(
             of_method, cases=cases, layers=layers, effects=effects, located=chosen, seed=seed
@@ -198,19 +202,17 @@ def show(
     elements: dict[str, list] = {}
     for method, of_method in evaluations.items():
         of_cases = {place: one for place, one in of_method.items() if place[1] in cases}
-        tidy, name, label = by_layer(located, layers, of_cases, seed), METHODS[method], f"layers_{method}"
+        tidy, name, label = by_layer(mlp, layers, of_cases, seed), METHODS[method], f"layers_{method}"
         caption = (
             f"{name}: scores of editing {used} at each layer, one at a time (teacher-forced; bootstrap 95 % intervals "
-            f"over facts), and the average indirect effect of the MLP there (± Student's t). Grey bar: located layer."
+            f"over facts), and the average indirect effect, over the same facts, of restoring {restored} (± Student's "
+            "t). Grey bar: the layer that tracing all facts together locates."
         )
         random_layer = found[name].choices.scores["random"]["S"].value
-        figure = layer_comparison_figure(tidy, located=chosen, random_layer=random_layer)
+        figure = layer_comparison_figure(tidy, window=mlp.window, located=chosen, random_layer=random_layer)
         run.save_figure(label, figure, caption=caption)
         run.save_table(label, layer_table(tidy), caption=caption)
-        elements[name] = [
-            run.figures()[label],
-            run.tables()[label],
-        ]
+        elements[name] = [run.figures()[label], run.tables()[label]]
     run.save_table(
         "locating",
         choice_table(found),
@@ -222,15 +224,16 @@ def show(
         "explained",
         explained_table(found),
         caption=f"R² of regressing a score on the fact's tracing effect at the layer, on the layer as a category, and "
-        f"on both, a line each layer ({n} facts x {len(layers)} layers; bootstrap 95 % intervals over facts). Gain: "
-        "both minus layer; by chance: its mean when facts exchange their effects, and p, the share of exchanges with "
-        "no smaller gain. Rank correlation: Spearman's over the layers of a fact, mean over facts.",
+        f"on both, a line each layer ({n} facts x {len(layers)} layers; of the fit itself). Gain: both minus layer; by "
+        "chance: its mean when facts exchange effects (p: share of exchanges with no smaller gain); less chance: gain "
+        "minus that mean. Rank correlation: Spearman's over a fact's layers, mean (bootstrap 95 % interval).",
     )
     run.save_figure(
         "facts",
         layer_choice_figure(found),
-        caption=f"Left: a dot is one of {n} facts edited at one layer, by its own tracing effect there. Middle: R² of "
-        "the regressions. Right: S by the way the layer is chosen. Lines are bootstrap 95 % intervals over facts.",
+        caption=f"Left: a dot is one of {n} facts edited at one layer, by the share of its own total effect that "
+        f"restoring {restored} brings back. Middle: R² of the regressions. Right: S by the way the layer is chosen, "
+        "with bootstrap 95 % intervals over facts.",
     )
     figures, tables = run.figures(), run.tables()
     return [
@@ -241,21 +244,8 @@ def show(
             tables["explained"],
         ]),
         *(Section(title=f"{name} by layer", elements=some) for name, some in elements.items()),
-        Section(title="How to read it", elements=[Paragraph(text=text) for text in caveats(n, traced)]),
+        Section(title="How to read it", elements=[Paragraph(text=text) for text in caveats(left)]),
     ]  # fmt: skip
-
-
-def caveats(n: int, traced: int) -> list[str]:
-    """What the numbers are not."""
-    left = f" {traced - n} facts traced were left out: the noise hardly lowers them." if traced > n else ""
-    return [
-        f"Only facts that the model knows are edited, and every fact's own trace stands beside its edits.{left}",
-        "A high effect says that a state carries the fact, not that its weights are the best to change: these are two "
-        "questions, and Hase et al. found the answer to the one to say little about the other.",
-        "R² is that of the fit itself; a line each layer always gains a little over a mean each layer, which is why "
-        "the gain by chance stands beside it. Scores near 0 or 1 at whole layers leave little that could be explained "
-        "within a layer.",
-    ]
 
 
 def headline(run: Run) -> str:

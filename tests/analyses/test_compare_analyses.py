@@ -1,15 +1,18 @@
 """The two comparisons as a user runs them, on the tiny golden model, and the figures and tables they make."""
 
 import dataclasses
+import runpy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from command import TINY, Analyse
+from known_evaluations import evaluation
 from known_scores import nearly
-from known_traces import trace_of
+from known_traces import make_trace, trace_of
 from matplotlib.text import Text
 from said import numbers
 from scipy.stats import binomtest
@@ -21,6 +24,7 @@ from workbench.runs.run import Run
 from workbench.studies.layer_report import sentence
 from workbench.studies.tracing_methods import TracingMethod, draw_partners, method_result, peak_layers
 from workbench.studies.tracing_report import method_table, tracing_headline
+from workbench.tracing.averages import average_effects
 from workbench.tracing.trace import CausalTrace
 
 
@@ -62,6 +66,28 @@ def test_compare_layers_says_what_locating_bought(compare, monkeypatch, text: Pa
     again = compare("compare_layers.py", tmp_path / "run", *options, "--workers", 2)
     assert len(again.rows("by_layer")) == len(rows)
     assert nearly(again.read_json("results.json"), found)  # fewer edits are searched together
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_effects_by_layer_are_of_the_facts_whose_scores_stand_beside(tmp_path: Path) -> None:
+    weak = make_trace(clean=0.12, restored={"mlp_out": torch.zeros(7, 8)})  # traced, but not comparable
+    located, traces = {0: make_trace(), 1: make_trace(clean=0.8), 2: weak}, {0: make_trace(), 1: make_trace(clean=0.8)}
+    run = Run.create(tmp_path / "run", {"layers": [2, 5], "seed": 0})
+    edits = {(layer, case): evaluation(case) for layer in (2, 5) for case in traces}
+    script = runpy.run_path(str(Path(__file__).resolve().parents[2] / "analyses" / "compare_layers.py"))
+    of_all = SimpleNamespace(traces=located, averages=[average_effects(list(located.values()), "mlp_out")])
+    show, windows = script["show"], []
+    drawn = script["layer_comparison_figure"]
+    show.__globals__["layer_comparison_figure"] = lambda *of, window, **options: (
+        windows.append(window) or drawn(*of, window=window, **options)
+    )
+    sections = show(run, SimpleNamespace(name="tiny"), of_all, traces, {"rome": edits})
+    table = run.tables()["layers_rome"]
+    # Half of 0.3 at the last subject token, and half of 0.01 a layer.
+    assert [row[1].split()[0] for row in table.rows] == ["0.160", "0.175"]
+    assert windows == [3]
+    assert "over the same facts, of restoring the MLPs of a window of 3 layers centred there" in table.caption
+    assert "1 of which the noise takes less than 0.05" in str(sections[-1])
 
 
 def test_compare_layers_refuses_what_no_layer_can_be_asked_of(analyse: Analyse, records: Path, tmp_path: Path) -> None:

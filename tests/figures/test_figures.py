@@ -71,7 +71,7 @@ FIGURES = {
     "averages": lambda: average_effect_figure(make_averages(), planted=range(2, 5)),
     "deep averages": lambda: average_effect_figure(make_averages(48), title="A deep model"),
     "scores": lambda: score_figure({"ROME": make_summary(), "MEMIT": make_summary(NS=0.99)}),
-    "layers": lambda: layer_comparison_figure(make_layers([0.2, 0.9, 0.5], [0.1, 0.5, 0.2]), located=1),
+    "layers": lambda: layer_comparison_figure(make_layers([0.2, 0.9, 0.5], [0.1, 0.5, 0.2]), window=10, located=1),
     "neurons": lambda: neuron_figure(KEPT, np.array([0.1, 0.3, 0.2]), np.full(3, 0.05), window=3, located=1),
 }
 
@@ -188,6 +188,14 @@ def test_layer_comparison_gives_the_correlation() -> None:
     line = panel(figure, "Editing at the layer").lines[0]
     np.testing.assert_allclose(np.asarray(line.get_ydata()), [10, 40, 30, 90])
     assert panel(figure, "Tracing: restoring the MLP").get_ylabel() == "Average indirect effect"
+
+
+def test_layer_comparison_says_that_an_effect_is_of_a_window() -> None:
+    frame = make_layers([0.2, 0.9, 0.5], [0.1, 0.5, 0.2])
+    figure = layer_comparison_figure(frame, window=3)
+    assert panel(figure, "Tracing: restoring MLPs").get_xlabel() == "Centre of a window of 3 layers"
+    assert panel(figure, "Editing at the layer").get_xlabel() == "Layer"
+    assert panel(layer_comparison_figure(frame), "Tracing: restoring the MLP").get_xlabel() == "Layer"
 
 
 def test_layers_whose_dots_lie_together_share_a_label() -> None:

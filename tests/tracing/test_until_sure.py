@@ -10,7 +10,7 @@ from workbench.models.model import Model
 from workbench.tracing.noise import NoiseRule
 from workbench.tracing.sweep import trace_facts
 from workbench.tracing.trace import CausalTrace
-from workbench.tracing.until_sure import FEWEST, MOST, trace_sampled
+from workbench.tracing.until_sure import FEWEST, MOST, reached_most, trace_sampled
 
 
 def drawn(count: int) -> torch.Tensor:
@@ -32,9 +32,22 @@ def test_a_lead_without_noise_needs_the_fewest() -> None:
 def test_samples_are_added_until_the_interval_is_narrow_and_no_more_than_the_most() -> None:
     counts = [trace_sampled("auto", drawn, noisy, tolerance=width).samples for width in (0.2, 0.05, 1e-9)]
     assert FEWEST <= counts[0] < counts[1] < counts[2] == MOST
+    assert [reached_most(make_trace(samples=count)) for count in counts] == [False, False, True]
     whole = noisy(drawn(counts[1]))
     found = trace_sampled("auto", drawn, noisy, tolerance=0.05)
     assert torch.allclose(found.restored["mlp_out"], whole.restored["mlp_out"], atol=1e-6)
+
+
+def test_the_most_are_taken_only_where_fewer_were_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+
+    def narrow_at_the_most(blocks: list[CausalTrace]) -> float:
+        looked.append(sum(one.samples for one in blocks))
+        return 0.0 if looked[-1] == MOST else 1.0
+
+    monkeypatch.setattr("workbench.tracing.until_sure._half_width", narrow_at_the_most)
+    assert reached_most(trace_sampled("auto", drawn, noisy))
+    assert looked[-1] < MOST  # so that who has the most was not sure
 
 
 def test_a_generator_that_draws_otherwise_of_more_is_followed() -> None:

@@ -18,7 +18,12 @@ _CLOSE = 0.07
 
 @matplotlib.rc_context(STYLE)
 def layer_comparison_figure(
-    frame: pd.DataFrame, *, score: str = "S", located: int | None = None, random_layer: float | None = None
+    frame: pd.DataFrame,
+    *,
+    score: str = "S",
+    window: int = 1,
+    located: int | None = None,
+    random_layer: float | None = None,
 ) -> Figure:
     """Does locating help? Edit scores by layer, the tracing effect by layer, and one against the other.
 
@@ -26,6 +31,7 @@ def layer_comparison_figure(
         frame: columns `layer`, `measure`, `value`, `low`, `high` (the interval, may be NaN); the measure is
             `effect` (average indirect effect) or a score (`S`, `ES`, `PS`, `NS`, as shares of 1).
         score: the score of the third panel, whose title gives Pearson's correlation over layers.
+        window: of layers restored together; the effect of a layer is that of the window centred on it.
         located: the layer that tracing chose, marked in the first two panels.
         random_layer: the `score` of editing at a random layer, a dotted line in the first panel.
     """
@@ -40,12 +46,14 @@ def layer_comparison_figure(
         by_score.axhline(100 * random_layer, color="#222222", linewidth=1, linestyle=":", label=label)
     by_score.set(title="Editing at the layer", ylabel="Score (%)", ylim=(-3, 103))
     _measure_line(by_effect, frame, "effect", 1.0, SITE_STYLES["mlp_out"])
-    by_effect.set(title="Tracing: restoring the MLP", ylabel="Average indirect effect")
+    restored = "the MLP" if window == 1 else "MLPs"
+    by_effect.set(title=f"Tracing: restoring {restored}", ylabel="Average indirect effect")
     for ax in (by_score, by_effect):
         if located is not None:
             ax.axvline(located, color="#999999", linewidth=5, alpha=0.35, zorder=0, label="Located layer")
         layer_ticks(ax, n_layers, most=12)
-        ax.set_xlabel("Layer")
+    by_score.set_xlabel("Layer")
+    by_effect.set_xlabel("Layer" if window == 1 else f"Centre of a window of {window} layers")
     _scatter(against, frame, score)
     for ax in (by_score, by_effect, against):
         sns.despine(ax=ax)

@@ -61,8 +61,8 @@ def _located(results: dict[str, Any]) -> str:
         f"Tracing {results.get('facts_traced', 0):,} facts locates their recall in the MLP of layer "
         f"{results['layer']}{centre}{where}"
     )
-    if results.get("total_effect"):
-        share = 100 * results["peak_effect"] / results["total_effect"]
+    if results.get("peak_total_effect"):  # over the facts that the peak averages
+        share = 100 * results["peak_effect"] / results["peak_total_effect"]
         sentence += f"; restored at the last subject token, it regains {share:.0f} % of what the noise takes"
     return sentence + "."
 

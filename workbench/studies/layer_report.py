@@ -7,11 +7,12 @@ import numpy as np
 import pandas as pd
 
 from workbench.machine.intervals import Estimate
-from workbench.measuring.layer_choice import CHOICES, NEAR, LayerComparison
+from workbench.measuring.layer_choice import CHOICES, LEAST_TOTAL_EFFECT, NEAR, LayerComparison
+from workbench.measuring.regression import Explained
 from workbench.measuring.scores import Evaluation
 from workbench.measuring.summaries import summarise
-from workbench.studies.located import Located
-from workbench.tracing.averages import ROLES
+from workbench.tracing.averages import ROLES, AverageEffect
+from workbench.tracing.trace import CausalTrace
 
 SCORES = ("S", "ES", "PS", "NS")
 """Scores shown by layer and by choice."""
@@ -48,11 +49,18 @@ def explained_table(found: Mapping[str, LayerComparison]) -> pd.DataFrame:
         {"Editor": name, "Score": outcome.capitalize()}
         | {label: shown(getattr(one.explained[outcome], key), scale=1.0, digits=3)
            for key, label in {"effect": "Effect", "layer": "Layer", "both": "Both", "gain": "Gain"}.items()}
-        | {"By chance": f"{one.explained[outcome].chance:.3f} (p = {one.explained[outcome].p_value:.3f})"}
+        | by_chance(one.explained[outcome])
         | {"Rank correlation": shown(one.ranks[outcome], scale=1.0, digits=2)}
         for name, one in found.items()
         for outcome in one.explained
     ])  # fmt: skip
+
+
+def by_chance(one: Explained) -> dict[str, str]:
+    """Beside the gain what chance gives, and the one less the other."""
+    if np.isnan(one.p_value):
+        return {"By chance": "-", "Less chance": "-"}
+    return {"By chance": f"{one.chance:.3f} (p = {one.p_value:.3f})", "Less chance": f"{one.beyond_chance:+.3f}"}
 
 
 def shown(estimate: Estimate, *, scale: float = 100.0, digits: int = 1, sign: str = "", unit: str = "") -> str:
@@ -72,9 +80,9 @@ def results(one: LayerComparison) -> dict[str, Any]:
         "S": {choice: choices.scores[choice]["S"].to_dict() for choice in CHOICES},
         "against_random": {choice: estimate.to_dict() for choice, estimate in choices.against_random.items()},
         "against_best": {choice: estimate.to_dict() for choice, estimate in choices.against_best.items()},
-        "r_squared": None if rewrite is None else {
+        "r_squared": None if rewrite is None or np.isnan(rewrite.p_value) else {
             key: getattr(rewrite, key).to_dict() for key in ("effect", "layer", "both", "gain")
-        } | {"chance": rewrite.chance, "p_value": rewrite.p_value},
+        } | {"chance": rewrite.chance, "beyond_chance": rewrite.beyond_chance, "p_value": rewrite.p_value},
         "rank_correlation": one.ranks["rewrite"].to_dict() if rewrite else None,
     }  # fmt: skip
 
@@ -136,10 +144,9 @@ def value(estimate: Mapping[str, Any]) -> str:
 
 
 def by_layer(
-    located: Located, layers: Sequence[int], evaluations: Mapping[tuple[int, int], Evaluation], seed: int
+    mlp: AverageEffect, layers: Sequence[int], evaluations: Mapping[tuple[int, int], Evaluation], seed: int
 ) -> pd.DataFrame:
-    """Tidy: layer, measure (`effect`, `S`, `ES`, `PS`, `NS`), value, low, high."""
-    mlp = next(average for average in located.averages if average.site == "mlp_out")
+    """Tidy: layer, measure (`effect`, `S`, `ES`, `PS`, `NS`), value, low, high; `mlp` is of the facts evaluated."""
     role = ROLES.index("last_subject")
     found = []
     for layer in layers:
@@ -151,3 +158,26 @@ def by_layer(
             for s in SCORES
         ]
     return pd.DataFrame(found)
+
+
+def caveats(left: Sequence[CausalTrace]) -> list[str]:
+    """What the numbers are not; `left` are the facts traced, but not comparable with their edits."""
+    return [
+        f"Only facts that the model knows are edited, and a fact's own trace stands beside its edits{left_out(left)}.",
+        "A high effect says that a state carries the fact, not that its weights are the best to change: these are two "
+        "questions, and Hase et al. found the answer to the one to say little about the other.",
+        "R² is that of the fit itself; a line each layer always gains a little over a mean each layer, which is why "
+        "the gain by chance stands beside it. Scores near 0 or 1 at whole layers leave little that could be explained "
+        "within a layer.",
+    ]
+
+
+def left_out(left: Sequence[CausalTrace]) -> str:
+    """How many facts were left out, and why."""
+    at_end = sum(trace.subject[1] == len(trace.tokens) for trace in left)
+    reasons = {
+        "whose prompt ends with its subject (recall cannot be told from read-out there)": at_end,
+        f"of which the noise takes less than {LEAST_TOTAL_EFFECT:g} in probability": len(left) - at_end,
+    }
+    said = " and ".join(f"{count} {why}" for why, count in reasons.items() if count)
+    return f". Left out of the facts traced: {said}" if left else ""

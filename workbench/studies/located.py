@@ -14,11 +14,11 @@ from workbench.records.facts import Fact
 from workbench.runs.run import Run
 from workbench.studies.defaults import planted_layers
 from workbench.tables.published import published_effects
-from workbench.tracing.averages import ROLES, AverageEffect
+from workbench.tracing.averages import ROLES, AverageEffect, token_roles
 from workbench.tracing.noise import Noise
 from workbench.tracing.sweep import TraceSet
 from workbench.tracing.trace import CausalTrace
-from workbench.tracing.until_sure import AUTO, TOLERANCE, Samples
+from workbench.tracing.until_sure import AUTO, BLOCK, MOST, TOLERANCE, Samples, reached_most
 
 HEAT_MAPS = 3
 """Single facts whose heat maps a run shows."""
@@ -52,13 +52,15 @@ def show_location(run: Run, model: Model, located: Located) -> None:
     planted = planted_layers(model)
     traces, mlp = located.found.traces, located.averages[SITES.index("mlp_out")]
     counted = f"{len(traces)} facts that {model.name} knows ({len(located.found.skipped)} skipped: not known)"
-    used = [trace.samples for trace in traces]
+    used, capped = [trace.samples for trace in traces], sum(map(reached_most, traces))
     if located.samples == AUTO:
         counted += (
-            f". Noise samples a fact, until the lead of its layer was known to ± {TOLERANCE}: {min(used)} to "
-            f"{max(used)}, {sum(used) / len(used):.1f} on average"
+            f". Noise samples a fact, until the nominal 95 % interval of its layer's lead, looked at after every block "
+            f"of {BLOCK}, was ± {TOLERANCE} or narrower: {min(used)} to {max(used)}, {sum(used) / len(used):.1f} on "
+            f"average; {capped or 'none'} of the facts reached {MOST} samples without it"
         )
-        run.note(samples_used={"fewest": min(used), "most": max(used), "mean": sum(used) / len(used)})
+        mean = sum(used) / len(used)
+        run.note(samples_used={"fewest": min(used), "most": max(used), "mean": mean, "capped": capped})
     if any(mlp.counts.values()):  # tokens before the subject have no role
         run.save_figure(
             "average_effects",
@@ -89,8 +91,23 @@ def show_location(run: Run, model: Model, located: Located) -> None:
         facts_skipped=len(located.found.skipped),
         total_effect=mlp.total,
         peak_effect=None if located.layer is None else float(mlp.row("last_subject").max()),
+        peak_total_effect=_total_at_last_subject(traces),
         planted=list(planted) if planted else None,
     )
+
+
+def _total_at_last_subject(traces: Sequence[CausalTrace]) -> float | None:
+    """Average total effect over the facts that `peak_effect` averages: those that have the role and were traced there.
+
+    None without such.
+    """
+    totals = [
+        trace.total_effect
+        for trace in traces
+        if trace.last_subject in trace.positions
+        and token_roles(len(trace.tokens), trace.subject)[trace.last_subject] == "last_subject"
+    ]
+    return sum(totals) / len(totals) if totals else None
 
 
 def _average_table(averages: Sequence[AverageEffect]) -> pd.DataFrame:

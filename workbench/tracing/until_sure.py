@@ -15,7 +15,8 @@ from workbench.tracing.trace import CausalTrace
 AUTO = "auto"
 """In place of a number of samples: as many as are needed."""
 TOLERANCE = 0.02
-"""Half width of the 95 % interval that is narrow enough, in what is measured."""
+"""Half width of the 95 % interval that is narrow enough, in what is measured. It is nominal: looked at after every
+block, an interval may be narrow by luck, and covers the lead less often."""
 BLOCK, FEWEST, MOST = 2, 6, 60
 """Samples added at a time, and the fewest and the most that are taken."""
 
@@ -40,7 +41,8 @@ def trace_sampled(
 
     The lead is what the layer with the greatest effect of the MLPs at the last subject token has before the next one;
     where these are not traced, the effect of every cell takes its place. Samples are added until the 95 % interval of
-    its mean (Student's t over blocks of them) has a half width of at most `tolerance`, or there are `MOST`.
+    its mean (Student's t over blocks of them) has a half width of at most `tolerance`, or there are `MOST`, of which
+    it is not asked (`reached_most`).
 
     Args:
         draw: so many samples; of the same seed each time, so that those of before are drawn again with more behind.
@@ -57,9 +59,14 @@ def trace_sampled(
             blocks = []
         before = drawn
         blocks += [trace(part) for part in drawn[BLOCK * len(blocks) :].split(BLOCK)]
-        if count >= FEWEST and _half_width(blocks) <= tolerance:
+        if FEWEST <= count < MOST and _half_width(blocks) <= tolerance:
             break
     return _mean(blocks)
+
+
+def reached_most(trace: CausalTrace) -> bool:
+    """Whether a trace of as many samples as needed ended at `MOST`: its interval was not yet narrow enough before."""
+    return trace.samples >= MOST
 
 
 def _half_width(blocks: Sequence[CausalTrace]) -> float:
