@@ -49,6 +49,8 @@ ANALYSES = (
     "benchmark_editing",
 )
 """The longest first, so that of two at once neither is left alone for long; those of speed last."""
+WRITING = "ft,ft_l,rome,r_rome,memit,emmet,pmet,alphaedit"
+"""The methods of ROME's and MEMIT's tables and their kin."""
 STUDY = (Path(sys.executable).parent / "workbench", "study")
 COMMANDS: dict[str, tuple[Any, ...]] = {"atlas": STUDY} | {
     name: (sys.executable, f"analyses/{name}.py") for name in ANALYSES
@@ -58,9 +60,9 @@ COMMANDS["compare_tracing"] += ("--few", "30")
 COMMANDS["survey_table"] += ("--limit", "200", "--together", "20")
 COMMANDS["implications"] += ("--together", "20", "--methods", "ft,rome,memit,grace,mend,t_patcher,wise,serac")
 COMMANDS["survey_sequential"] += ("--methods", "ft,rome,memit,grace,mend,t_patcher,serac")
+for name in ("compare_editors", "scale_edits"):
+    COMMANDS[name] += ("--methods", WRITING)
 """What makes each folder of `reports/`."""
-WRITING = "ft,ft_l,rome,r_rome,memit,emmet,pmet,alphaedit"
-"""The methods of ROME's and MEMIT's tables and their kin."""
 SURVEYED = "ft,ft_l,rome,memit,grace,ike,mend,ke,kn,t_patcher,calinet,lora,wise,serac"
 """Those of the survey, and their kin."""
 REAL = {
