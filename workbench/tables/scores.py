@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 
+from workbench.machine.intervals import FEWEST
 from workbench.measuring.scores import FLUENCY_TOP_K, KINDS
 from workbench.measuring.summaries import Summary
 from workbench.tables.table import Column, Row, Table
@@ -107,6 +108,9 @@ def _table(summaries: Mapping[str, Summary], columns: list[Column], what: str, *
     interval = f"{100 * level:g} % bootstrap percentile intervals over records ({resamples:,} resamples)"
     rows = _rows(summaries, before)
     records = span({row.records for row in rows})
+    counts = {row.estimates[column.metric].n for row in rows for column in columns if column.metric in row.estimates}
+    if any(0 < count < FEWEST for count in counts):
+        interval += f", none of fewer than {FEWEST}"
     caption = f"{what} {records} records; {interval}.{fewer(columns, rows)}"
     return Table(caption=caption, columns=tuple(columns), rows=rows, interval=interval)
 
