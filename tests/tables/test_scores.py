@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -109,6 +110,19 @@ def test_change_table_has_a_column_a_layer_and_no_unedited_row() -> None:
         ["0.0123", "1.00", "-"],
         ["0.0123", "1.00", "50.00"],
     ]
+
+
+def test_a_start_that_differs_by_rounding_is_the_same() -> None:
+    """As in a run that goes on, which scores in other batches."""
+    rounded = _summary(pre_es=0.02)
+    pre = {metric: replace(one, value=one.value * (1 + 1e-6)) for metric, one in rounded.pre.items()}
+    table = main_table({"ROME": _summary(pre_es=0.02), "FT": replace(rounded, pre=pre)})
+    assert [row.label for row in table.rows] == [UNEDITED, "ROME", "FT"]
+
+
+def test_a_table_of_few_records_says_why_it_has_no_intervals() -> None:
+    assert ", none of fewer than 10." in main_table({"ROME": _summary(n=6)}).caption
+    assert "none of fewer" not in main_table({"ROME": _summary(n=10)}).caption
 
 
 def test_an_editor_that_started_elsewhere_has_its_own_unedited_row() -> None:

@@ -1,5 +1,6 @@
 """Summaries of editors -> tables: a row an editor, the unedited model first."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 
 from workbench.machine.intervals import FEWEST
@@ -119,15 +120,23 @@ def _rows(summaries: Mapping[str, Summary], before: bool) -> tuple[Row, ...]:
     """A row an editor; above the first one the unedited model, and again above one that started from other
     scores (other records or another model), so that no row is compared with a start that is not its own."""
     rows: list[Row] = []
-    start = None
+    start: Summary | None = None
     for name, summary in summaries.items():
-        this = (summary.n, {metric: (str(one.value), one.n) for metric, one in summary.pre.items()})
-        if before and this != start:
+        if before and (start is None or not _alike(start, summary)):
             label = UNEDITED if start is None else f"{UNEDITED} (before {name})"
             rows.append(Row(label=label, estimates=summary.pre, records=summary.n))
-            start = this
+            start = summary
         rows.append(Row(label=name, estimates=summary.post, records=summary.n))
     return tuple(rows)
+
+
+def _alike(one: Summary, other: Summary) -> bool:
+    """Whether two start from the same scores within rounding: a run that goes on computes them in other batches."""
+    return (one.n, one.pre.keys()) == (other.n, other.pre.keys()) and all(
+        each.n == other.pre[metric].n
+        and (math.isnan(each.value) or math.isclose(each.value, other.pre[metric].value, rel_tol=1e-4, abs_tol=1e-5))
+        for metric, each in one.pre.items()
+    )
 
 
 def fewer(columns: Sequence[Column], rows: Sequence[Row]) -> str:
