@@ -171,7 +171,7 @@ Plugin = Annotated[
 
 _FLUENCY = "Records whose fluency is measured, which takes long."
 Fluency = Annotated[int, typer.Option("--fluency", min=0, help=_FLUENCY)]
-AnyFluency = Annotated[int | None, typer.Option("--fluency", min=0, help=f"{_FLUENCY} [default: all that are ready]")]
+AnyFluency = Annotated[int | None, typer.Option("--fluency", min=0, help=f"{_FLUENCY} [default: all]")]
 Repeats = Annotated[int, typer.Option("--repeats", min=1, help="Interleaved runs of each, to take medians of.")]
 
 # The run and the machine ---------------------------------------------------------------------------------------
