@@ -52,7 +52,7 @@ ANALYSES = (
 WRITING = "ft,ft_l,rome,r_rome,memit,emmet,pmet,alphaedit"
 """The methods of ROME's and MEMIT's tables and their kin."""
 STUDY = (Path(sys.executable).parent / "workbench", "study")
-COMMANDS: dict[str, tuple[Any, ...]] = {"atlas": STUDY} | {
+COMMANDS: dict[str, tuple[Any, ...]] = {"atlas": (*STUDY, "--fluency", "100")} | {
     name: (sys.executable, f"analyses/{name}.py") for name in ANALYSES
 }
 COMMANDS["locate_facts"] += ("--limit", "506")

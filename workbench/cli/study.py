@@ -23,7 +23,7 @@ def study(
     changes: options.Changes = None,
     text: options.Text = None,
     together: options.Together = 16,
-    fluency: options.AnyFluency = None,
+    fluency: options.Fluency = 15,
     plugin: options.Plugin = None,
     retry: options.Retry = False,
     fresh: options.Fresh = False,
