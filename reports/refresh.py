@@ -60,8 +60,8 @@ COMMANDS["compare_tracing"] += ("--few", "30")
 COMMANDS["survey_table"] += ("--limit", "200", "--together", "20")
 COMMANDS["implications"] += ("--together", "20", "--methods", "ft,rome,memit,grace,mend,t_patcher,wise,serac")
 COMMANDS["survey_sequential"] += ("--methods", "ft,rome,memit,grace,mend,t_patcher,serac")
-for name in ("compare_editors", "scale_edits"):
-    COMMANDS[name] += ("--methods", WRITING)
+COMMANDS["compare_editors"] += ("--methods", WRITING)
+COMMANDS["scale_edits"] += ("--methods", WRITING)
 """What makes each folder of `reports/`."""
 SURVEYED = "ft,ft_l,rome,memit,grace,ike,mend,ke,kn,t_patcher,calinet,lora,wise,serac"
 """Those of the survey, and their kin."""

@@ -37,14 +37,15 @@ def attend_fused(
         masks = mask.split(rows) if mask is not None and split else [mask] * -(-len(q) // rows)
         pieces = zip(q.split(rows), k.split(rows), v.split(rows), masks, strict=True)
         return torch.cat([attend_fused(*piece, scale, causal=causal, cudnn=cudnn, rows=rows) for piece in pieces])
-    if not cudnn and mask is not None and q.dtype != torch.float32:  # no other kernel takes a mask and shared heads
-        k, v = (x.repeat_interleave(q.shape[2] // x.shape[2], dim=2) for x in (k, v))
+    shared = k.shape[2] != q.shape[2]
     if not cudnn:
+        if shared and mask is not None and q.dtype != torch.float32:  # which no other kernel takes together
+            k, v = (x.repeat_interleave(q.shape[2] // x.shape[2], dim=2) for x in (k, v))
         with _without_cudnn():
             return attend_fused(q, k, v, mask, scale, causal=causal, rows=rows)
     heads = F.scaled_dot_product_attention(
         q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, is_causal=causal, scale=scale,
-        enable_gqa=k.shape[2] != q.shape[2],
+        enable_gqa=shared,
     )  # fmt: skip
     return rearrange(heads, "batch head query d -> batch query (head d)")
 

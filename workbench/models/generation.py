@@ -161,8 +161,8 @@ def generate_apart(
             found[place] = _asked(model, prompts[place], steps, samplers[place], batch_size, past_ends)
             continue
         sampler = _each_its_own([samplers[place] for place in lot], counts)
-        ids = _continue_together([model], [tokens], None, steps=steps, sampler=sampler, past_ends=past_ends)
-        new = iter(zip(some, ids, strict=True))
+        written = _continue_together([model], [tokens], None, steps=steps, sampler=sampler, past_ends=past_ends)
+        new = iter(zip(some, written, strict=True))
         for place in lot:
             texts = {}
             for index in order[place]:
