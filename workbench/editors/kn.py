@@ -15,7 +15,7 @@ from workbench.editors.shared.requests import check_requests
 from workbench.editors.shared.subject import check_contexts, in_contexts
 from workbench.edits.edit import provenance
 from workbench.edits.weights import WeightEdit, WeightUpdate
-from workbench.models.generation import continue_tokens
+from workbench.models.decoding import continue_tokens
 from workbench.models.model import Model
 from workbench.models.sampler import Sampler
 from workbench.records.facts import EditRequest

@@ -1,79 +1,16 @@
-"""Continue tokens with a key-value cache, greedily or by sampling."""
+"""Texts that a model goes on with, greedily or by sampling, as the edits that are applied have it asked."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from workbench.models.direct import direct
-from workbench.models.hooks import ForwardPass
+from workbench.models.decoding import Manner, continue_together
 from workbench.models.model import Model
 from workbench.models.sampler import Sampler
-from workbench.models.tokens import TokenRow, Tokens
-from workbench.models.voices import groups, mixture
-
-
-def continue_tokens(model: Model, tokens: Tokens, *, steps: int, sampler: Sampler) -> list[list[int]]:
-    """Up to `steps` new tokens a row, each row's cut before the first that ends a text; `tokens` are padded left."""
-    return _continue_together([model], [tokens], None, steps=steps, sampler=sampler)
-
-
-@torch.no_grad()
-def _continue_together(
-    models: Sequence[Model],
-    tokens: Sequence[Tokens],
-    weights: Float[Tensor, "row model"] | None,
-    *,
-    steps: int,
-    sampler: Callable[[Tensor], Tensor],
-    past_ends: bool = False,
-) -> list[list[int]]:
-    """As `continue_tokens`, by the mixture of several models that each read tokens of their own and then the same; all
-    of the `steps` tokens if it goes on `past_ends`."""
-    runs = [_Run(model, some, steps) for model, some in zip(models, tokens, strict=True)]
-    ends = [] if past_ends else models[0].ends
-    finished = torch.zeros(len(tokens[0].ids), dtype=torch.bool, device=models[0].device)
-    end_ids = torch.tensor(ends, dtype=torch.long, device=models[0].device)
-    new: list[Tensor] = []
-    for _ in range(steps):
-        logits = [run.logits() for run in runs]
-        chosen = sampler(logits[0] if weights is None else mixture([_log_probs(each) for each in logits], weights))
-        new.append(chosen)
-        finished = finished | torch.isin(chosen, end_ids)
-        if finished.all():
-            break
-        for run in runs:
-            run.append_(chosen)
-    rows = torch.stack(new, dim=1).tolist()
-    return [row[: next((place for place, token in enumerate(row) if token in ends), None)] for row in rows]
-
-
-class _Run:
-    """One model in the midst of a text, with its key-value cache."""
-
-    def __init__(self, model: Model, tokens: Tokens, steps: int) -> None:
-        self._model, self.ids, self.mask, self._ends = model, tokens.ids, tokens.mask, tokens.prompt_ends
-        self._direct = direct(model, tokens, new=steps)
-        self._cache: Any = None
-
-    def logits(self) -> Float[Tensor, "batch vocab"]:
-        """Of the next token; asked for once before each that is appended."""
-        if self._direct is not None:
-            return self._direct.logits(keep_last=1, goes_on=True)[:, 0]
-        offset = self.mask.shape[1] - self.ids.shape[1]
-        which = ForwardPass(mask=self.mask, offset=offset, prompt_ends=self._ends)
-        logits, self._cache = self._model.step(self.ids, which, self._cache)
-        return logits[:, -1]
-
-    def append_(self, chosen: Int[Tensor, " batch"]) -> None:
-        run = self if self._direct is None else self._direct
-        run.ids, run.mask = chosen[:, None], torch.cat([run.mask, torch.ones_like(run.mask[:, :1])], dim=1)
-
-
-def _log_probs(logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch vocab"]:
-    return logits.float().log_softmax(dim=-1)
+from workbench.models.tokens import TokenRow
+from workbench.models.voices import groups
 
 
 def generate(
@@ -95,19 +32,18 @@ def generate(
     ValueError if a prompt, as it is put, and its continuation together do not fit into the context.
     """
     sampler = Sampler(temperature=temperature, top_k=top_k, generator=generator)
-    return _asked(model, prompts, max_new_tokens, sampler, batch_size, past_ends)
+    manner = Manner(steps=max_new_tokens, sampler=sampler, past_ends=past_ends)
+    return _asked(model, prompts, manner, batch_size)
 
 
-def _asked(
-    model: Model, prompts: Sequence[str], max_new_tokens: int, sampler: Sampler, batch_size: int, past_ends: bool
-) -> list[str]:
+def _asked(model: Model, prompts: Sequence[str], manner: Manner, batch_size: int) -> list[str]:
     """Continuations by those whom the edits that are applied have answer."""
     found: dict[int, str] = {}
     for group in groups(model, prompts):
         rows = [who.encode(_opened(asked)) for who, asked in zip(group.models, group.asked, strict=True)]
         weights = group.weights.T if len(group.models) > 1 else None
         with group.answering():
-            texts = _continue(group.models, rows, weights, max_new_tokens, sampler, batch_size, past_ends)
+            texts = _continue(group.models, rows, weights, manner, batch_size)
         found |= dict(zip(group.places, _after(group.asked[0], texts), strict=True))
     return [found[place] for place in range(len(prompts))]
 
@@ -139,10 +75,15 @@ def generate_apart(
     rows = {place: model.encode(_opened(some)) for place, some in enumerate(prompts)}
     order: dict[int, list[int]] = {}
     shared = not any(edit.redirects for edit in model.edits)
+
+    def alone(place: int, steps: int) -> list[str]:
+        manner = Manner(steps=steps, sampler=samplers[place], past_ends=past_ends)
+        return _asked(model, prompts[place], manner, batch_size)
+
     for place, new in enumerate(max_new_tokens):
         parts = model.batches(rows[place], batch_size, keep=1, new=new)
         if len(parts) > 1 or not shared:
-            found[place] = _asked(model, prompts[place], new, samplers[place], batch_size, past_ends)
+            found[place] = alone(place, new)
             continue
         (order[place],) = parts
         lot = [*lots[-1], place]
@@ -158,10 +99,11 @@ def generate_apart(
         tokens = model.pad(some, padding_side="left")
         if tokens.ids.shape[1] + steps > model.n_ctx:  # a set alone: its error says so
             (place,) = lot
-            found[place] = _asked(model, prompts[place], steps, samplers[place], batch_size, past_ends)
+            found[place] = alone(place, steps)
             continue
         sampler = _each_its_own([samplers[place] for place in lot], counts)
-        written = _continue_together([model], [tokens], None, steps=steps, sampler=sampler, past_ends=past_ends)
+        manner = Manner(steps=steps, sampler=sampler, past_ends=past_ends)
+        written = continue_together([model], [tokens], None, manner)
         new = iter(zip(some, written, strict=True))
         for place in lot:
             texts = {}
@@ -186,7 +128,8 @@ def generate_unprompted(
 ) -> list[str]:
     """Texts that the model makes up, sampled at temperature 1 after nothing but the token that begins a text."""
     sampler = Sampler(temperature=1.0, top_k=top_k, generator=generator)
-    return _continue([model], [[model.text.beginning()] * count], None, max_new_tokens, sampler, count, False)
+    manner = Manner(steps=max_new_tokens, sampler=sampler)
+    return _continue([model], [[model.text.beginning()] * count], None, manner, count)
 
 
 def continue_within(model: Model, prompts: Sequence[str], *, tokens: int, batch_size: int = 64) -> dict[str, str]:
@@ -221,27 +164,25 @@ def _continue(
     models: Sequence[Model],
     rows: Sequence[Sequence[TokenRow]],
     weights: Float[Tensor, "row model"] | None,
-    max_new_tokens: int,
-    sampler: Sampler,
+    manner: Manner,
     batch_size: int,
-    past_ends: bool,
 ) -> list[str]:
     """Continuations of rows that each of the models has its own form of."""
-    if max_new_tokens < 1:
-        raise ValueError(f"expected max_new_tokens >= 1, got {max_new_tokens}")
+    if manner.steps < 1:
+        raise ValueError(f"expected max_new_tokens >= 1, got {manner.steps}")
     found: dict[int, str] = {}
-    for batch in _batches(models, rows, max_new_tokens, batch_size):
+    for batch in _batches(models, rows, manner.steps, batch_size):
         tokens = []
         for model, own in zip(models, rows, strict=True):
             some = model.pad([own[index] for index in batch], padding_side="left")
-            if some.ids.shape[1] + max_new_tokens > model.n_ctx:
+            if some.ids.shape[1] + manner.steps > model.n_ctx:
                 raise ValueError(
-                    f"a prompt of {some.ids.shape[1]} tokens and {max_new_tokens} new ones do not fit into "
+                    f"a prompt of {some.ids.shape[1]} tokens and {manner.steps} new ones do not fit into "
                     f"the context of {model.n_ctx} of {model.name}; lower max_new_tokens or shorten the prompt"
                 )
             tokens.append(some)
         parts = None if weights is None else weights[batch].to(models[0].device)
-        new = _continue_together(models, tokens, parts, steps=max_new_tokens, sampler=sampler, past_ends=past_ends)
+        new = continue_together(models, tokens, parts, manner)
         for row, index in enumerate(batch):
             prompt = tokens[0].ids[row, int(tokens[0].starts[row]) :].tolist()
             found[index] = models[0].text.continuation(prompt, new[row])
