@@ -53,9 +53,9 @@ from workbench.studies.layer_report import (
     caveats,
     choice_table,
     explained_table,
+    headline,
     layer_table,
     results,
-    sentence,
 )  # fmt: skip
 from workbench.studies.locate import check_tracing, locate, true_facts
 from workbench.studies.located import Located
@@ -63,10 +63,8 @@ from workbench.studies.replicas import chosen_workers
 from workbench.tracing.averages import average_effects
 from workbench.tracing.trace import CausalTrace
 
-METHODS = {"rome": "ROME", "r_rome": "r-ROME", "ft": "FT", "ft_l": "FT-L"}
-"""Editors that change one layer, whichever is asked for."""
-SCORING: dict[str, Any] = {"generate": False, "fluency_tokens": None}
-"""What `score_state` is given: teacher-forced alone."""
+METHODS = {"rome": "ROME", "r_rome": "r-ROME", "ft": "FT", "ft_l": "FT-L"}  # which change the one layer asked for
+SCORING: dict[str, Any] = {"generate": False, "fluency_tokens": None}  # teacher-forced alone
 
 
 def main(
@@ -75,7 +73,8 @@ def main(
     methods: options.SomeMethods = ["rome", "ft"],
     preset: options.Preset = None,
     layers: Annotated[
-        list[int] | None, options.several("--layers", int, "Layers that are edited. [default: all]")
+        list[int] | None,
+        options.several("--layers", int, "Layers that are edited, beside the located one. [default: all]"),
     ] = None,
     limit: Annotated[
         int, typer.Option("--limit", min=1, help="Records traced, and edited at each layer if known.")
@@ -119,21 +118,30 @@ def main(
             engine=engine, workers=those,
         )  # fmt: skip
         traces = {case: trace for case, trace in located.traces.items() if comparable(trace)}
-        if not traces:
+        if located.layer is None or not traces:
             raise ValueError("no fact traced has an effect at its last subject token to compare with: raise --limit")
         edited = [record for record in every if record.case_id in traces]
-        evaluations = {method: edit_everywhere(page.run, loaded, method, edited, together, those) for method in methods}
-        page.show = lambda: show(page.run, loaded, located, traces, evaluations)
+        edited_at = sorted({*layers, located.layer})
+        evaluations = {
+            method: edit_everywhere(page.run, loaded, method, edited, edited_at, together, those) for method in methods
+        }
+        page.show = lambda: show(page.run, loaded, located, traces, edited_at, evaluations)
 
 
 def edit_everywhere(
-    run: Run, model: Model, method: str, records: Sequence[Record], together: int, workers: Workers[Model] | None
+    run: Run,
+    model: Model,
+    method: str,
+    records: Sequence[Record],
+    layers: Sequence[int],
+    together: int,
+    workers: Workers[Model] | None,
 ) -> dict[tuple[int, int], Evaluation]:
     """Edit every record alone at every layer, or read what is done: evaluations by (layer, case).
 
     A record that fails at one layer is kept as failed and left out from there on.
     """
-    layers, text, seed = (run.settings[name] for name in ("layers", "text", "seed"))
+    text, seed = run.settings["text"], run.settings["seed"]
     rows = [row for row in run.rows("by_layer") if row["method"] == method]
     finished = {(row["layer"], row["case_id"]): Evaluation.from_dict(row) for row in rows}
     some = sound(run, records, method)
@@ -177,18 +185,18 @@ def show(
     model: Model,
     located: Located,
     traces: Mapping[int, CausalTrace],
+    layers: Sequence[int],
     evaluations: Mapping[str, Mapping[tuple[int, int], Evaluation]],
 ) -> list[Section]:
     """Figures, tables and what they say, of the facts that every method could edit at every layer."""
-    layers, seed = run.settings["layers"], run.settings["seed"]
+    seed, chosen = run.settings["seed"], located.layer
+    assert chosen is not None  # or nothing was edited
     failed = set().union(run.failed(), *(run.failed(method=method) for method in evaluations))
     cases = [case for case in traces if case not in failed]
     if not cases:
         raise ValueError(f"none of the {len(traces)} facts could be edited: {'; '.join(lines(run.rows('failures')))}")
     left = [trace for case, trace in located.traces.items() if case not in failed and case not in traces]
-    effects = np.stack([last_subject_effect(traces[case]) for case in cases])[:, layers]
-    of_all = next(average for average in located.averages if average.site == "mlp_out").row("last_subject")
-    chosen = max(layers, key=lambda layer: (float(of_all[layer]), -layer))  # the located one, if it was edited
+    effects = np.stack([last_subject_effect(traces[case]) for case in cases])[:, list(layers)]
     mlp = average_effects([traces[case] for case in cases], "mlp_out")
     restored = "the MLP there" if mlp.window == 1 else f"the MLPs of a window of {mlp.window} layers centred there"
     found = {
@@ -246,14 +254,6 @@ def show(
         *(Section(title=f"{name} by layer", elements=some) for name, some in elements.items()),
         Section(title="How to read it", elements=[Paragraph(text=text) for text in caveats(left)]),
     ]  # fmt: skip
-
-
-def headline(run: Run) -> str:
-    """What locating bought, in a sentence a method."""
-    found = run.read_json("results.json")
-    if "methods" not in found:
-        return "The comparison is not finished."
-    return " ".join(sentence(name, one, found["located"]) for name, one in found["methods"].items())
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ from workbench.studies.checked import scored
 from workbench.studies.defaults import default_records, records_path
 from workbench.studies.edit import make_editor, statistics_texts
 from workbench.studies.going_on import sound
+from workbench.studies.layer_report import shown
 from workbench.studies.locate import check_tracing, settled_layer
 from workbench.tables.scores import main_table
 from workbench.tables.table import to_markdown
@@ -78,6 +79,8 @@ def main(
     check_editor(loaded, "rome", layer=layer, preset_of=preset)
     # A file is named without its folder, so that the report says the same wherever it was read.
     names = {Path(text).name: text for text in texts}
+    if len(names) < len(texts):
+        raise ValueError(f"--texts takes files of different names, got {', '.join(texts)}: rename one")
     held = {name: digest(Path(text).read_bytes()) for name, text in names.items() if Path(text).is_file()}
     settings = given(records=records, texts=list(names), held=held)
     title, checks = "Which text for second moments?", [scored(every[:limit])]
@@ -139,7 +142,7 @@ def show(run: Run) -> list[Section]:
         found = bootstrap_mean(cosines)
         lines.append({
             "Text": name, "Compared with": first, "Records": found.n,
-            "Cosine of u": f"{found.value:.3f} ({found.low:.3f}-{found.high:.3f})",
+            "Cosine of u": shown(found, scale=1.0, digits=3),
             "Mean angle": f"{np.degrees(np.mean([math.acos(min(1.0, each)) for each in cosines])):.1f} degrees",
         })  # fmt: skip
     if lines:

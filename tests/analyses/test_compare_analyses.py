@@ -24,7 +24,6 @@ from workbench.runs.run import Run
 from workbench.studies.layer_report import sentence
 from workbench.studies.tracing_methods import TracingMethod, draw_partners, method_result, peak_layers
 from workbench.studies.tracing_report import method_table, tracing_headline
-from workbench.tracing.averages import average_effects
 from workbench.tracing.trace import CausalTrace
 
 
@@ -47,8 +46,9 @@ def test_compare_layers_says_what_locating_bought(compare, monkeypatch, text: Pa
     options = ("--preset", "gpt2-xl", "--text", text, "--layers", "1,4", "--limit", 2, "--window", 3)
     run = compare("compare_layers.py", tmp_path / "run", *options)
     rows, found = run.rows("by_layer"), run.read_json("results.json")
+    assert found["located"] == found["layer"] == 0  # which was not asked for: what is told of it is of its own edits
     assert {(row["method"], row["layer"], row["case_id"]) for row in rows} == {
-        (method, layer, case) for method in ("rome", "ft") for layer in (1, 4) for case in (0, 1)
+        (method, layer, case) for method in ("rome", "ft") for layer in (0, 1, 4) for case in (0, 1)
     }
     # Each layer is the one that was asked for, also by fine-tuning, whose preset names another.
     assert all(list(row["relative_norms"]) == [str(row["layer"])] for row in rows)
@@ -75,13 +75,13 @@ def test_effects_by_layer_are_of_the_facts_whose_scores_stand_beside(tmp_path: P
     run = Run.create(tmp_path / "run", {"layers": [2, 5], "seed": 0})
     edits = {(layer, case): evaluation(case) for layer in (2, 5) for case in traces}
     script = runpy.run_path(str(Path(__file__).resolve().parents[2] / "analyses" / "compare_layers.py"))
-    of_all = SimpleNamespace(traces=located, averages=[average_effects(list(located.values()), "mlp_out")])
+    of_all = SimpleNamespace(traces=located, layer=5)
     show, windows = script["show"], []
     drawn = script["layer_comparison_figure"]
     show.__globals__["layer_comparison_figure"] = lambda *of, window, **options: (
         windows.append(window) or drawn(*of, window=window, **options)
     )
-    sections = show(run, SimpleNamespace(name="tiny"), of_all, traces, {"rome": edits})
+    sections = show(run, SimpleNamespace(name="tiny"), of_all, traces, (2, 5), {"rome": edits})
     table = run.tables()["layers_rome"]
     # Half of 0.3 at the last subject token, and half of 0.01 a layer.
     assert [row[1].split()[0] for row in table.rows] == ["0.160", "0.175"]

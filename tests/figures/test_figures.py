@@ -1,6 +1,7 @@
 """Figures show the numbers they are given, keep their text inside, and leave no global state behind."""
 
 import warnings
+from dataclasses import replace
 from itertools import combinations
 
 import matplotlib
@@ -114,6 +115,18 @@ def test_heat_map_stars_the_subject_and_names_answer_and_window() -> None:
     assert heading.startswith("The Space Needle is in the city of → Seattle") and "p(Seattle)" in heading
     assert panel(figure, "Hidden state").get_xlabel() == "Layer"
     assert panel(figure, "MLP").get_xlabel() == "Layer (window of 3)"
+
+
+def test_heat_map_says_what_is_restored_and_where_the_noise_helps() -> None:
+    plain = trace_heatmap(random_trace()).get_suptitle()
+    assert "with one state restored to its clean value" in plain and "noise" not in plain
+    trace = replace(random_trace(), span=2, severed="mlp_out", clean=0.2, corrupted=0.35)
+    figure = trace_heatmap(trace)
+    said = " ".join(figure.get_suptitle().split())
+    assert "2 tokens' states together (mlp_out of later layers kept corrupted) restored" in said
+    assert "0.35 with the subject* corrupted, 0.20 clean, so that the noise takes nothing away" in said
+    assert panel(figure, "MLP").collections[0].get_clim() == (0.2, 0.35)
+    assert outside(figure) == []
 
 
 def test_dollar_signs_are_not_mathematics() -> None:

@@ -151,7 +151,7 @@ def no_cap_of_scores(blocks: Blocks) -> None:
 
 
 def no_cap_of_logits(blocks: Blocks) -> None:
-    blocks._logit_cap = None
+    blocks.unembed.cap = None
 
 
 def no_embedding_multiplier(blocks: Blocks) -> None:
@@ -159,7 +159,7 @@ def no_embedding_multiplier(blocks: Blocks) -> None:
 
 
 def no_logit_multiplier(blocks: Blocks) -> None:
-    blocks._logit_scale = 1.0
+    blocks.unembed.scale = 1.0
 
 
 def no_residual_multiplier(blocks: Blocks) -> None:

@@ -115,6 +115,29 @@ def test_a_study_is_one_file_that_needs_no_network(run: Run) -> None:
     assert "prefers-color-scheme: dark" in style and "@media print" in style
 
 
+@pytest.mark.parametrize(
+    ("settings", "said", "unsaid"),
+    [
+        (
+            {},
+            ["Each record is edited alone, measured", "Then one state of the clean run", "probability regained"],
+            "nats",
+        ),
+        ({"batch": 10}, ["Each 10 records are written as one edit", "edited 10 at a time"], "edited alone"),
+        (
+            {"span": 2, "severed": "mlp_out", "metric": "kl"},
+            ["2 tokens' states together (mlp_out of later layers kept corrupted)", "by how many nats KL"],
+            "probability regained",
+        ),
+    ],
+)
+def test_a_study_says_how_it_was_made(settings: dict, said: list[str], unsaid: str, tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", settings)
+    finish(run)
+    text = " ".join(Page(write_report(run)).text.split())
+    assert all(each in text for each in said) and unsaid not in text
+
+
 def test_links_lead_to_sections(run: Run) -> None:
     finish(run)
     page = Page(write_report(run))

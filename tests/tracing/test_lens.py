@@ -7,13 +7,18 @@ from drawn import outside
 
 from workbench.edits.weights import WeightEdit, WeightUpdate
 from workbench.figures.lens import lens_figure
+from workbench.models.loading import load_model
+from workbench.models.unembedding import Unembedding
 from workbench.records.facts import EditRequest, Fact
-from workbench.tracing.lens import PLACES, average_lens, logit_lens
+from workbench.studies.tiny_models import CONFIGS
+from workbench.tracing.lens import PLACES, LensError, average_lens, logit_lens
 
 REQUEST = EditRequest(
     template="The capital of {} is", subject="Portugal", target_new="Moscow", target_true="Berlin", relation="P36"
 )
 TARGETS = ("Berlin", "Moscow")
+OFTEN = ("gpt2", "llama", "gemma2", "cohere", "granite")
+"""The families of which the test is not slow: plain ones, and those that scale or bend their logits."""
 
 
 def random_edit(model, *, layer: int) -> WeightEdit:
@@ -23,13 +28,17 @@ def random_edit(model, *, layer: int) -> WeightEdit:
     return WeightEdit(updates=(update,), method="random", requests=(REQUEST,), provenance={"model": model.name})
 
 
-def test_the_last_layer_reads_the_models_own_logits(family_model):
+@pytest.mark.parametrize(
+    "family", [pytest.param(each, marks=[] if each in OFTEN else pytest.mark.slow) for each in CONFIGS]
+)
+def test_the_last_layer_reads_the_models_own_logits(family, checkpoints):
+    model = load_model(str(checkpoints[family]), device="cpu")
     fact = Fact(subject="the Tower", template="People see {} in", object="Paris")
-    lens = logit_lens(family_model, fact, ["Paris", "Rome", "5"])
-    logits = family_model.logits(family_model.tokenize([fact.prompt]))[0].double()
-    ids = [family_model.tokenize([f"{fact.prompt} {target}"]).ids[0] for target in ("Paris", "Rome", "5")]
+    lens = logit_lens(model, fact, ["Paris", "Rome", "5"])
+    logits = model.logits(model.tokenize([fact.prompt]))[0].double()
+    ids = [model.tokenize([f"{fact.prompt} {target}"]).ids[0] for target in ("Paris", "Rome", "5")]
     ids = [int(row[len(logits)]) for row in ids]
-    subject_end = len(family_model.tokenize(["People see the Tower"]).ids[0]) - 1
+    subject_end = len(model.tokenize(["People see the Tower"]).ids[0]) - 1
     for place, pos in zip(PLACES, (subject_end, -1), strict=True):
         row = PLACES.index(place)
         torch.testing.assert_close(
@@ -37,9 +46,15 @@ def test_the_last_layer_reads_the_models_own_logits(family_model):
         )
         expected = [1 + int((logits[pos] > logits[pos, token]).sum()) for token in ids]
         assert lens.rank[row, -1].tolist() == expected
-    assert lens.probability.shape == (2, family_model.n_layers, 3)
+    assert lens.probability.shape == (2, model.n_layers, 3)
     assert lens.targets == ("Paris", "Rome", "5")
-    assert lens.tokens == tuple(family_model.token_strings(torch.tensor(ids)))
+    assert lens.tokens == tuple(model.token_strings(torch.tensor(ids)))
+
+
+def test_a_family_that_scales_its_logits_in_its_own_way_is_refused(tiny_gpt2, monkeypatch):
+    monkeypatch.setattr(Unembedding, "__call__", lambda self, resid: 0.5 * self._head(self._norm(resid)))
+    with pytest.raises(LensError, match="does not know how GPT2LMHeadModel makes logits"):
+        logit_lens(tiny_gpt2, REQUEST, TARGETS)
 
 
 def test_a_known_answer_ends_at_rank_one(tiny_gpt2):

@@ -103,6 +103,11 @@ def test_a_site_draws_its_own_map_on_the_common_scale(show: Any) -> None:
     assert "window of 3" in page.evaluate('part("axis").innerText')
 
 
+def test_the_scale_runs_from_the_lower_end_where_the_noise_helps(show: Any) -> None:
+    page = show(trace_view([make_trace(clean=0.2, corrupted=0.35)]))
+    assert page.evaluate('[part("low").innerText, part("high").innerText]') == ["≤ 0.200 clean", "≥ 0.350 corrupted"]
+
+
 def test_the_grid_is_one_tab_stop_and_keys_move_in_it(show: Any) -> None:
     page = show(trace_view([make_trace()]))
     assert page.evaluate("""view().querySelectorAll('[role="grid"] td[tabindex="0"]').length""") == 1

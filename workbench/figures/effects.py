@@ -38,22 +38,27 @@ METRIC_LABELS = {"probability": "p({})", "logit_difference": "the logit of {} ov
 def trace_heatmap(trace: CausalTrace) -> Figure:
     """One fact's causal trace as in Meng et al. 2022, figure 1: tokens traced down, layers across, a panel a site.
 
-    The panels share one scale, from the answer's corrupted to its clean probability; a star marks the
-    subject's tokens.
+    The panels share one scale, between the answer's corrupted and its clean probability, whichever is larger; a star
+    marks the subject's tokens.
     """
     answer = visible(trace.answer)
     title = textwrap.fill(f"{trace.fact.prompt} → {answer}", 105)
+    values = "its clean value" if trace.span == 1 else "clean values"
     subtitle = (
-        f"{METRIC_LABELS[trace.metric].format(answer)} with one state restored to its clean value: "
+        f"{METRIC_LABELS[trace.metric].format(answer)} with {trace.restoring} restored to {values}: "
         f"{trace.corrupted:.2f} with the subject* corrupted, {trace.clean:.2f} clean"
     )
-    height = 1.4 + 0.2 * title.count("\n") + 0.25 * max(len(trace.positions), 5)
+    if trace.total_effect <= 0:
+        subtitle += ", so that the noise takes nothing away"
+    subtitle = textwrap.fill(subtitle, 115)
+    height = 1.4 + 0.2 * (title.count("\n") + subtitle.count("\n")) + 0.25 * max(len(trace.positions), 5)
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     panels = figure.subplots(1, len(trace.restored), sharey=True, squeeze=False)[0]
-    scale = Normalize(trace.corrupted, max(trace.clean, trace.corrupted + 1e-6))
+    low, high = sorted((trace.corrupted, trace.clean))
+    scale = Normalize(low, max(high, low + 1e-6))
     for ax, (site, restored) in zip(panels, trace.restored.items(), strict=True):
         bar = heatmap(ax, restored.float().cpu().numpy(), SITE_STYLES[site].cmap, scale)
-        bar.set_ticks([trace.corrupted, trace.clean], labels=[f"{trace.corrupted:.2f}", f"{trace.clean:.2f}"])
+        bar.set_ticks([low, high], labels=[f"{low:.2f}", f"{high:.2f}"])
         ax.set_title(SITE_STYLES[site].label)
         ax.set_xlabel(layer_label(site, trace.window))
     subject = range(*trace.subject)

@@ -21,10 +21,11 @@ from torch import Tensor
 from workbench.machine.shown import Shown
 from workbench.models.attention import attend_fused
 from workbench.models.contribution import Contribution
-from workbench.models.kernels import SHORT, attend_short, fused_norm, linear
+from workbench.models.kernels import SHORT, attend_short, linear
 from workbench.models.model import Model
 from workbench.models.parts import Change, Parts
 from workbench.models.rotary import rotations
+from workbench.models.unembedding import Unembedding
 
 LONGEST_WINDOW = 1024
 """A window beyond this is not relied on, since the model's own attention over it would be too large to compare."""
@@ -81,18 +82,12 @@ class Blocks:
         hf: Any = model.hf
         self._blocks = [Parts(bridge.blocks[at], config=hf.config, layer=at) for at in range(model.n_layers)]
         self._rotations, self._longest = rotations(model)
-        self._norm: Callable = fused_norm(bridge.ln_final.original_component)
         self._embed: Callable = bridge.embed.original_component
         self._positions: Any = bridge.pos_embed.original_component if hasattr(bridge, "pos_embed") else None
-        self._head: Any = hf.get_output_embeddings()
-        while hasattr(self._head, "original_component"):
-            self._head = self._head.original_component
+        self.unembed = Unembedding(model)
+        """Logits of a residual stream that leaves the last layer."""
         self.parallel: bool = bool(getattr(bridge.cfg, "parallel_attn_mlp", False))
-        config = hf.config  # multipliers of Granite and Cohere, the cap of Gemma 2
-        self._embed_scale: float = getattr(config, "embedding_multiplier", 1.0)
-        scale, divisor = (getattr(config, name, 1.0) for name in ("logit_scale", "logits_scaling"))
-        self._logit_scale: float = (scale or 1.0) / divisor
-        self._logit_cap: float | None = getattr(config, "final_logit_softcapping", None)
+        self._embed_scale: float = getattr(hf.config, "embedding_multiplier", 1.0)
         windows = [parts.window for parts in self._blocks if parts.window is not None]
         self._longest = min([self._longest, *(window for window in windows if window > LONGEST_WINDOW)])
 
@@ -127,12 +122,6 @@ class Blocks:
         table = self._positions.weight
         rows = F.embedding((at + getattr(self._positions, "offset", 0)).to(table.device), table)
         return embeddings + rows.to(embeddings.device)
-
-    def unembed(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... vocab"]:
-        """Logits of a residual stream that leaves the last layer."""
-        logits = linear(self._head, self._norm(resid))
-        logits = logits if self._logit_scale == 1 else logits * self._logit_scale
-        return logits if self._logit_cap is None else self._logit_cap * (logits / self._logit_cap).tanh()
 
     # ---- parts of a block
 

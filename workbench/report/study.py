@@ -11,7 +11,7 @@ from workbench.report.elements import Element, Example, ExamplePrompt, Examples,
 from workbench.runs.artifacts import SavedFigure, SavedTable
 from workbench.runs.run import Run
 from workbench.tables.scores import generation_table, main_table
-from workbench.tracing.trace import CausalTrace, TraceError
+from workbench.tracing.trace import CausalTrace, TraceError, restoring
 
 _Saved = TypeVar("_Saved", SavedFigure, SavedTable)
 
@@ -34,10 +34,23 @@ _CAVEATS = (
     "Facts that the model does not know are left out of the trace; scores count every record.",
     "Teacher-forced scores compare the probabilities of two given answers. They can be high where the "
     "model, left to itself, writes something else: read them beside the generated ones.",
-    "Each record is edited alone and the weights are restored before the next one. Many edits kept at once "
-    "do more harm than these numbers show.",
+    "{edited}",
     "Intervals cover the choice of facts and records, not that of the model, the seed or the prompts' wording.",
 )
+
+
+_ALONE = (
+    "Each record is edited alone, measured, and undone: the weights afterwards are those before, bit for bit.",
+    "Each record is edited alone and the weights are restored before the next one. Many edits kept at once do more "
+    "harm than these numbers show.",
+)
+_TOGETHER = (
+    "Each {} records are written as one edit, measured with all of it, and undone: the weights afterwards are those "
+    "before, bit for bit.",
+    "Records are edited {} at a time, and the weights are restored before the next ones: larger batches do more harm "
+    "than these numbers show.",
+)
+"""What is said of how records were edited, beside the scores and among the caveats."""
 
 
 def study_headline(run: Run) -> str:
@@ -98,7 +111,7 @@ def study_sections(run: Run) -> list[Section]:
             title="More results",
             elements=[*_saved(figures, other_figures), *_saved(tables, other_tables)],
         ),
-        Section(title="Caveats", elements=[Paragraph(text=text) for text in _CAVEATS]),
+        Section(title="Caveats", elements=[Paragraph(text=text.format(edited=_how(run)[1])) for text in _CAVEATS]),
     ]
     return [section for section in sections if section.elements]
 
@@ -107,10 +120,14 @@ def _locate(run: Run, figures: dict[str, SavedFigure], tables: dict[str, SavedTa
     traced = run.rows("traces")
     if not figures.keys() & {"average_effects"} and not traced:
         return []
+    again = restoring(run.settings.get("span", 1), run.settings.get("severed"))
+    what, gain = "the answer's probability", "the probability regained"
+    if run.settings.get("metric") == "kl":
+        what, gain = "what it said", "by how many nats KL(clean || run) falls"
     text = (
-        "Noise on the embeddings of a fact's subject makes the model lose the answer. Then one state of the "
-        "clean run is restored at a time: where that brings the answer's probability back, the state "
-        "carries the fact (causal tracing, Meng et al. 2022). The effect is the probability regained."
+        f"Noise on the embeddings of a fact's subject makes the model lose the answer. Then {again} of the "
+        f"clean run is restored at a time: where that brings {what} back, the state carries the fact (causal tracing, "
+        f"Meng et al. 2022). The effect is {gain}."
     )
     if "average_effects" not in figures:
         text = f"{_were(len(traced), 'fact')} traced before the run stopped; averages come once all are."
@@ -159,9 +176,8 @@ def _measure(run: Run, figures: dict[str, SavedFigure], tables: dict[str, SavedT
     rows = run.rows("evaluations")
     if "scores" in tables:
         text = (
-            "Each record is edited alone, measured, and undone: the weights afterwards are those before, "
-            "bit for bit. A good edit gives the new answer on the prompt and its paraphrases and leaves "
-            "prompts about other subjects as they were."
+            f"{_how(run)[0]} A good edit gives the new answer on the prompt and its paraphrases and leaves prompts "
+            "about other subjects as they were."
         )
         return [Paragraph(text=text), *_saved(figures, _MEASURE_FIGURES), *_saved(tables, _MEASURE_TABLES)]
     if not rows:
@@ -172,6 +188,12 @@ def _measure(run: Run, figures: dict[str, SavedFigure], tables: dict[str, SavedT
         by_method.setdefault(row.get("method", "edited"), []).append(Evaluation.from_dict(row))
     summaries = {method: summarise(evaluations) for method, evaluations in by_method.items()}
     return [Paragraph(text=text), *map(SavedTable.of, (main_table(summaries), generation_table(summaries)))]
+
+
+def _how(run: Run) -> tuple[str, ...]:
+    """How its records were edited, and what that leaves open."""
+    batch = run.settings.get("batch")
+    return tuple(text.format(batch) for text in _TOGETHER) if batch else _ALONE
 
 
 def _paths(figures: dict[str, SavedFigure]) -> list[Element]:

@@ -27,7 +27,7 @@ from workbench.studies.ahead import Ahead
 from workbench.studies.defaults import default_text, training_records
 from workbench.studies.going_on import sound
 from workbench.tracing.known import answer_token
-from workbench.tracing.lens import average_lens, logit_lens
+from workbench.tracing.lens import LensError, average_lens, logit_lens
 
 SHOWN_TOKENS = 12
 """Tokens generated to show a single edit."""
@@ -167,7 +167,8 @@ def follow_answers(run: Run, model: Model, edits: Iterable[tuple[Record, Edit]])
     """The logit lens on every edited prompt before and after its edit: the first one, and the average, as figures.
 
     Records without a true target are left out, those whose answers begin with no token of their own, and edits of what
-    is asked, which change nothing of how the model itself comes to an answer.
+    is asked, which change nothing of how the model itself comes to an answer. A warning where the lens cannot read the
+    model.
     """
     befores, afters = [], []
     for record, edit in edits:
@@ -176,7 +177,11 @@ def follow_answers(run: Run, model: Model, edits: Iterable[tuple[Record, Edit]])
             continue
         answers = [request.target_true, request.target_new]
         if None not in (answer_token(model, request.prompt, answer, request.separator) for answer in answers):
-            befores.append(logit_lens(model, request, answers))
+            try:
+                befores.append(logit_lens(model, request, answers))
+            except LensError as error:
+                warnings.warn(f"the path to the answer is not shown: {error}", stacklevel=2)
+                return
             with edit.applied(model):
                 afters.append(logit_lens(model, request, answers))
     if not befores:

@@ -11,6 +11,7 @@ from workbench.measuring.layer_choice import CHOICES, LEAST_TOTAL_EFFECT, NEAR, 
 from workbench.measuring.regression import Explained
 from workbench.measuring.scores import Evaluation
 from workbench.measuring.summaries import summarise
+from workbench.runs.run import Run
 from workbench.tracing.averages import ROLES, AverageEffect
 from workbench.tracing.trace import CausalTrace
 
@@ -23,9 +24,9 @@ def layer_table(tidy: pd.DataFrame) -> pd.DataFrame:
     lines = {"Layer": sorted(set(tidy["layer"]))}
     for measure, scale, digits in [("effect", 1.0, 3), *((score, 100.0, 1) for score in SCORES)]:
         rows = tidy.query("measure == @measure").sort_values(by="layer")[["value", "low", "high"]].to_numpy()
-        lines["Effect" if measure == "effect" else measure] = [
-            f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})" for value, low, high in scale * rows
-        ]
+        column = "Effect" if measure == "effect" else measure
+        found = [Estimate(value=value, low=low, high=high, n=0) for value, low, high in rows.tolist()]
+        lines[column] = [shown(one, scale=scale, digits=digits) for one in found]
     return pd.DataFrame(lines)
 
 
@@ -85,6 +86,14 @@ def results(one: LayerComparison) -> dict[str, Any]:
         } | {"chance": rewrite.chance, "beyond_chance": rewrite.beyond_chance, "p_value": rewrite.p_value},
         "rank_correlation": one.ranks["rewrite"].to_dict() if rewrite else None,
     }  # fmt: skip
+
+
+def headline(run: Run) -> str:
+    """What locating bought, in a sentence a method."""
+    found = run.read_json("results.json")
+    if "methods" not in found:
+        return "The comparison is not finished."
+    return " ".join(sentence(name, one, found["located"]) for name, one in found["methods"].items())
 
 
 def sentence(name: str, one: Mapping[str, Any], located: int) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.figures.effects import average_effect_figure, trace_heatmap
+from workbench.figures.effects import METRIC_LABELS, average_effect_figure, trace_heatmap
 from workbench.figures.plotting import ROLE_LABELS
 from workbench.machine.shown import Shown
 from workbench.models.model import SITES, Model
@@ -52,6 +52,7 @@ def show_location(run: Run, model: Model, located: Located) -> None:
     planted = planted_layers(model)
     traces, mlp = located.found.traces, located.averages[SITES.index("mlp_out")]
     counted = f"{len(traces)} facts that {model.name} knows ({len(located.found.skipped)} skipped: not known)"
+    measured, restored = METRIC_LABELS[mlp.metric].format("answer"), traces[0].restoring
     used, capped = [trace.samples for trace in traces], sum(map(reached_most, traces))
     if located.samples == AUTO:
         counted += (
@@ -65,22 +66,24 @@ def show_location(run: Run, model: Model, located: Located) -> None:
         run.save_figure(
             "average_effects",
             average_effect_figure(located.averages, planted=planted),
-            caption=f"Average indirect effect of restoring one state (MLP and attention: windows of {mlp.window} "
-            f"layers) over {counted}; bands are 95 % intervals over facts. Average total effect {mlp.total:.3f}.",
+            caption=f"Average indirect effect on {measured} of restoring {restored}, of MLP and attention in windows "
+            f"of {mlp.window} layers, over {counted}; bands are 95 % intervals over facts. Average total effect "
+            f"{mlp.total:.3f}.",
         )
         run.save_table(
             "average_effects",
             _average_table(located.averages),
-            caption=f"Largest average indirect effect by site and token role, over {counted}; ± is half of a 95 % "
-            f"interval (Student's t). Average total effect {mlp.total:.3f} ± {mlp.total_half_width:.3f}.",
+            caption=f"Largest average indirect effect on {measured} of restoring {restored}, by site and token role, "
+            f"over {counted}; ± is half of a 95 % interval (Student's t). Average total effect {mlp.total:.3f} ± "
+            f"{mlp.total_half_width:.3f}.",
         )
     for number, trace in enumerate(traces[:HEAT_MAPS], start=1):
         some = f" Traced at {len(trace.positions)} of {len(trace.tokens)} tokens."
         run.save_figure(
             f"trace_{number}",
             trace_heatmap(trace),
-            caption=f"Causal trace of “{trace.fact.prompt}”. Subject tokens carry a star."
-            + some * (len(trace.positions) < len(trace.tokens)),
+            caption=f"Causal trace of “{trace.fact.prompt}”, restoring {trace.restoring}. Subject tokens "
+            "carry a star." + some * (len(trace.positions) < len(trace.tokens)),
         )
     published, source = published_effects()
     run.save_table("published_effects", published, caption=source)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from einops import rearrange, repeat
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from workbench.machine.shown import Shown
 from workbench.models.model import Model
+from workbench.models.unembedding import Unembedding
 from workbench.records.facts import EditRequest, Fact, check_listed
 from workbench.tracing.known import answer_token
 from workbench.tracing.noise import subject_span
@@ -36,13 +36,18 @@ class Lens(Shown):
     """Its rank in the vocabulary; 1 is the most likely token."""
 
 
+class LensError(ValueError):
+    """A model whose logits are made of its last layer in a way that is not known."""
+
+
 @torch.no_grad()
 def logit_lens(model: Model, fact: Fact | EditRequest, targets: Sequence[str]) -> Lens:
     """Read the residual stream after each layer through the final norm and the unembedding.
 
     At the last position, the last layer's reading is the model's own. Call it before an edit, and again under
     `edit.applied(model)`, with the answers before and after. ValueError for no targets, a target that changes the
-    prompt's tokens, and a model whose probabilities are NaN.
+    prompt's tokens, and a model whose probabilities are NaN; LensError for one whose logits are made in a way that is
+    not known.
     """
     check_listed("targets", targets)
     if not targets:
@@ -53,12 +58,12 @@ def logit_lens(model: Model, fact: Fact | EditRequest, targets: Sequence[str]) -
         raise ValueError(f"{targets[found.index(None)]!r} has no token of its own behind {fact.prompt!r}")
     tokens = model.tokenize([fact.prompt])
     names = [model.hook_name("resid_post", layer) for layer in range(model.n_layers)]
-    states = model.activations(tokens, names)
+    states = model.activations(tokens, [*names, "logits"])
     places = [subject_span(model, fact)[1] - 1, tokens.ids.shape[1] - 1]
-    bridge: Any = model.bridge
     stream = rearrange([states[name][0, places] for name in names], "layer place d -> place layer d")
-    logits = bridge.unembed(bridge.ln_final(stream)).float().cpu()
+    logits = Unembedding(model)(stream).float().cpu()
     check_probabilities(logits, model=model.name, prompt=fact.prompt)
+    _check_reading(model, logits[-1, -1], states["logits"][0, -1].float().cpu())
     chosen = repeat(torch.tensor(ids), "target -> place layer target", place=len(places), layer=len(names))
     of_targets = logits.gather(-1, chosen)
     return Lens(
@@ -68,6 +73,18 @@ def logit_lens(model: Model, fact: Fact | EditRequest, targets: Sequence[str]) -
         probability=logits.softmax(dim=-1).gather(-1, chosen),
         rank=1.0 + torch.stack([(logits > of_targets[..., [k]]).sum(dim=-1) for k in range(len(ids))], dim=-1),
     )
+
+
+def _check_reading(model: Model, read: Float[Tensor, " vocab"], said: Float[Tensor, " vocab"]) -> None:
+    """LensError if the last layer's reading is not what the model says, as of a family that scales its logits in a way
+    that is not known here."""
+    allowed = 1e-2 if model.dtype == torch.float32 else 0.5  # rounding
+    off = (read.log_softmax(dim=-1) - said.log_softmax(dim=-1)).abs()[said.argmax()].item()
+    if off > allowed:
+        raise LensError(
+            f"the logit lens does not know how {type(model.hf).__name__} makes logits of its last layer: what it reads "
+            f"there is off by {off:.2g} in the log-probability of the model's first choice"
+        )
 
 
 def average_lens(lenses: Sequence[Lens], *, prompt: str, targets: Sequence[str]) -> Lens:

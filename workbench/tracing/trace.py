@@ -98,6 +98,11 @@ class CausalTrace(Shown, AsJson):
         return self.indirect_effect(site)[self.positions.index(pos)]
 
     @property
+    def restoring(self) -> str:
+        """What a cell restores, in words, and what is kept corrupted."""
+        return restoring(self.span, self.severed)
+
+    @property
     def last_subject(self) -> int:
         """The subject's last token."""
         return self.subject[1] - 1
@@ -127,6 +132,12 @@ class CausalTrace(Shown, AsJson):
             return cls.from_dict(meta | {"restored": restored})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise TraceError(f"{path}: damaged trace, trace the fact again ({error})") from error
+
+
+def restoring(span: int = 1, severed: str | None = None) -> str:
+    """The words for a span of tokens that are restored together and a site that is severed."""
+    states = "one state" if span == 1 else f"{span} tokens' states together"
+    return f"{states} ({severed} of later layers kept corrupted)" if severed else states
 
 
 def restored_layers(layer: int, window: int, n_layers: int) -> range:

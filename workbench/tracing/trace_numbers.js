@@ -43,8 +43,8 @@ class Shown {
   scale() {
     const states = [this.trace, this.trace.after].filter(Boolean);
     if (!this.differs) {
-      const least = Math.min(...states.map((of) => of.corrupted));
-      return [least, Math.max(...states.map((of) => of.clean), least + 1e-6)];
+      const ends = states.flatMap((of) => [of.corrupted, of.clean]), least = Math.min(...ends);
+      return [least, Math.max(...ends, least + 1e-6)];
     }
     const effects = states.map((of) => Object.values(of.sites).flat(2).map((value) => minus(value, of.corrupted)));
     const most = Math.max(...effects[0].map((value, index) => Math.abs(minus(effects[1][index], value) ?? 0)), 1e-6);

@@ -91,8 +91,9 @@ function makeView(root, data) {
     const { run, differs } = at, alone = !at.trace.after;
     const values = Object.values(run.sites).flat(2).filter((value) => value !== null), slack = SLACK * (high - low);
     const below = !differs && Math.min(...values) < low - slack, above = !differs && Math.max(...values) > high + slack;
-    part("low").textContent = (below ? "≤ " : "") + at.format(low) + (alone ? " corrupted" : "");
-    part("high").textContent = (above ? "≥ " : "") + at.format(high, differs) + (alone ? " clean" : "");
+    const [first, last] = run.clean < run.corrupted ? [" clean", " corrupted"] : [" corrupted", " clean"];
+    part("low").textContent = (below ? "≤ " : "") + at.format(low) + (alone ? first : "");
+    part("high").textContent = (above ? "≥ " : "") + at.format(high, differs) + (alone ? last : "");
     part("middle").textContent = differs ? "0" : "";
     part("quantity").textContent = differs ? "Difference in indirect effect" : `${at.quantity(run)}, one state restored`;
     [["notch-low", run.corrupted], ["notch-high", run.clean]].forEach(([name, value]) => {
