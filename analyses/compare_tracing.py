@@ -107,15 +107,16 @@ def main(
             trace(run, loaded, method, facts, partners)
             if method is exact and not traces(run, exact, facts):
                 none_is_known(run, loaded, len(facts))
+        some = list(traces(run, exact, facts))[:few]
         for method in (*everywhere, *at_levels.values()):
-            trace(run, loaded, method, facts, first=few)
+            trace(run, loaded, method, facts, only=some)
         found = results(run, methods, facts, planted=planted)
         if control:
             found[f"Control, window {control[0].window}"] = method_result(control, planted=planted)
         page.show = lambda: [
             show_methods(run, loaded, found, planted),
-            show_agreement(run, *(traces(run, method, facts, first=few) for method in everywhere)),
-            show_sensitivity(run, {place: traces(run, m, facts, first=few) for place, m in at_levels.items()}, planted),
+            show_agreement(run, *(traces(run, method, some) for method in everywhere)),
+            show_sensitivity(run, {place: traces(run, method, some) for place, method in at_levels.items()}, planted),
             Section(title="How to read it", elements=[Paragraph(text=text) for text in caveats(planted)]),
         ]
 

@@ -1,5 +1,6 @@
 """Figures show the numbers they are given, keep their text inside, and leave no global state behind."""
 
+import math
 import warnings
 from dataclasses import replace
 from itertools import combinations
@@ -220,6 +221,16 @@ def test_layers_whose_dots_lie_together_share_a_label() -> None:
     labels = {text.get_text(): text.get_window_extent() for text in against.texts}
     assert set(labels) == {"0", "1-5", "6", "7", "8", "9", "10"}
     assert not any(one.overlaps(other) for one, other in combinations(labels.values(), 2))
+
+
+def test_dots_of_many_layers_are_told_apart_by_color() -> None:
+    scores = [0.6 + 0.3 * math.sin(layer / 8) for layer in range(48)]
+    effects = [0.1 + 0.08 * math.cos(layer / 9) for layer in range(48)]
+    figure = layer_comparison_figure(make_layers(scores, effects), located=20)
+    against = panel(figure, f"S against effect, r = {np.corrcoef(scores, effects)[0, 1]:.2f}")
+    assert {text.get_text() for text in against.texts} == {"20", str(int(np.argmax(scores)))}
+    assert np.array_equal(np.asarray(against.collections[0].get_array()), np.arange(48))
+    assert outside(figure) == []
 
 
 def test_layer_comparison_without_spread_has_no_correlation() -> None:

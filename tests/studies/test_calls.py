@@ -1,5 +1,6 @@
 """One call each does what its long form does with what the commands settle, and says what is missing in one line."""
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,15 @@ def test_an_evaluation_tests_what_it_is_given(tiny_gpt2: Model, records: Path) -
     for name in ("paraphrases", "neighbors"):
         with pytest.raises(ValueError, match=rf"{name}: expected a list of texts, got 'One more is': put it in \[ \]"):
             workbench.evaluate(tiny_gpt2, edit, record, **{name: "One more is"}, **options)
+
+
+def test_a_subject_that_stands_twice_is_warned_of(tiny_gpt2: Model) -> None:
+    with pytest.warns(UserWarning, match="'Rome' stands more than once"):
+        found = workbench.trace(tiny_gpt2, "Rome is in Italy and Rome is", "Rome", samples=1, sites=("mlp_out",))
+    assert found.fact.template == "{} is in Italy and Rome is"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        workbench.trace(tiny_gpt2, "Rome is in Italy and {} is", "Rome", samples=1, sites=("mlp_out",))
 
 
 def test_what_is_missing_is_told(tiny_gpt2: Model) -> None:

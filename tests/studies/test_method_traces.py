@@ -1,5 +1,7 @@
 """Ways of tracing are compared on the same facts, which are told apart by their `case_id`; one that fails is kept."""
 
+import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +12,9 @@ from workbench.machine.failures import lines
 from workbench.models.model import Model
 from workbench.records.facts import Fact
 from workbench.runs.run import Run
-from workbench.studies.method_traces import results, trace, traces
+from workbench.studies.method_traces import choose_facts, results, trace, traces
 from workbench.studies.tracing_methods import TracingMethod, draw_partners
+from workbench.studies.tracing_report import method_table
 from workbench.tracing.noise import subject_span
 
 PORTUGAL, JAPAN, EGYPT = (
@@ -55,15 +58,36 @@ def test_all_ways_are_read_on_the_facts_that_failed_in_none(tiny_gpt2: Model, ru
 
 
 def test_what_was_traced_is_found_by_its_case_in_any_order(tiny_gpt2: Model, run: Run) -> None:
-    trace(run, tiny_gpt2, NOISE, {3: PORTUGAL, 1: JAPAN, 2: EGYPT}, first=2)
+    trace(run, tiny_gpt2, NOISE, {3: PORTUGAL, 1: JAPAN, 2: EGYPT}, only=[3, 1])
     found = traces(run, NOISE, {2: EGYPT, 1: JAPAN, 3: PORTUGAL})
     assert {case: one.fact for case, one in found.items()} == {1: JAPAN, 3: PORTUGAL}
+
+
+def test_prompts_that_end_with_their_subject_are_left_out(tiny_gpt2: Model, tmp_path: Path) -> None:
+    ending = replace(JAPAN, template="The capital of the country of {}")
+    file = tmp_path / "facts.json"
+    known = [
+        {"known_id": case, "relation_id": "P36", "attribute": fact.object, "subject": fact.subject}
+        | {"prompt": fact.prompt, "template": fact.template}
+        for case, fact in ((4, ending), (5, EGYPT))
+    ]
+    file.write_text(json.dumps(known), encoding="utf-8")
+    with pytest.warns(UserWarning, match="1 prompts end with their subject"):
+        facts, _ = choose_facts(tiny_gpt2, str(file), 1, 0)
+    assert [fact.subject for fact in facts.values()] == ["Egypt"]
+
+
+def test_noise_that_takes_nothing_leaves_no_share(tiny_gpt2: Model, run: Run) -> None:
+    nothing = replace(NOISE, noise="s0")
+    trace(run, tiny_gpt2, nothing, {3: PORTUGAL})
+    found = results(run, [nothing], {3: PORTUGAL}, planted=None)
+    assert math.isnan(found["Noise"].share) and method_table(found)["Of total (%)"].tolist() == ["-"]
 
 
 def test_the_noise_is_that_of_the_facts_place(tiny_gpt2: Model, run: Run) -> None:
     """A trace is the same whether or not the facts before it were traced in this go."""
     facts = {3: PORTUGAL, 1: JAPAN, 2: EGYPT}
-    trace(run, tiny_gpt2, NOISE, facts, first=1)
+    trace(run, tiny_gpt2, NOISE, facts, only=[3])
     trace(run, tiny_gpt2, NOISE, facts)
     whole = NOISE.trace(tiny_gpt2, list(facts.values()), partners=(), seed=0, done=())
     for one, other in zip(traces(run, NOISE, facts).values(), whole, strict=True):

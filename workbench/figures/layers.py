@@ -14,6 +14,8 @@ from workbench.figures.plotting import SCORE_STYLES, SITE_STYLES, STYLE, WIDTH, 
 
 _CLOSE = 0.07
 """Distance of dots, as a part of a panel, at which their labels would meet."""
+_MOST_NAMED = 16
+"""Layers beyond which dots are told apart by colour, and only the located and the best one by name."""
 
 
 @matplotlib.rc_context(STYLE)
@@ -51,10 +53,10 @@ def layer_comparison_figure(
     for ax in (by_score, by_effect):
         if located is not None:
             ax.axvline(located, color="#999999", linewidth=5, alpha=0.35, zorder=0, label="Located layer")
-        layer_ticks(ax, n_layers, most=12)
+        layer_ticks(ax, n_layers, most=12 if ax is by_score else 8)
     by_score.set_xlabel("Layer")
     by_effect.set_xlabel("Layer" if window == 1 else f"Centre of a window of {window} layers")
-    _scatter(against, frame, score)
+    _scatter(against, frame, score, located)
     for ax in (by_score, by_effect, against):
         sns.despine(ax=ax)
     handles, labels = by_score.get_legend_handles_labels()
@@ -76,10 +78,23 @@ def _measure_line(ax: Axes, frame: pd.DataFrame, measure: str, scale: float, sty
     banded_line(ax, rows.index.to_numpy(float), y, (low, high), style)
 
 
-def _scatter(ax: Axes, frame: pd.DataFrame, score: str) -> None:
-    """The score against the effect, a dot a layer with its number, and their correlation."""
+def _scatter(ax: Axes, frame: pd.DataFrame, score: str, located: int | None) -> None:
+    """The score against the effect, a dot a layer, and their correlation."""
     both = pd.concat([_measure(frame, "effect")["value"], 100 * _measure(frame, score)["value"]], axis=1).dropna()
     layers, (x, y) = both.index.to_numpy(), both.to_numpy(float).T
+    if len(layers) <= _MOST_NAMED:
+        _named_dots(ax, layers, x, y)
+    else:
+        _colored_dots(ax, layers, x, y, located)
+    varies = len(both) > 2 and x.std() > 0 and y.std() > 0
+    correlation = f"r = {np.corrcoef(x, y)[0, 1]:.2f}" if varies else "too few layers for r"
+    ax.set_title(f"{score} against effect, {correlation}")
+    ax.set(xlabel="Average indirect effect", ylabel=f"{score} (%)")
+    ax.margins(0.12)
+
+
+def _named_dots(ax: Axes, layers: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
+    """Dots with the numbers of their layers."""
     ax.plot(x, y, linestyle="none", marker="o", color="#222222", markersize=4)
     for some in _near(x, y):  # one label for dots that lie so close that theirs would meet
         above = {"xytext": (0, 5), "ha": "center"}
@@ -88,11 +103,16 @@ def _scatter(ax: Axes, frame: pd.DataFrame, score: str) -> None:
         where: dict[str, Any] = above if len(some) > 1 else beside
         spot = (x[some].mean(), y[some].max())
         ax.annotate(_named(layers[some]), spot, textcoords="offset points", fontsize=8, color="#555555", **where)
-    varies = len(both) > 2 and x.std() > 0 and y.std() > 0
-    correlation = f"r = {np.corrcoef(x, y)[0, 1]:.2f}" if varies else "too few layers for r"
-    ax.set_title(f"{score} against effect, {correlation}")
-    ax.set(xlabel="Average indirect effect", ylabel=f"{score} (%)")
-    ax.margins(0.12)
+
+
+def _colored_dots(ax: Axes, layers: np.ndarray, x: np.ndarray, y: np.ndarray, located: int | None) -> None:
+    """Dots in the colors of their layers, and the numbers of the best one and the located one."""
+    dots = ax.scatter(x, y, c=layers, cmap="viridis", s=14, linewidths=0)
+    bar = ax.figure.colorbar(dots, ax=ax, aspect=24, pad=0.02)
+    bar.set_label("Layer")
+    for place in {int(y.argmax()), *np.flatnonzero(layers == located)}:
+        where: dict[str, Any] = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center"}
+        ax.annotate(f"{layers[place]:g}", (x[place], y[place]), fontsize=8, color="#555555", **where)
 
 
 def _near(x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:

@@ -1,6 +1,7 @@
 """One call each: trace a fact, edit it, score the edit, with what the long forms need settled as the commands do."""
 
 import unicodedata
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -144,6 +145,12 @@ def _template(prompt: str, subject: str) -> tuple[str, str]:
         )
     if found is None:
         raise ValueError(f"{subject!r} does not stand in {prompt!r}: write the subject as there, or {{}} in its place")
+    if "{}" not in prompt and find_subject(found[0], [subject]):
+        warnings.warn(
+            f"{subject!r} stands more than once in {prompt!r} and is taken where it does first; {{}} in its place says "
+            "where else",
+            stacklevel=2,
+        )
     return found
 
 

@@ -54,12 +54,12 @@ def edit_alone(
     with suppress(*FAILURES):  # the record is kept as failed below
         editor(model, [left[0].request])  # what an editor prepares once, for all its edits, is no part of an edit
     measured = {row["case_id"] for row in run.rows("memory") if row["method"] == method}
-    for record in records[:MEMORY_RECORDS]:
-        if record.case_id in measured:
-            continue
-        with suppress(*FAILURES):
-            _, size = peak_memory(lambda each=record: editor(model, [each.request]), model.device)
-            run.append("memory", {"method": method, "case_id": record.case_id, "bytes": size})
+    for record in records:
+        if len(measured) < MEMORY_RECORDS and record.case_id not in measured:
+            with suppress(*FAILURES):
+                _, size = peak_memory(lambda each=record: editor(model, [each.request]), model.device)
+                run.append("memory", {"method": method, "case_id": record.case_id, "bytes": size})
+                measured.add(record.case_id)
     options: Mapping[int, dict[str, Any]] = {record.case_id: before.options(record) for record in left}
     scored = each_alone(
         run,

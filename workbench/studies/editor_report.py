@@ -75,12 +75,12 @@ def single_summaries(run: Run, *, seed: int) -> dict[str, Summary]:
     found = {}
     for method, some in rows.items():
         summary = summarise([Evaluation.from_dict(row) for row in some], seed=seed)
-        most = memory[method]
+        most = memory.get(method, [])
         cost = {
             "edit_seconds": bootstrap_mean(
                 [row["edit_seconds"] for row in some], generator=np.random.default_rng(seed)
             ),
-            "edit_memory": Estimate(value=float(max(most)), n=len(most)),
+            "edit_memory": Estimate(value=float(max(most, default=math.nan)), n=len(most)),
         }
         found[some[0]["name"]] = replace(summary, post={**summary.post, **cost})
     return found

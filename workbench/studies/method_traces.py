@@ -1,7 +1,8 @@
 """Facts traced in several ways into a run folder, by `case_id`: what is done is read, what fails is kept as failed."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ def choose_facts(model: Model, records: str, limit: int, seed: int) -> tuple[dic
     """The facts to trace by `case_id`, and further ones in the same templates whose subjects may take their subjects'
     places.
 
-    Held-out facts of the atlas, which have no `case_id`, are numbered by their place among them.
+    Held-out facts of the atlas, which have no `case_id`, are numbered by their place among them. A fact whose prompt
+    ends with its subject is left out, with a warning: recall and read-out cannot be told apart there.
     """
     if records == "atlas":
         world = World.load()
@@ -41,6 +43,9 @@ def choose_facts(model: Model, records: str, limit: int, seed: int) -> tuple[dic
         )
     else:
         every = read_cases(records_path(records))
+        if ending := [case for case, fact in every.items() if fact.template.rstrip().endswith("{}")]:
+            every = {case: fact for case, fact in every.items() if case not in set(ending)}
+            warnings.warn(f"{len(ending)} prompts end with their subject and are left out", stacklevel=2)
         facts, others = dict(islice(every.items(), limit)), every.values()
     return facts, draw_partners(model, list(facts.values()), others, most=PARTNERS, seed=seed)
 
@@ -52,15 +57,16 @@ def trace(
     facts: Mapping[int, Fact],
     partners: Sequence[Fact] = (),
     *,
-    first: int | None = None,
+    only: Collection[int] | None = None,
 ) -> None:
-    """Trace what is not done yet of the `first` facts (all unless given).
+    """Trace what is not done yet of the facts of the cases `only` (all unless given).
 
     A fact that cannot be traced is kept as failed, and is not tried in other ways: all are compared on the same facts.
     """
     cases = list(facts)
     finished = {row["case_id"] for row in _rows(run, method)} | run.failed(what="fact")
-    left = [index for index, case in enumerate(cases[:first]) if case not in finished]
+    wanted = set(cases if only is None else only)
+    left = [index for index, case in enumerate(cases) if case in wanted - finished]
     if not left:
         return
     done = set(range(len(cases))) - set(left)
@@ -79,10 +85,10 @@ def trace(
         began = time.perf_counter()
 
 
-def traces(run: Run, method: TracingMethod, facts: Mapping[int, Fact], *, first: int | None = None) -> Traces:
-    """What a method has found of the `first` facts, in their order: those that it could trace and that never failed."""
+def traces(run: Run, method: TracingMethod, facts: Iterable[int]) -> Traces:
+    """What a method has found of facts, in their order: of those that it could trace and that never failed."""
     known = _seconds(run, method)
-    return {case: CausalTrace.load(_path(run, method, case)) for case in list(facts)[:first] if case in known}
+    return {case: CausalTrace.load(_path(run, method, case)) for case in facts if case in known}
 
 
 def results(

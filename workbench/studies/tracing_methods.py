@@ -1,5 +1,6 @@
 """Ways of tracing as values that can be listed and compared, and where each of them finds recall."""
 
+import math
 import random
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -131,7 +132,7 @@ class MethodResult(Shown):
     effect: Estimate
     """The average effect there, in what was measured, with Student's interval."""
     share: float
-    """That effect as a share of the average total effect."""
+    """That effect as a share of the average total effect; NaN where there is none."""
     seconds: float | None
     """Median time that a fact took; None if it was not measured."""
 
@@ -153,6 +154,6 @@ def method_result(
         mean_peak=student(peaks.astype(float)),
         peak=peak,
         effect=student(effects[:, peak]),
-        share=float(effects[:, peak].mean()) / average.total,
+        share=float(effects[:, peak].mean()) / average.total if average.total else math.nan,
         seconds=float(np.median(seconds)) if seconds else None,
     )

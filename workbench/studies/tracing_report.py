@@ -21,7 +21,7 @@ def method_table(found: Mapping[str, MethodResult]) -> pd.DataFrame:
             "Mean peak": _half(one.mean_peak, 1),
             "Peak of average": str(one.peak),
             "Effect there": _half(one.effect, 3),
-            "Of total (%)": f"{100 * one.share:.0f}",
+            "Of total (%)": "-" if math.isnan(one.share) else f"{100 * one.share:.0f}",
             "Seconds a fact": "-" if one.seconds is None else f"{one.seconds:.3f}",
         }
         for name, one in found.items()
