@@ -101,6 +101,7 @@ def test_golden_edits_in_sequence(
     wise, before = editor(form="published"), tiny_gpt2.snapshot()
     weight = tiny_gpt2.weight(3, "W_in").clone()
     edits: list[SideMemoryEdit] = []
+    recorded: list[float] = []
     for place, (request, entry) in enumerate(zip([PORTUGAL, ICELAND], REFERENCE["edits"], strict=True)):
         assert (request.prompt, request.target_new) == (entry["prompt"], entry["target"])
         edit = wise(tiny_gpt2, [request])
@@ -110,7 +111,8 @@ def test_golden_edits_in_sequence(
         edit.apply_(tiny_gpt2)
         edits.append(edit)
         (shard,) = shards_of(tiny_gpt2, wise.rules).values()
-        assert shard.distance == pytest.approx(entry["in_scope_activation_min"], abs=1e-5)
+        recorded.append(note["everywhere"])
+        assert min(recorded) == pytest.approx(entry["in_scope_activation_min"], abs=1e-5)
         torch.testing.assert_close(weight + shard.change, golden[f"{place}.new_weight"], atol=1e-4, rtol=0)
     for place, probe in enumerate(REFERENCE["probes"]):
         logits = tiny_gpt2.logits(tiny_gpt2.tokenize([probe["prompt"]]))[0, -1]
@@ -123,7 +125,7 @@ def test_golden_edits_in_sequence(
     for probe in REFERENCE["probes"]:
         found = distance(tiny_gpt2, wise.rules, memory, probe["prompt"])
         assert found == pytest.approx(probe["distance"], abs=1e-4)
-        assert memory.threshold == pytest.approx(probe["threshold"], abs=1e-5)
+        assert wise.act_ratio * min(recorded) == pytest.approx(probe["threshold"], abs=1e-5)
         assert (found >= memory.threshold) == probe["side_memory_used"]
 
 
@@ -192,6 +194,26 @@ def test_the_first_step_is_that_of_the_loss_written_out(tiny_gpt2: Model, plain:
 
 
 MATRIX = "transformer.h.3.mlp.c_proj._original_component.weight"
+
+
+@pytest.mark.parametrize("form", ["paper", "published"])
+def test_a_request_is_as_far_as_its_memory_is_asked_for(tiny_gpt2: Model, plain: WISE, form: str) -> None:
+    """Whatever its answer's length: by another distance it might not reach its own threshold."""
+    for target in ("Moscow", "a place that nobody who lives in the south has ever heard of"):
+        (shard,) = replace(plain, form=form)(tiny_gpt2, [replace(PORTUGAL, target_new=target)]).shards
+        rules = replace(plain, form=form).rules
+        asked = distance(tiny_gpt2, rules, Memory(change=shard.change, threshold=0.0), PORTUGAL.prompt)
+        assert shard.distance == pytest.approx(asked, rel=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3"])
+def test_the_nonlinearity_is_found_whatever_the_configuration_calls_it(
+    checkpoints: Any, plain: WISE, family: str
+) -> None:
+    model = load_model(str(checkpoints[family]), device="cpu")
+    wise = replace(plain, layer=1, form="published", site="mlp_pre", steps=1)
+    (shard,) = wise(model, [PORTUGAL]).shards
+    assert shard.distance > 0
 
 
 def test_ties_by_hand() -> None:

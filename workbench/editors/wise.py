@@ -38,11 +38,15 @@ class WISE(Editor):
     its replay of earlier requests (appendix B.3) and WISE-Merge are left out.
 
     `form` "paper" measures ||A(x)(W' - W)|| over a prompt's tokens and moves only what the mask lets move. "published"
-    is the authors' code in EasyEdit: distances are taken after the nonlinearity and over all positions, padding and
-    answer too, and recorded before the last step; the log-likelihood is divided by one more than the target's tokens;
-    a hinge is the mean of what is above zero; weight decay moves every entry, mask or not; of the memories only those
-    that are far enough are compared. Its contexts begin with given words and are made greedily, joined without a full
-    stop; those here are sampled (`sample_contexts`).
+    is the authors' code in EasyEdit: distances are taken after the nonlinearity, in the hinges over all positions,
+    padding and answer too; the log-likelihood is divided by one more than the target's tokens; a hinge is the mean of
+    what is above zero; weight decay moves every entry, mask or not; of the memories only those that are far enough are
+    compared. Its contexts begin with given words and are made greedily, joined without a full stop; those here are
+    sampled (`sample_contexts`).
+
+    That code also asks a memory by answers, and records a request's distance over all positions, before the last step
+    (noted as "everywhere"). Here a memory is asked by prompts (`SideMemoryEdit`) in both forms and a request's distance
+    is of its prompts, for by the other many a request would not be far enough for its own memory.
 
     Defaults are the published hyperparameters for Llama 2 7B.
     """
@@ -190,7 +194,7 @@ class WISE(Editor):
         change = before.to(weight.device, torch.promote_types(weight.dtype, torch.float32)).clone().requires_grad_(True)
         losses: dict[str, list[float]] = {"edit": [], "activation": []}
         totals: list[float] = []
-        recorded = 0.0
+        everywhere = 0.0
         for _ in range(self.steps):
             with torch.enable_grad():
                 log_probs = batch.log_probs(model, self._added(model, change))
@@ -199,7 +203,7 @@ class WISE(Editor):
                 total = edit + activation
             for name, loss in (("edit", edit), ("activation", activation)):
                 losses[name].append(loss.item())
-            recorded = near.item()
+            everywhere = near.item()
             if len(totals) > 1 and abs(totals[-1] - totals[-2]) <= _STILL and totals[-1] <= _LOW:
                 break
             totals.append(total.item())
@@ -211,10 +215,9 @@ class WISE(Editor):
                 change -= self.learning_rate * step
                 if self.norm_constraint is not None:
                     change.clamp_(-self.norm_constraint, self.norm_constraint)
-        if self.form == "paper":
-            with torch.no_grad():
-                recorded = margins(change)[0].item()
-        return change.detach().cpu(), {"unrelated": text, "losses": losses, "distance": recorded}
+        change = change.detach()
+        note = {"unrelated": text, "losses": losses, "distance": margins.distance(change)}
+        return change.cpu(), note | ({"everywhere": everywhere} if self.form == "published" else {})
 
     def _added(self, model: Model, change: Float[Tensor, "d_in d_out"]) -> list[Hook]:
         """Hooks that put the side memory in the matrix's place."""

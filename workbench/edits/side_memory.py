@@ -7,7 +7,6 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers.activations import ACT2FN
 
 from workbench.edits.codebook import READ
 from workbench.machine.shown import Shown
@@ -66,8 +65,7 @@ class Rules:
         """
         if self.form == "paper":
             return more.norm(dim=-1)
-        config = model.hf.config
-        act = ACT2FN[getattr(config, "hidden_act", None) or config.activation_function]
+        act = model.nonlinearity(self.layer)
         output = output.to(more.dtype)
         return (act(output + more) - act(output)).norm(dim=-1)
 

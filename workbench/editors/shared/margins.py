@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from workbench.editors.shared.tuning import TuningBatch
@@ -38,18 +38,24 @@ class Margins:
         found = model.activations(tokens, names)
         self.states, self.output = (found[name] for name in names)
         places = torch.arange(tokens.ids.shape[1], device=model.device)
-        self.counted = (tokens.mask > 0) & (places <= tokens.prompt_ends[:, None])
-        if bounds.published:
-            self.counted = torch.ones_like(self.counted)
+        self.asked = (tokens.mask > 0) & (places <= tokens.prompt_ends[:, None])
+        self.counted = torch.ones_like(self.asked) if bounds.published else self.asked
 
     def __call__(self, change: Float[Tensor, "d_in d_out"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """The mean distance of the request's prompts, and the sum of the hinges."""
-        more = self.states.to(change.dtype) @ change
-        distances = self.rules.distances(self.model, self.output, more)
-        means = (distances * self.counted).sum(dim=1) / self.counted.sum(dim=1)
+        means = self._means(change, self.counted)
         near, far = means[:-1], means[-1:]
         hinges = [self._hinge(far - near + self.bounds.gamma), self._hinge(far - self.bounds.alpha)]
         return near.mean(), sum(hinges, self._hinge(self.bounds.beta - near))
+
+    def distance(self, change: Float[Tensor, "d_in d_out"]) -> float:
+        """The mean distance of the request's prompts by the tokens that a memory is asked by."""
+        return self._means(change, self.asked)[:-1].mean().item()
+
+    def _means(self, change: Float[Tensor, "d_in d_out"], counted: Bool[Tensor, "text pos"]) -> Float[Tensor, " text"]:
+        more = self.states.to(change.dtype) @ change
+        distances = self.rules.distances(self.model, self.output, more)
+        return (distances * counted).sum(dim=1) / counted.sum(dim=1)
 
     def _hinge(self, values: Float[Tensor, " some"]) -> Float[Tensor, ""]:
         above = values.clamp(min=0)
