@@ -211,6 +211,12 @@ def test_the_edited_model_says_the_targets_and_nothing_else_changes(tiny_gpt2: M
     assert torch.equal(tiny_gpt2.logits(elsewhere), unedited)
 
 
+def test_a_space_at_the_end_of_a_prompt_changes_no_key(tiny_gpt2: Model, plain: GRACE) -> None:
+    spaced = replace(PORTUGAL, template=f"{PORTUGAL.template} ")
+    one, other = (plain(tiny_gpt2, [request]) for request in (PORTUGAL, spaced))
+    assert torch.equal(one.tensors()["keys"], other.tensors()["keys"])
+
+
 def test_an_empty_codebook_is_the_model_itself(tiny_gpt2: Model, plain: GRACE) -> None:
     edit = plain(tiny_gpt2, [PORTUGAL])
     empty = replace(edit, keys=edit.keys[:0], values=edit.values[:0], labels=())

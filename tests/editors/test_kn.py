@@ -115,6 +115,16 @@ def test_an_unknown_old_answer_is_the_models_own(tiny_gpt2: Model):
     assert all(torch.equal(one, rows(unknown)[place]) for place, one in rows(known).items())
 
 
+@pytest.mark.parametrize("rule", ["paper", "easyedit"])
+@pytest.mark.parametrize("known", [True, False])
+def test_a_space_at_the_end_of_a_prompt_changes_nothing(tiny_gpt2: Model, rule: Any, known: bool):
+    request = EditRequest(template="The capital of {} is", subject="Japan", target_new="Rome")
+    request = replace(request, target_true="Tokyo") if known else request
+    editor = KN(layers=range(6), rule=rule, signed=True, steps=4)
+    one, other = (editor(tiny_gpt2, [replace(request, template=f"{request.template}{end}")]) for end in ("", " "))
+    assert list(rows(one)) == list(rows(other)) and same(one.tensors(), other.tensors())
+
+
 @pytest.mark.parametrize("signed", [False, True])
 def test_each_family_writes_the_change_by_as_much_as_the_neurons_are_active(family_model: Model, signed: bool):
     """Where a neuron is negative, the published rule writes it the other way round; `signed` does not."""

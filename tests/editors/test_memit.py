@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from workbench.editors.shared.moment import SecondMoment, factorise
 from workbench.editors.shared.subject import at_subject, in_contexts
 from workbench.edits.weights import WeightEdit
 from workbench.models.model import Model
+from workbench.models.tokens import TextTokenizer
 from workbench.records.facts import EditRequest
 
 REFERENCE = json.loads((GOLDEN / "memit.json").read_text(encoding="utf-8"))
@@ -61,6 +63,18 @@ def editor(moments: dict[int, SecondMoment]) -> MEMIT:
         loss_layer=HPARAMS["v_loss_layer"],
         moment_weight=float(HPARAMS["mom2_update_weight"]),
     )
+
+
+def test_each_alone_checks_requests_as_together(tiny_gpt2: Model, editor: MEMIT, monkeypatch: pytest.MonkeyPatch):
+    assert editor.each(tiny_gpt2, []) == []
+
+    def refuse(self: Any, text: str) -> None:
+        raise ValueError("unknown here")
+
+    monkeypatch.setattr(TextTokenizer, "check_known", refuse)
+    for write in (editor, editor.each):
+        with pytest.raises(ValueError, match="unknown here"):
+            write(tiny_gpt2, REQUESTS)
 
 
 @pytest.fixture(scope="module")

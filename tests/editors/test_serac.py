@@ -83,7 +83,9 @@ def test_published_switch(tiny_gpt2: Model, monkeypatch: pytest.MonkeyPatch, sof
     memory = dict(zip(prompts, ARRAYS["cache_embeddings"], strict=True))
     monkeypatch.setattr(scoped_memory, "first_token", lambda name, text, device: memory[text])
     folder = str(GOLDEN / "tiny-gpt2")
-    edit = SERAC(encoder="golden", counterfactual=folder, scale=REFERENCE["scale"], soft=soft)(tiny_gpt2, REQUESTS[:2])
+    serac = SERAC(encoder="golden", counterfactual=folder, scale=REFERENCE["scale"], soft=soft)
+    assert serac.trained_seconds == 0
+    edit = serac(tiny_gpt2, REQUESTS[:2])
     monkeypatch.setattr(scoped_memory, "first_token", lambda name, text, device: embeddings[text])
     assert [in_words(request, "") for request in REQUESTS[:2]] == REFERENCE["replacement_contexts"]
     with edit.applied(tiny_gpt2):

@@ -228,6 +228,10 @@ def test_it_stands_at_the_last_layer(tiny_gpt2: Model) -> None:
     assert prepared(tiny_gpt2, alone=True).layers == (2,)
 
 
+def test_without_memories_no_weight_is_on_them(tiny_gpt2: Model) -> None:
+    assert prepared(tiny_gpt2, memory_weight=0.0).memories is None
+
+
 def test_presets() -> None:
     for entry in json.loads((PRESETS / "t_patcher.json").read_text(encoding="utf-8")).values():
         fields = entry["fields"]

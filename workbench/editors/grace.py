@@ -17,6 +17,7 @@ from workbench.edits.codebook import Codebook, Label, Rules
 from workbench.edits.codebook_edit import CodebookEdit, codebook
 from workbench.edits.edit import provenance
 from workbench.models.model import Model
+from workbench.models.tokens import TokenRow
 from workbench.records.facts import EditRequest
 
 
@@ -121,7 +122,9 @@ class GRACE(Editor):
                 "lengthen it, or use replace='last'"
             )
         label = (prompt, tuple(batch.targets.tolist()))
-        alone = model.tokenize([request.prompt])  # so that a prompt has one key, whatever its answer
+        # The prompt alone, as it is read before an answer, so that it has one key whatever its answer.
+        read = batch.tokens.ids[0, int(batch.tokens.starts[0]) :][:prompt].tolist()
+        alone = model.pad([TokenRow(text="", ids=tuple(read), offsets=())], padding_side="left")
         names = book.rules.sites(model)
         found = model.activations(alone, names)
         key, there = (found[name][0, int(alone.lasts[0])].cpu().to(book.keys.dtype) for name in names)

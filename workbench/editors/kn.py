@@ -19,6 +19,7 @@ from workbench.models.decoding import continue_tokens
 from workbench.models.model import Model
 from workbench.models.sampler import Sampler
 from workbench.records.facts import EditRequest
+from workbench.records.joining import opened
 from workbench.tracing.integrated import NeuronSite, Points
 from workbench.tracing.neurons import (
     AnswerTokens,
@@ -173,7 +174,7 @@ class KN(Editor):
         if not self.signed:
             return [1] * len(neurons)
         names = {layer: model.hook_name("mlp_key", layer) for layer, _ in neurons}
-        states = model.activations(model.tokenize([request.prompt]), list(names.values()))
+        states = model.activations(model.tokenize([opened(request.prompt)]), list(names.values()))
         return [-1 if states[names[layer]][0, -1, neuron] < 0 else 1 for layer, neuron in neurons]
 
     def _change(self, model: Model, request: EditRequest) -> Callable[[Tensor], Tensor]:
@@ -197,7 +198,7 @@ class KN(Editor):
 
 def easyedit_change(model: Model, prompt: str, answer: Sequence[int]) -> Float[Tensor, " d_model"]:
     """What EasyEdit's code adds to every row for an answer of these tokens; see `KN`."""
-    tokens = model.tokenize([prompt], padding_side="left")
+    tokens = model.tokenize([opened(prompt)], padding_side="left")
     (own,) = continue_tokens(model, tokens, steps=len(answer), sampler=Sampler())
     lost = _unembedding(model, own).sum(dim=0)
     return _unembedding(model, answer).sum(dim=0) - (2 * lost if len(answer) == 1 else lost)

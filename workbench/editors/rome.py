@@ -121,6 +121,8 @@ class ROME(Editor):
 
     def each(self, model: Model, requests: Sequence[EditRequest]) -> list[WeightEdit]:
         """One edit a request, each made for itself on the model as it is; their values are searched together."""
+        for request in requests:
+            check_requests([request], model)
         self._check(model)
         made = provenance(model, self._hyperparameters())
         return [

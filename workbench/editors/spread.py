@@ -105,6 +105,8 @@ class SpreadEditor(Editor):
 
     def each(self, model: Model, requests: Sequence[EditRequest]) -> list[WeightEdit]:
         """One edit a request, each made for itself on the model as it is; their targets are searched together."""
+        for request in requests:
+            check_requests([request], model)
         values = self._begun(model, requests)
         return [self._written(model, (one,), [value]) for one, value in zip(requests, values, strict=True)]
 

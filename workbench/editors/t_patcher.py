@@ -21,7 +21,7 @@ from workbench.edits.ledger import undone
 from workbench.edits.neurons import NeuronEdit, Neurons, check_activation
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest
-from workbench.records.joining import join
+from workbench.records.joining import true_statements
 
 _QUERIES = "queries"
 _CLIP = 5.0
@@ -113,15 +113,15 @@ class TPatcher(Editor):
 
         They are of the training records, each with its true answer, in a random order; without any, of the texts.
         """
-        options = dict(fields)
+        options = {"memory_weight": cls.memory_weight, **fields}
         layer = options.setdefault("layer", setting.layer if setting.alone else setting.model.n_layers - 1)
         size = options.pop("memory_size")
-        requests = [(record.request, record.request.target_true) for record in setting.records()]
-        texts = [join(request.prompt, true, request.separator) for request, true in requests if true]
+        texts = true_statements(setting.records())
         source, texts = ("training records", texts) if texts else ("texts", list(setting.texts()))
         Random(setting.seed).shuffle(texts)
-        memories = remembered(setting.model, layer, texts, source=source, at_most=size)
-        return cls(**{"seed": setting.seed, "memories": memories, **options})
+        if options["memory_weight"]:
+            options["memories"] = remembered(setting.model, layer, texts, source=source, at_most=size)
+        return cls(**{"seed": setting.seed, "memories": None, **options})
 
     def __call__(self, model: Model, requests: Sequence[EditRequest]) -> NeuronEdit:
         """The edit that makes each request true, on top of the edits that the model has.

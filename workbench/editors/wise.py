@@ -21,7 +21,7 @@ from workbench.machine.hashing import digest
 from workbench.models.hooks import Hook
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest
-from workbench.records.joining import join
+from workbench.records.joining import true_statements
 
 _STILL, _LOW = 1e-4, 0.02
 """The optimisation ends when the loss has changed by no more than the one and is no more than the other."""
@@ -123,8 +123,7 @@ class WISE(Editor):
         if "contexts" not in given:
             given["contexts"] = setting.contexts()
         if "unrelated" not in given:
-            stated = [record.request for record in setting.records() if record.request.target_true is not None]
-            given["unrelated"] = tuple(join(each.prompt, each.fact.object, each.separator) for each in stated)
+            given["unrelated"] = tuple(true_statements(setting.records()))
         return cls(**given)
 
     def __call__(self, model: Model, requests: Sequence[EditRequest]) -> SideMemoryEdit:

@@ -11,6 +11,7 @@ from workbench.models.model import Model
 from workbench.models.sampler import Sampler
 from workbench.models.tokens import TokenRow
 from workbench.models.voices import groups
+from workbench.records.joining import opened
 
 
 def generate(
@@ -40,7 +41,7 @@ def _asked(model: Model, prompts: Sequence[str], manner: Manner, batch_size: int
     """Continuations by those whom the edits that are applied have answer."""
     found: dict[int, str] = {}
     for group in groups(model, prompts):
-        rows = [who.encode(_opened(asked)) for who, asked in zip(group.models, group.asked, strict=True)]
+        rows = [who.encode([*map(opened, asked)]) for who, asked in zip(group.models, group.asked, strict=True)]
         weights = group.weights.T if len(group.models) > 1 else None
         with group.answering():
             texts = _continue(group.models, rows, weights, manner, batch_size)
@@ -48,15 +49,10 @@ def _asked(model: Model, prompts: Sequence[str], manner: Manner, batch_size: int
     return [found[place] for place in range(len(prompts))]
 
 
-def _opened(prompts: Sequence[str]) -> list[str]:
-    """The prompts without a space at the end: with it most tokenizers begin no word."""
-    return [prompt[:-1] if prompt.endswith(" ") and prompt.strip() else prompt for prompt in prompts]
-
-
 def _after(prompts: Sequence[str], texts: Sequence[str]) -> list[str]:
-    """What was written on the prompts `_opened`, as it follows the prompts themselves."""
-    parts = zip(prompts, _opened(prompts), texts, strict=True)
-    return [text if prompt == opened else text.removeprefix(" ") for prompt, opened, text in parts]
+    """What was written on the prompts `opened`, as it follows the prompts themselves."""
+    pairs = zip(prompts, texts, strict=True)
+    return [text if prompt == opened(prompt) else text.removeprefix(" ") for prompt, text in pairs]
 
 
 def generate_apart(
@@ -72,7 +68,7 @@ def generate_apart(
     share a batch, which changes what a set gives by rounding alone."""
     found: dict[int, list[str]] = {}
     lots: list[list[int]] = [[]]
-    rows = {place: model.encode(_opened(some)) for place, some in enumerate(prompts)}
+    rows = {place: model.encode([*map(opened, some)]) for place, some in enumerate(prompts)}
     order: dict[int, list[int]] = {}
     shared = not any(edit.redirects for edit in model.edits)
 

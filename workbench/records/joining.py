@@ -4,6 +4,9 @@
 
 import re
 import unicodedata
+from collections.abc import Iterable
+
+from workbench.records.facts import Record
 
 UNSPACED = (
     "\u0e00-\u0fff"  # Thai, Lao, Tibetan
@@ -36,6 +39,18 @@ def join(prompt: str, target: str, separator: str | None = None) -> str:
     if separator is None:
         separator = "" if _follows_directly(prompt, target) else " "
     return f"{prompt}{separator}{target}"
+
+
+def true_statements(records: Iterable[Record]) -> list[str]:
+    """Prompts with their true answers, of the records that have one."""
+    requests = [(record.request, record.request.target_true) for record in records]
+    return [join(request.prompt, true, request.separator) for request, true in requests if true is not None]
+
+
+def opened(prompt: str) -> str:
+    """What is read of a prompt that is to be gone on with: without a space at its end, for with it most tokenizers
+    begin no word."""
+    return prompt[:-1] if prompt.endswith(" ") and prompt.strip() else prompt
 
 
 def whole_word(text: str) -> str:

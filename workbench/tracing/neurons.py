@@ -13,7 +13,7 @@ from workbench.machine.shown import Shown
 from workbench.models.model import Model
 from workbench.models.tokens import TokenRow, answer_start
 from workbench.records.facts import EditRequest
-from workbench.records.joining import join
+from workbench.records.joining import join, opened
 from workbench.tracing.integrated import NeuronSite, Points, attribute_neurons
 
 AnswerTokens = Literal["first", "mean", "extended"]
@@ -129,7 +129,7 @@ def answered(model: Model, prompt: str, answer: str, separator: str | None) -> t
 @torch.no_grad()
 def first_choice(model: Model, prompt: str) -> int:
     """The token that the model finds most likely after a prompt."""
-    return int(model.logits(model.tokenize([prompt]), keep_last=1)[0, -1].argmax())
+    return int(model.logits(model.tokenize([opened(prompt)]), keep_last=1)[0, -1].argmax())
 
 
 def check_attribution(*, steps: int, threshold: float, share: float, site: str, points: str, tokens: str) -> None:
@@ -153,7 +153,7 @@ def _asked(
 ) -> list[tuple[TokenRow, tuple[int, ...]]]:
     """What is run, and the tokens whose probability is attributed there: `choice` where no true answer is known."""
     if request.target_true is None:
-        return [(model.encode([prompt])[0], (choice,))]
+        return [(model.encode([opened(prompt)])[0], (choice,))]
     row, first = answered(model, prompt, request.target_true, request.separator)
     ends = range(first, len(row.ids)) if tokens == "extended" else [first]
     return [

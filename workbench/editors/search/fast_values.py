@@ -67,6 +67,8 @@ def search_together(
 
     A model whose blocks cannot be run part by part, or not over prompts this long, is left to `alone`, with a warning.
     """
+    if not requests:
+        return []
     layer, loss_layer = options["layer"], options["loss_layer"]
     if loss_layer is not None and loss_layer < layer:
         raise ValueError(f"loss_layer {loss_layer} lies below the edited layer {layer}, which cannot change it")

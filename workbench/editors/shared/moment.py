@@ -71,10 +71,12 @@ class Partial(Shown):
         if self.path is None or not self.path.exists():
             return
         try:
-            tensors, (self.texts, self.count) = load_sealed(self.path, format=_PARTIAL)
-            self.sums = {layer: tensors[str(layer)].to(total.device) for layer, total in self.sums.items()}
+            tensors, (texts, count) = load_sealed(self.path, format=_PARTIAL)
+            sums = {layer: tensors[str(layer)].to(total.device) for layer, total in self.sums.items()}
         except Exception as error:  # whatever is wrong with it, the pass can start again
             warnings.warn(f"the sums in '{self.path}' are damaged ({error}); starting again", stacklevel=4)
+        else:
+            self.sums, self.texts, self.count = sums, texts, count
 
     def save(self) -> None:
         """Write them if that was not done for a while."""

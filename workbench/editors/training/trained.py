@@ -30,13 +30,13 @@ class TrainedEditor(Editor):
     """Its name in the registry."""
     recipes: ClassVar[type]
     """The frozen dataclass of its recipes; a preset's "training" gives its fields."""
-    network: TrainedNetwork
+    network: TrainedNetwork | None
     """What it has learned of the model."""
 
     @property
     def trained_seconds(self) -> float:
-        """Seconds that its network was trained for."""
-        return self.network.provenance["seconds"]
+        """Seconds that its network was trained for; 0 where others' networks, or untrained ones, stand in."""
+        return self.network.provenance.get("seconds", 0.0) if self.network else 0.0
 
     @classmethod
     def ready(cls, model: str) -> bool:
@@ -103,6 +103,7 @@ def parted(records: Sequence[Record], *, held_out: int, seed: int) -> tuple[list
 class Hypernetwork(TrainedEditor):
     """An editor whose network makes of gradients what MLP matrices change by."""
 
+    network: TrainedNetwork
     scale: float
     """Multiplies that change; a field of each."""
 
