@@ -98,6 +98,8 @@ def main(
         page.show = lambda: show(run, single)
         if wanted.located or layer is not None:
             layer = settled_layer(run, loaded, every, layer=layer, seed=seed, engine=engine)
+        else:
+            layer = wanted.layer
         if not run.rows("written"):
             editor = make_editor(
                 loaded,

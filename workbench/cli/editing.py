@@ -88,6 +88,8 @@ def edit(
         run = page.run
         if wanted.located or layer is not None:
             layer = settled_layer(run, loaded, every, layer=layer, seed=seed, engine=engine, workers=those)
+        else:
+            layer = wanted.layer
         editor = make_editor(
             loaded,
             method,

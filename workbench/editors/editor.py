@@ -25,8 +25,8 @@ class Setting:
     """What an editor can be prepared with; each thing is made when it is asked for."""
 
     model: Model
-    layer: int
-    """The layer that tracing located."""
+    located: int | None
+    """The layer that tracing located; None for an editor that does not depend on it."""
     preset: Preset
     """Published or tuned hyperparameters."""
     alone: bool = False
@@ -44,9 +44,18 @@ class Setting:
     workers: Workers[Model] | None = None
     """Who counts second moments, of the same model; None for this process."""
 
+    @property
+    def layer(self) -> int:
+        """The layer that tracing located; ValueError where there is none."""
+        if self.located is None:
+            raise ValueError("which layer is edited? Give its number as layer")
+        return self.located
+
     def layers(self) -> tuple[int, ...]:
         """The layers that the preset names, or those around the located one; IndexError for one that is not there."""
-        return (self.layer,) if self.alone else edited_layers(self.preset, self.layer, self.model)
+        if self.alone:
+            return (self.layer,)
+        return edited_layers(self.preset, 0 if self.preset.fields.get("layers") else self.layer, self.model)
 
     def contexts(self) -> tuple[str, ...]:
         """Contexts sampled from the model, of the preset's lengths and beginnings."""

@@ -81,10 +81,11 @@ def make_editor(
     alone = alone or "layers" in changes  # the preset's places are not looked at
     _check(model, method, layer=layer, preset_of=preset_of, alone=alone)
     chosen = _preset(model, method, preset_of)
-    at = 0 if layer is None else layer  # which is then not looked at
+    if layer is None:
+        layer = next(iter(changes.get("layers", ())), None)
     setting = Setting(
         model=model,
-        layer=at,
+        located=layer,
         preset=chosen,
         alone=alone,
         texts=texts,

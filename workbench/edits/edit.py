@@ -23,6 +23,7 @@ from workbench.machine.sealed import load_sealed, save_sealed
 from workbench.machine.shown import Shown
 from workbench.machine.typed import check_types
 from workbench.models.hooks import EditHook
+from workbench.models.matrices import HasMatrices
 from workbench.models.model import Model, Voice
 from workbench.records.facts import EditRequest
 
@@ -100,7 +101,7 @@ class Edit(Shown, ABC):
         """Layer and name of the matrices that it changes."""
         return set()
 
-    def add_(self, model: Model, places: set[tuple[int, str]]) -> None:
+    def add_(self, model: HasMatrices, places: set[tuple[int, str]]) -> None:
         """Add what it changes of some matrices to the weights, without the ledger: `apply_` is what you want."""
         del model, places
 

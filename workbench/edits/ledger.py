@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from workbench.edits.rounding import Unrounded, sums_of
 from workbench.machine.hashing import digest
 from workbench.models.model import Model
 
@@ -24,9 +25,12 @@ def change_(model: Model, edits: Sequence[Any], *, forward: bool = False) -> Non
         try:
             _record(model, edits)
             if [*map(id, edits[: len(before)])] == [*map(id, before)]:  # on top of what is there, which is cheaper
+                unrounded, places = Unrounded(model=model, sums=model.sums), set(model.unsettled)
                 for edit in edits[len(before) :]:
-                    edit.add_(model, edit.places)
+                    edit.add_(unrounded, edit.places)
+                unrounded.write_(places)
                 model.unsettled.clear()
+                unrounded.tell(model.originals, places)
             settle_(model)
         except BaseException:
             _record(model, edits if forward else before)
@@ -41,22 +45,30 @@ def _record(model: Model, edits: Sequence[Any]) -> None:
     places = {place for edit in changing for place in edit.places}
     for place in places - model.originals.keys():
         model.originals[place] = model.weight(*place).detach().clone()
+        model.sums |= sums_of({place: model.originals[place]})
     model.unsettled.update(places)
     model.edits[:] = edits
 
 
 def settle_(model: Model) -> None:
-    """Write the matrices that the ledger calls unsettled: the originals, and every edit in turn on top of them.
+    """Write the matrices that the ledger calls unsettled: the originals, and every edit in turn on top of them, rounded
+    once where they are of half precision.
 
     What an interrupt leaves half written is whole again when it is called once more.
     """
     if places := set(model.unsettled):
-        _copy_(model, {place: model.originals[place] for place in places})
+        originals = {place: model.originals[place] for place in places}
+        _copy_(model, originals)
+        model.sums |= sums_of(originals)
+        unrounded = Unrounded(model=model, sums=model.sums)
         for edit in model.edits:
-            edit.add_(model, places)
+            edit.add_(unrounded, places)
+        unrounded.write_(places)
         model.unsettled.clear()
     for place in model.originals.keys() - {place for edit in model.edits for place in edit.places}:
         del model.originals[place]
+    for place in model.sums.keys() - model.originals.keys():
+        del model.sums[place]
 
 
 @contextmanager

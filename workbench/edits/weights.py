@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.edits.edit import Edit
+from workbench.edits.rounding import Unrounded, sums_of
 from workbench.machine.shown import Shown
 from workbench.machine.typed import FLOATS
 from workbench.models.matrices import HasMatrices
@@ -66,7 +67,8 @@ class WeightEdit(Edit):
 
     Applying keeps a copy of every matrix it changes in the model's ledger (`Model.originals`), so that reverting is
     exact in any order: the copies come back, and the edits that remain are added again in their order. What else is
-    done to these matrices while an edit is applied is lost when it is reverted.
+    done to these matrices while an edit is applied is lost when it is reverted. Matrices of half precision are rounded
+    from the sum of all edits, which float32 holds (`Model.sums`); a warning where rounding takes much of it.
     """
 
     kind = "weights"
@@ -125,7 +127,9 @@ class WeightEdit(Edit):
 
         try:
             try:
-                self.add_(plain, self.places)
+                unrounded = Unrounded(model=plain, sums=sums_of(before))
+                self.add_(unrounded, self.places)
+                unrounded.write_(self.places)
                 yield hf
             finally:
                 back()

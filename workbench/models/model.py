@@ -34,6 +34,8 @@ class Model(Weights):
     """Ledger of `workbench.edits.ledger`: the edits applied now, oldest first."""
     originals: dict = field(default_factory=dict)
     """Ledger of `workbench.edits.ledger`: untouched copies of the matrices that edits have changed."""
+    sums: dict = field(default_factory=dict)
+    """Ledger of `workbench.edits.ledger`: in float32, the sums that matrices of half precision are rounded from."""
     unsettled: set = field(default_factory=set)
     """Ledger of `workbench.edits.ledger`: the matrices that are being written, or were when it was interrupted."""
     hold: Hold = field(default_factory=Hold)
