@@ -145,9 +145,22 @@ def test_trace_edit_and_evaluate_hand_on_their_folders(records: Path, text: Path
         scored = run("evaluate", tmp_path / "edit", "--out", tmp_path / "scores", "--fluency", 0)
         assert scored.exit_code == 0, scored.output
         assert len(Run.open(tmp_path / "scores").rows("evaluations")) == present
+    itself = run("evaluate", tmp_path / "edit", "--out", tmp_path / "edit", "--fresh")
+    assert itself.exit_code == 1 and f"'{tmp_path / 'edit'}' lies in" in itself.output, "what it reads stays"
+    assert len([*(tmp_path / "edit" / "edits").iterdir()]) == 2
+    again = run("rerun", tmp_path / "edit")
+    assert again.exit_code == 0 and f"2 edits at layer {layer}" in again.output
+    assert "is the run itself" in run("rerun", tmp_path / "edit", "--out", tmp_path / "edit").output
     wrong = run("evaluate", tmp_path / "trace")
     assert wrong.exit_code == 1
     assert "is not a run of `workbench edit`" in wrong.output
+
+
+@pytest.mark.parametrize("method", ["rome", "grace"])
+def test_the_one_layer_named_is_edited(records: Path, text: Path, tmp_path: Path, method: str) -> None:
+    made = run("edit", "--model", TINY, "--records", records, "--text", text, "--preset", "gpt2-xl", "--method", method,
+               "--layers", 3, "--limit", 1, "--set", "steps=1", "--out", tmp_path / "edit")  # fmt: skip
+    assert made.exit_code == 0 and "1 edits at layer 3" in made.output, made.output
 
 
 def test_a_single_request_is_shown_before_and_after(records: Path, text: Path, tmp_path: Path) -> None:
@@ -190,6 +203,8 @@ def test_bad_input_is_one_clear_line(study: list[object], records: Path, tmp_pat
     assert "got '3;7'" in error("--positions", "3;7")
     assert "--engine is one of auto, fast, plain" in error("--engine", "quick")
     assert "one of float32, tf32" in error("--precision", "float64")
+    below = run(*study, "--seed", -1, "--out", tmp_path / "bad")
+    assert below.exit_code == 2 and "--seed" in below.output
 
 
 def test_a_run_is_repeated_and_its_edit_shown_at_work(records: Path, text: Path, tmp_path: Path) -> None:

@@ -117,10 +117,13 @@ def test_kept_moments_of_another_model_layer_or_damaged(tiny_gpt2: Model, tmp_pa
     with pytest.raises(ValueError, match="is damaged"):
         read_kept(tiny_gpt2, [2], tmp_path)
     kept_path(tmp_path, 2).write_bytes(whole)
-    before = tiny_gpt2.snapshot()
+    moments, before = second_moments(tiny_gpt2, [2], TEXTS), tiny_gpt2.snapshot()
     try:
         with torch.no_grad():
             tiny_gpt2.weight(1).mul_(1.5)
+        with pytest.raises(ValueError, match=r"is of .* with other weights: choose another folder"):
+            keep_moments(tiny_gpt2, moments, tmp_path, source={})
+        assert kept_path(tmp_path, 2).read_bytes() == whole
         with pytest.raises(ValueError, match=re.escape("import or export it again for this model")):
             read_kept(tiny_gpt2, [2], tmp_path)
     finally:

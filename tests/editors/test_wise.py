@@ -243,6 +243,14 @@ def test_shards_are_merged_when_their_group_is_full() -> None:
 # What the edit does
 
 
+def test_a_side_memory_holds_an_edit_once(tiny_gpt2: Model, plain: WISE) -> None:
+    edit = plain(tiny_gpt2, [PORTUGAL])
+    with edit.applied(tiny_gpt2):
+        with pytest.raises(ValueError, match="is applied already, and a side memory holds each once"):
+            edit.apply_(tiny_gpt2)
+        assert tiny_gpt2.edits == [edit]
+
+
 def test_the_edited_model_says_the_target_and_far_prompts_are_untouched(tiny_gpt2: Model, plain: WISE) -> None:
     before = tiny_gpt2.snapshot()
     wise = replace(plain, steps=12, learning_rate=1.0, unrelated=[FAR, "People in Kenya speak Swahili"])

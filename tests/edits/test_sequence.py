@@ -348,6 +348,10 @@ def test_files_of_a_sequence_and_files_of_single_edits_are_applied_in_order(tiny
         both = tiny_gpt2.snapshot()
     assert same(both, weights_of(tiny_gpt2, single))
 
+    there, elsewhere = paths[0], tmp_path / "single" / ".." / "sequence" / paths[0].name
+    (tmp_path / "single").mkdir()
+    with pytest.raises(ValueError, match="is named twice"), applied_files(tiny_gpt2, [there, elsewhere]):
+        pass
     with pytest.raises(ValueError, match="on top of"), applied_files(tiny_gpt2, [paths[0], paths[2]]):
         pass
     with pytest.warns(UserWarning, match="was made for"), applied_files(tiny_gpt2, [paths[0], paths[2]], force=True):

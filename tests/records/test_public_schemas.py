@@ -242,6 +242,8 @@ def test_several_edits_a_record_are_refused_with_the_way_out(tmp_path: Path) -> 
 
 
 def test_a_question_without_its_subject_is_refused_by_itself(tmp_path: Path) -> None:
+    inside = MEND | {"subject": "Ra", "src": "Who is the narrator of Walden?"}
+    assert "the subject 'Ra' in it" in read(write(tmp_path, [MEND, inside]))[1], "no part of another word is a subject"
     lost = MEND | {"subject": "Bimill"}
     records, said = read(write(tmp_path, [MEND, lost, MEND]))
     assert [record.case_id for record in records] == [0, 2]

@@ -76,12 +76,24 @@ def test_other_settings_are_refused_by_name(run: Run, changed: dict, message: st
 
 def test_folders_that_are_no_runs_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ValueError, match=r"holds files but no settings\.json"):
+    with pytest.raises(ValueError, match=r"holds files but is no run"):
         Run.create(tmp_path, SETTINGS)
     with pytest.raises(ValueError, match="is a file"):
         Run.create(tmp_path / "thesis.tex", SETTINGS)
     with pytest.raises(FileNotFoundError, match="not a run folder"):
         Run.open(tmp_path)
+
+
+def test_settings_of_something_else_make_no_run_and_what_is_hidden_stays(tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text('{"editor.tabSize": 4}')
+    with pytest.raises(ValueError, match="holds files but is no run's"):
+        clear(tmp_path)
+    run = Run.create(tmp_path / "run", SETTINGS)
+    hidden, left = run.folder / ".gitignore", run.folder / ".edits.json.a1_b2c3d"
+    for path in (hidden, left):
+        path.touch()
+    Run.create(run.folder, SETTINGS)
+    assert hidden.exists() and not left.exists()
 
 
 def test_other_weights_are_refused(run: Run) -> None:
@@ -241,7 +253,7 @@ def test_afresh_deletes_a_run_and_nothing_else(run: Run, tmp_path: Path) -> None
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").write_text("years of work")
     for use in (clear, lambda folder: locked(folder).__enter__()):
-        with pytest.raises(ValueError, match=r"holds files but no settings\.json"):
+        with pytest.raises(ValueError, match=r"holds files but is no run"):
             use(tmp_path / "thesis")
     assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["thesis.tex"]
 

@@ -46,7 +46,10 @@ def chat(
     loaded = load(model, device=device, dtype=dtype, device_map=device_map)
     console.print("A prompt a line; an empty line ends.")
     while prompt := _line():
-        show_both(loaded, edits, [prompt], tokens=tokens, force=force)
+        try:
+            show_both(loaded, edits, [prompt], tokens=tokens, force=force)
+        except ValueError as error:  # of this prompt: the next may do
+            console.print(f"error: {error}")
 
 
 def show_both(model: "Model", edits: Sequence[Path], prompts: Sequence[str], *, tokens: int, force: bool) -> None:

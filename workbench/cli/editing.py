@@ -1,5 +1,6 @@
 """`workbench edit` and `workbench evaluate`: rewrite facts, and score what that did."""
 
+import warnings
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -145,12 +146,18 @@ def evaluate(
     made = Run.open(edits)
     if made.settings.get("command") != "edit" or made.settings.get("prompt"):
         raise ValueError(f"'{edits}' is not a run of `workbench edit` over records; make one with `workbench edit`")
-    every = read_records(records_path(made.settings["records"]))
+    named = records_path(made.settings["records"])
+    if not Path(named).exists():
+        raise FileNotFoundError(f"'{named}', the records of '{edits}', is not there: call this where they were edited")
+    every = read_records(named)
     size = made.settings.get("batch")
     if size is None:
         chosen = [record for record in every if edit_path(made, record).exists()]
     else:
         chosen = saved_batches(made, every[: made.settings["limit"]], size=size)
+    asked = every[: made.settings["limit"]]
+    if 0 < len(chosen) < len(asked) and made.status != "complete":
+        warnings.warn(f"'{edits}' was stopped: {len(chosen)} of its {len(asked)} records are edited", stacklevel=2)
     if not chosen:
         raise ValueError(f"'{edits}' holds no edits; run `workbench edit --out {edits}` to the end")
     loaded = load(made.settings["model"], device=device, dtype=made.settings["dtype"], device_map=device_map)

@@ -17,8 +17,7 @@ def several(name: str, kind: type, help: str) -> Any:
     """An option of several values."""
 
     def parse(text: Any) -> list[Any]:
-        if not isinstance(text, str):  # a default
-            return [text]
+        text = str(text)  # a default, or a number in a file of options
         try:
             return [kind(part.strip()) for part in text.split(",") if part.strip()]
         except ValueError:
@@ -94,7 +93,8 @@ Engine = Annotated[str, typer.Option("--engine", help="What traces: fast, plain 
 
 
 def _samples(text: Any) -> int | str:
-    if isinstance(text, int) or text == "auto":
+    text = str(text)  # a file of options may hold a number
+    if text == "auto":
         return text
     if not (text.isdecimal() and int(text) >= 1):
         raise typer.BadParameter(f"{text!r} is neither a number of at least 1 nor auto")
@@ -177,7 +177,7 @@ Repeats = Annotated[int, typer.Option("--repeats", min=1, help="Interleaved runs
 # The run and the machine ---------------------------------------------------------------------------------------
 
 Out = Annotated[Path | None, typer.Option("--out", help="The run's folder. [default: runs/COMMAND-MODEL]")]
-Seed = Annotated[int, typer.Option("--seed", help="Of noise, contexts, sampling and bootstrap.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Of noise, contexts, sampling and bootstrap.")]
 Retry = Annotated[bool, typer.Option("--retry", help="Try again the records that failed in an earlier run.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Delete what an earlier run left in --out, and start again.")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto.")]

@@ -35,8 +35,14 @@ def rerun(
     settings, name = made.settings, made.settings.get("command", "")
     main = _COMMANDS.get(name) or _analysis(name, folder)
     if changed := changed_contents(settings.get(CONTENT, {}), contents(settings)):
-        raise ValueError(f"{', '.join(changed)} are not what they were in '{folder}': put them back as they were")
+        raise ValueError(
+            f"{', '.join(changed)} are not what they were in '{folder}': put them back as they were, or "
+            "call this in the folder where it was made"
+        )
+    if out is not None and out.resolve() == folder.resolve():
+        raise ValueError(f"'{out}' is the run itself: choose another --out")
     given = {**made.read_json(GOING_ON), **settings}
+    given.pop("located", None)  # the run whose layer was taken: the layer is settled
     values = {each: _value(option, given) for each, option in inspect.signature(main).parameters.items()}
     again = {"out": out or folder.with_name(f"{folder.name}-rerun"), "device": device}
     told(main, name)(**values | {key: value for key, value in again.items() if key in values})

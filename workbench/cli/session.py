@@ -172,8 +172,7 @@ def analysis(
         out: the folder; None for one in `runs/`, named by command and model.
         settings: see `given`.
         model: whose weights a run goes on with; ValueError for others.
-        title: of the report.
-        headline: what it says first, or what makes that of the run; None for that of a study.
+        title, headline: of the report; the latter, or what makes it of the run, None for that of a study.
         report: whether there is one.
         presets: whether results depend on the presets of the methods, so that a run goes on with none that changed.
         checks: what the model is to take; what it cannot is told, and kept as failed, before the block is entered.
@@ -182,7 +181,7 @@ def analysis(
     """
     from workbench.machine.failures import lines
     from workbench.report.write import write_report
-    from workbench.runs.folder import clear, locked
+    from workbench.runs.folder import check_apart, clear, locked
     from workbench.runs.identity import CONTENT, GOING_ON, together
     from workbench.runs.run import Run
     from workbench.studies.checked import check
@@ -190,6 +189,7 @@ def analysis(
 
     named = [settings["command"], *([Path(settings["model"]).name] if "model" in settings else [])]
     folder, asked = out or Path("runs") / "-".join(named), _running.get()
+    check_apart(folder, asked)
     with locked(folder):
         if asked.get("fresh"):
             clear(folder)

@@ -33,7 +33,12 @@ def check_made_for(edit: Any, model: Model, *, force: bool) -> None:
         differs = f"{name} was made in {dtype}, but {model.name!r} is loaded in {_name(model.dtype)}"
         if not force:
             raise ValueError(f"{differs}: load the model in {dtype}, or use force to convert the edit")
-        warnings.warn(f"{differs}: it is converted", stacklevel=3)
+        of = edit.provenance.get("model", "a model")
+        warnings.warn(
+            f"{differs}: it is converted, and whether those are the weights that it was made for, of {of!r}, cannot be "
+            "told",
+            stacklevel=3,
+        )
         return
     made, present = str(edit.provenance.get("fingerprint", "unknown")), state_fingerprint(model)
     if made == present:

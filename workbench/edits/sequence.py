@@ -165,8 +165,8 @@ def applied_files(model: Model, paths: Sequence[str | Path], *, force: bool = Fa
     what those before it leave, as the edits of a sequence are. ValueError otherwise, or under `force` a warning; and
     for a file that is there twice.
     """
-    twice = next((path for place, path in enumerate(paths) if path in paths[:place]), None)
-    if twice is not None:
+    files = [Path(path).resolve() for path in paths]
+    if twice := next((path for place, path in enumerate(files) if path in files[:place]), None):
         raise ValueError(f"{twice} is named twice, and would be applied twice: name it once")
     start = state_fingerprint(model)
     with undone(model):

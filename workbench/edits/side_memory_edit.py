@@ -43,7 +43,10 @@ class SideMemoryEdit(HookEdit):
                 raise ValueError(f"the side memory of layer {self.rules.layer} is not finite")
 
     def check_fits(self, model: Model) -> None:
-        """IndexError for a layer out of range, ValueError for changes of another shape."""
+        """IndexError for a layer out of range, ValueError for changes of another shape, and while it is applied: a
+        memory that holds it twice would move what it gives by more than was learned."""
+        if any(edit is self for edit in model.edits):
+            raise ValueError(f"this {self.method} edit is applied already, and a side memory holds each once")
         self.rules.sites(model)
         shape = tuple(self.rules.weight(model).shape)
         for shard in self.shards:

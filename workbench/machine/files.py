@@ -1,8 +1,12 @@
 """Files that are written whole or not at all."""
 
 import os
+import re
 import tempfile
 from pathlib import Path
+
+TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}")
+"""Names of the files that `write_whole` leaves where it is killed."""
 
 
 def write_whole(path: Path, content: bytes) -> None:

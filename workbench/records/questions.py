@@ -27,8 +27,8 @@ def own_answer(prompt: Node, answer: str) -> Probe:
 def subject_template(prompt: Node, subjects: Sequence[str]) -> tuple[str, str]:
     """The prompt with {} for its subject, and the subject as it is written there; `NothingToEdit` if it is not.
 
-    Of several names the first that occurs counts: as a word of its own, if any does so anywhere, and also in another
-    case ("iucn" for "IUCN"). An answer follows a question with a space after its "?" (`joining.join`).
+    Of several names the first that occurs counts: as a word of its own, else also in another case ("iucn" for "IUCN").
+    An answer follows a question with a space after its "?" (`joining.join`).
     """
     text = prompt.text()
     if "{}" in text:
@@ -43,12 +43,10 @@ def subject_template(prompt: Node, subjects: Sequence[str]) -> tuple[str, str]:
 
 def find_subject(text: str, subjects: Sequence[str]) -> tuple[str, str] | None:
     """What `subject_template` gives of a text, or None."""
-    for pattern_of in (whole_word, re.escape):
-        for flags in (re.NOFLAG, re.IGNORECASE):
-            for subject in subjects:
-                pattern = pattern_of(subject)
-                if found := re.search(pattern, text, flags):
-                    return f"{text[: found.start()]}{{}}{text[found.end() :]}", found.group()
+    for flags in (re.NOFLAG, re.IGNORECASE):
+        for subject in subjects:
+            if found := re.search(whole_word(subject), text, flags):
+                return f"{text[: found.start()]}{{}}{text[found.end() :]}", found.group()
     return None
 
 

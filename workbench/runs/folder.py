@@ -2,9 +2,10 @@
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -12,6 +13,8 @@ from workbench.machine.jsonl import load_json
 
 LOCK = ".lock"
 """The file by which one process keeps others out."""
+_WHOLE = ("settings.json", "environment.json", "status.json")
+"""What every run's folder holds."""
 _BEGUN = re.compile(r"environment\.json$|status\.json$|\.lock$|\.(environment|status|settings)\.json\.")
 """What a run that was killed as it began may have left."""
 
@@ -20,10 +23,19 @@ def check_folder(folder: Path) -> None:
     """ValueError for a file, and for a folder that holds more than a run, or than one that was killed as it began."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"'{folder}' is a file, not a run folder: choose another --out")
-    if not folder.exists() or (folder / "settings.json").exists():
+    if not folder.exists() or all((folder / name).exists() for name in _WHOLE):
         return
     if not all(_BEGUN.match(path.name) for path in folder.iterdir()):
-        raise ValueError(f"'{folder}' holds files but no settings.json: choose another --out")
+        raise ValueError(f"'{folder}' holds files but is no run's: choose another --out")
+
+
+def check_apart(folder: Path, asked: Mapping[str, Any]) -> None:
+    """ValueError where what a command reads, by its options, lies in the folder that it is to write."""
+    for name, value in asked.items():
+        for each in value if isinstance(value, list | tuple) else [value]:
+            read = name != "out" and isinstance(each, str | Path) and Path(each).exists()
+            if read and Path(each).resolve().is_relative_to(folder.resolve()):
+                raise ValueError(f"'{each}' lies in '{folder}', which is to be written: choose another --out")
 
 
 @contextmanager

@@ -15,12 +15,12 @@ from matplotlib.figure import Figure
 
 from workbench.machine.environment import environment, now
 from workbench.machine.failures import FAILURES, reason, sentence
-from workbench.machine.files import write_whole
+from workbench.machine.files import TEMPORARY, write_whole
 from workbench.machine.hashing import digest
 from workbench.machine.jsonl import append_line, dumps, load_json, read_lines, sweep_lines
 from workbench.measuring.scores import Evaluation
 from workbench.runs.artifacts import SavedFigure, SavedTable, figures_in, save_figure, save_table, tables_in
-from workbench.runs.folder import LOCK, check_folder
+from workbench.runs.folder import check_folder
 from workbench.runs.identity import AFRESH, refuse_other_settings, release
 from workbench.tables.table import Table
 
@@ -117,7 +117,7 @@ class Run:
     def _sweep(self) -> None:
         """Remove temporary files that a kill has left, lines of records that are damaged, and damaged results."""
         for path in self.folder.rglob(".*"):
-            if path.is_file() and path.name != LOCK:
+            if path.is_file() and TEMPORARY.fullmatch(path.name):
                 path.unlink()
         for path in self.folder.glob("*.jsonl"):
             sweep_lines(path, seal=self._seal)

@@ -95,7 +95,8 @@ def locate(
     skipped = tuple(facts[case] for case in facts if case in rows and case not in traces)
     found = TraceSet(traces=tuple(traces.values()), skipped=skipped, reasons=(NOT_KNOWN,) * len(skipped))
     if not found.traces:
-        raise unknown(model, len(cases), "trace more of them (--limit, or --traces in a study)")
+        failed = [row["reason"] for row in run.rows("failures") if row["what"] == "fact"]
+        raise unknown(model, len(cases), "trace more of them (--limit, or --traces in a study)", failed)
     averages = tuple(average_effects(found.traces, site) for site in SITES)
     seen = averages[0].counts["last_subject"]
     located = Located(
@@ -181,12 +182,17 @@ def find_layer(
     )  # fmt: skip
     found = TraceSet.collect(track(traces, "Locating", len(chosen)))
     if not found.traces:
-        raise unknown(model, len(chosen), "give the layer to edit (--layer)")
+        failed = [why for why in found.reasons if why != NOT_KNOWN]
+        raise unknown(model, len(chosen), "give the layer to edit (--layer)", failed)
     return mediating_layer(found.traces)
 
 
-def unknown(model: Model, facts: int, otherwise: str) -> ValueError:
-    """What to raise where a model knows none of so many facts; `otherwise` is what to do unless with other records."""
+def unknown(model: Model, facts: int, otherwise: str, failed: Sequence[str] = ()) -> ValueError:
+    """What to raise where a model knows none of so many facts, some of which may have `failed` for these reasons;
+    `otherwise` is what to do unless with other records."""
+    if failed:
+        others = f", and {model.name} knows none of the others" if len(failed) < facts else ""
+        return ValueError(f"{len(failed)} of the {facts} facts could not be traced{others}: {failed[0]}")
     return ValueError(
         f"{model.name} knows none of the {facts} facts traced (its top token is never the answer): choose records that "
         f"it knows, or {otherwise}"

@@ -47,7 +47,7 @@ def preset(method: str, model: str) -> Preset:
     if name not in entries:
         raise ValueError(
             f"no {method} preset for model {model!r}; there are some for {', '.join(sorted(entries))}: "
-            "borrow one with --preset (preset_of= in Python), or give the hyperparameters yourself"
+            "borrow one with --preset (preset_of= in Python)"
         )
     entry = entries[name]
     fields, lengths = dict(entry["fields"]), entry.get("context_lengths", PUBLISHED_CONTEXT_LENGTHS)

@@ -36,11 +36,24 @@ def holds_moments(folder: Path) -> bool:
 
 
 def keep_moments(model: Model, moments: Mapping[int, SecondMoment], folder: Path, *, source: Mapping[str, Any]) -> None:
-    """Write moments of a model, each with the model that it is of and where it comes from."""
+    """Write moments of a model, each with the model that it is of and where it comes from; ValueError, and nothing
+    written, where the folder holds another model's of one of the layers."""
+    for path in (kept_path(folder, layer) for layer in moments):
+        if path.is_file() and (other := _others(path, unedited_fingerprint(model))):
+            raise ValueError(f"'{path}' is of {other}: choose another folder")
     for layer, moment in moments.items():
         of = {"model": model.name, "fingerprint": unedited_fingerprint(model), "layer": layer, "count": moment.count}
         made = {name: environment()[name] for name in ("date", "versions")}
         save_sealed(kept_path(folder, layer), {"matrix": moment.matrix}, of | made | {"source": source}, format=_FORMAT)
+
+
+def _others(path: Path, fingerprint: str) -> str:
+    """The model that a file's moment is of, if that is another than the one of the fingerprint; empty if not."""
+    try:
+        _, known = load_sealed(path, format=_FORMAT)
+        return "" if known["fingerprint"] == fingerprint else f"{known['model']} with other weights"
+    except (Damaged, KeyError, TypeError):
+        return ""
 
 
 def read_kept(model: Model, layers: Sequence[int], folder: Path) -> dict[int, SecondMoment]:
