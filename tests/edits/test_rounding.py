@@ -32,7 +32,7 @@ def test_small_edits_add_up(checkpoints: dict[str, Path], dtype: torch.dtype) ->
     model = load_model(str(checkpoints["llama"]), device="cpu", dtype=dtype)
     before, weight = model.snapshot(), model.weight(1).float()
     edits = small_edits(model, 40, 2e-3)
-    asked = sum(edit.updates[0].dense() for edit in edits)
+    asked = torch.stack([edit.updates[0].dense() for edit in edits]).sum(dim=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for edit in edits:
@@ -41,7 +41,7 @@ def test_small_edits_add_up(checkpoints: dict[str, Path], dtype: torch.dtype) ->
     assert (model.weight(1) - once).float().norm() <= 0.01 * asked.norm(), "but for the last bit here and there"
     for edit in edits[::2]:
         edit.revert_(model)
-    left = sum(edit.updates[0].dense() for edit in edits[1::2])
+    left = torch.stack([edit.updates[0].dense() for edit in edits[1::2]]).sum(dim=0)
     assert (model.weight(1) - (weight + left).to(dtype)).float().norm() <= 0.01 * left.norm()
     for edit in edits[1::2]:
         edit.revert_(model)
@@ -58,8 +58,8 @@ def test_one_edit_of_many_updates_is_rounded_once(checkpoints: dict[str, Path], 
         with whole.applied(model), whole.applied_to(hf):
             (mine,) = (model.parameters[name] for name in model.parameters if "layers.1.mlp.down_proj" in name)
             assert torch.equal(mine, hf.model.layers[1].mlp.down_proj.weight)
-            one, others = model.weight(1).clone(), edits
-        for edit in others:
+            one = model.weight(1).clone()
+        for edit in edits:
             edit.apply_(model)
     assert torch.equal(model.weight(1), one)
 

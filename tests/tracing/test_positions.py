@@ -169,9 +169,9 @@ def test_a_model_that_knows_no_fact_has_no_layer_and_says_so(tiny_gpt2: Model, t
 
 def test_a_fact_that_cannot_be_traced_is_not_called_unknown(tiny_gpt2: Model, tmp_path: Path) -> None:
     far = Fact(subject="Norway", template="Paris " * 300 + "{} is", object="Oslo")
-    with pytest.raises(ValueError, match="1 of the 1 facts could not be traced: .*a text has"):
+    with pytest.raises(ValueError, match=r"1 of the 1 facts could not be traced: .*a text has"):
         find_layer(tiny_gpt2, [far, PORTUGAL], limit=1)
-    with pytest.raises(ValueError, match="1 of the 1 facts could not be traced: .*a text has"):
+    with pytest.raises(ValueError, match=r"1 of the 1 facts could not be traced: .*a text has"):
         locate(Run.create(tmp_path / "run", {}), tiny_gpt2, {0: far, 1: PORTUGAL}, limit=1, seed=0, window=2, samples=1)
 
 

@@ -23,7 +23,10 @@ _MODULES = {
 class HasMatrices(Protocol):
     """What edits of weights write to: a model of the workbench, or a plain one (`places.PlainModel`)."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The model's."""
+        ...
 
     def weight(self, layer: int, matrix: str = "W_out") -> Float[Tensor, "d_in d_out"]:
         """Live view of a matrix, see `Weights.weight`."""
