@@ -13,7 +13,7 @@ from workbench.models import direct
 from workbench.models.generation import generate
 from workbench.models.loading import load_model
 from workbench.models.model import Model
-from workbench.models.scoring import score_targets
+from workbench.models.scoring import TargetScore, score_targets
 from workbench.models.tokens import TokenRow
 from workbench.records.facts import EditRequest
 
@@ -115,6 +115,30 @@ def test_a_passage_that_all_texts_begin_with_is_run_once(
             )
             torch.testing.assert_close(ours.log_probs, theirs.log_probs, atol=2e-4, rtol=0)
             torch.testing.assert_close(ours.next_log_probs, theirs.next_log_probs, atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", pytest.param("gemma3", marks=pytest.mark.slow)])
+def test_a_passage_that_is_kept_is_not_run_again(kind: str, checkpoints: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor what another that begins so shares with it; and it is forgotten where weights may have changed."""
+    model, given = load_model(str(checkpoints[kind]), device="cpu"), watched(monkeypatch)
+    monkeypatch.setattr(direct, "PASSAGE", 8)
+    longer = [f"{ASKED[0]} and {prompt}" for prompt in ("Rome", "Japan")]
+
+    def asked() -> list[TargetScore]:
+        pairs = [[(prompt, "Paris") for prompt in some] for some in (ASKED, longer, ASKED)]
+        return [score for some in pairs for score in score_targets(model, some)]
+
+    for _ in range(2):
+        given.clear()
+        apart, passage, run = asked(), given[0], sum(given)
+        given.clear()
+        with direct.keeping_passage():
+            together = asked()
+        assert given[0] == passage and sum(given) == run - 2 * passage
+        for ours, theirs in zip(together, apart, strict=True):
+            torch.testing.assert_close(ours.log_probs, theirs.log_probs, atol=2e-4, rtol=0)
+        with torch.no_grad():
+            model.weight(0).mul_(1.5)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from workbench.edits.edit import Edit
 from workbench.measuring.metrics import kl_divergence, target_probability
 from workbench.measuring.sampled_texts import sample_texts
 from workbench.measuring.scores import FLUENCY_TOKENS, KINDS, Evaluation, PromptScores, RecordScores
+from workbench.models.direct import keeping_passage
 from workbench.models.generation import continue_within, generate_apart, rooms
 from workbench.models.model import Model
 from workbench.models.sampler import Sampler
@@ -104,11 +105,12 @@ def score_states(
         seed: Of the sampling. A record's draws depend on it and on the case id alone: not on the order of
             records, and they are the same before and after an edit.
     """
-    scored = _scored(model, records, batch_size)
-    continuations = _continue(model, scored, batch_size) if generate else [{} for _ in records]
     texts: Sequence[tuple[str, ...]] = [()] * len(records)
-    if fluency_tokens:
-        texts = sample_texts(model, records, fluency_tokens, seed=seed, batch_size=batch_size)
+    with keeping_passage():
+        scored = _scored(model, records, batch_size)
+        continuations = _continue(model, scored, batch_size) if generate else [{} for _ in records]
+        if fluency_tokens:
+            texts = sample_texts(model, records, fluency_tokens, seed=seed, batch_size=batch_size)
     return [_state(*each) for each in zip(records, scored, continuations, texts, strict=True)]
 
 

@@ -22,6 +22,7 @@ from workbench.edits.edit import Edit
 from workbench.machine.as_json import AsJson
 from workbench.machine.shown import Shown
 from workbench.measuring.evaluate import SLACK
+from workbench.models.direct import keeping_passage
 from workbench.models.generation import continue_within
 from workbench.models.model import Model
 from workbench.models.scoring import TargetScore, score_targets
@@ -103,10 +104,11 @@ def answers(
 ) -> tuple[Answered, ...]:
     """What the model as it is makes of questions, see `survey_state`."""
     pairs = _pairs(asked)
-    found = score_targets(model, pairs, separator=separator, batch_size=batch_size)
-    scored = dict(zip(pairs, found, strict=True))
-    tokens = max(len(score.tokens) for score in found) + SLACK
-    written = continue_within(model, [prompt for _, _, prompt, _ in asked], tokens=tokens, batch_size=batch_size)
+    with keeping_passage():
+        found = score_targets(model, pairs, separator=separator, batch_size=batch_size)
+        scored = dict(zip(pairs, found, strict=True))
+        tokens = max(len(score.tokens) for score in found) + SLACK
+        written = continue_within(model, [prompt for _, _, prompt, _ in asked], tokens=tokens, batch_size=batch_size)
     return tuple(
         Answered(
             score=score,

@@ -2,9 +2,12 @@
 
 On a processor computing takes longer than launching, and the model itself runs, unless texts are long (1,000 tokens
 take half of the time without its eager attention), or all begin with the same passage, such as demonstrations: that is
-run once for all of them.
+run once for all of them, and within `keeping_passage` once for several batches.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 import torch
@@ -23,6 +26,10 @@ _LONG = 512
 """Tokens from which on the model's own attention takes longer than the fused one."""
 Cache = list[tuple[Tensor, Tensor]]
 """Keys and values [batch pos kv_head d_head] of each layer."""
+
+
+_last: ContextVar[list[tuple[Blocks, Tensor, Cache]] | None] = ContextVar("the last passage", default=None)
+"""If it is kept: the blocks that ran it, its tokens [1 pos], and its keys and values."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -62,13 +69,37 @@ def direct(model: Model, tokens: Tokens, *, keep: int = 1, new: int = 0) -> Dire
     rows, longest = tokens.ids.shape
     left = longest - passage
     first = tokens.ids[tokens.mask.sum(dim=1).argmax(), :passage][None]  # the longest text has no padding
-    cache: Cache = []
-    forward(blocks, first, torch.ones_like(first), cache, keep_last=1, goes_on=True)
-    cache[:] = [(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in cache]
+    cache = [(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in _run_passage(blocks, first)]
     lengths = tokens.mask.sum(dim=1, keepdim=True) - passage
     own = torch.arange(left, 0, -1, device=lengths.device) <= lengths
     mask = torch.cat([first.new_ones(rows, passage), own.to(first.dtype)], dim=1)
     return Direct(blocks=blocks, ids=tokens.ids[:, -left:], mask=mask, cache=cache)
+
+
+@contextmanager
+def keeping_passage() -> Iterator[None]:
+    """Within the block, in which nothing changes a model, the last passage that was run is kept: texts that are asked
+    about later and begin as it does go on from there."""
+    token = _last.set([])
+    try:
+        yield
+    finally:
+        _last.reset(token)
+
+
+def _run_passage(blocks: Blocks, ids: Int[Tensor, "1 pos"]) -> Cache:
+    """Keys and values of a passage; what the last one that was kept begins with is taken from it."""
+    last, done = _last.get(), 0
+    cache: Cache = []
+    for owner, before, kept in last or ():
+        n = min(before.shape[1], ids.shape[1])
+        done = int((before[:, :n] == ids[:, :n]).long().cumprod(dim=1).sum()) if owner is blocks else 0
+        cache = [(k[:, :done], v[:, :done]) for k, v in kept] if done else []
+    if done < ids.shape[1]:
+        forward(blocks, ids[:, done:], torch.ones_like(ids), cache, keep_last=1, goes_on=True)
+        if last is not None:
+            last[:] = [(blocks, ids, cache)]
+    return cache
 
 
 def shared_passage(tokens: Tokens, *, keep: int) -> int:
