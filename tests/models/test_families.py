@@ -154,15 +154,26 @@ def test_fine_tuning_keeps_its_promise(family: str, checkpoints: dict[str, Path]
     assert said == pytest.approx(second, abs=1e-4)
 
 
-def test_a_norm_lets_the_direction_be_chosen() -> None:
-    """The change that is said to be needed makes what is added point where it should, at the output's own size."""
-    gains = torch.tensor([1.0, 2.0, 0.5, -1.0], dtype=torch.float64)
-    contribution = Contribution(norm=lambda x: gains * x / x.square().mean(dim=-1, keepdim=True).sqrt(), multiplier=1.0)
-    output, wanted = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+@pytest.mark.parametrize("uneven", [0.0, 1.0])
+def test_behind_a_norm_what_is_added_comes_as_near_as_it_can(uneven: float) -> None:
+    """No output of this size in another direction is nearer; with uneven gains dividing by them is far worse."""
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(8)
+    gains = signs * (uneven * torch.randn(16, generator=generator, dtype=torch.float64)).exp()
+    contribution = Contribution(norm=lambda x: gains * x / x.square().mean(dim=-1, keepdim=True).sqrt(), multiplier=0.5)
+    output, wanted = torch.randn(2, 3, 16, generator=generator, dtype=torch.float64)
+    wanted = 0.2 * wanted * contribution(output).norm() / wanted.norm()
+
+    def missed(changed: torch.Tensor) -> torch.Tensor:
+        return (contribution(changed) - contribution(output) - wanted).norm(dim=-1)
+
     changed = output + contribution.needed(output, wanted)
     torch.testing.assert_close(changed.norm(dim=-1), output.norm(dim=-1))
-    cosine = torch.cosine_similarity(contribution(changed) / gains, (contribution(output) + wanted) / gains)
-    torch.testing.assert_close(cosine, torch.ones(3, dtype=torch.float64))
+    for size in (1e-3, 1e-1, 1.0):
+        others = changed + size * torch.randn(200, 3, 16, generator=generator, dtype=torch.float64)
+        assert (missed(changed) <= missed(others) + 1e-9).all()
+    divided = (contribution(output) + wanted) / gains
+    assert (missed(divided).sum() > 1.5 * missed(changed).sum()) == bool(uneven)
 
 
 def test_a_multiplier_is_undone_exactly() -> None:

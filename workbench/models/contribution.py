@@ -8,6 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+_HALVINGS = 60
+"""Of an interval, after which no type of numbers holds more of it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Contribution:
@@ -33,14 +36,29 @@ class Contribution:
     ) -> Float[Tensor, "... d_model"]:
         """The change of the output that changes what is added by `wanted`.
 
-        A root-mean-square norm lets only the direction be chosen: then the output keeps its size, and what is added
-        points where it should.
+        A root-mean-square norm takes the output's size away: then the output keeps it, and what is added comes as near
+        to what it should be as it can.
         """
         if self.norm is None:
             return wanted / self.multiplier
-        added = self(output) + wanted
-        direction = added / self(torch.ones_like(output))  # the norm's gains
-        return direction * (output.norm(dim=-1, keepdim=True) / direction.norm(dim=-1, keepdim=True)) - output
+        nearest = _nearest(self(torch.ones_like(output)), self(output) + wanted)
+        return output.square().mean(dim=-1, keepdim=True).sqrt() * nearest - output
+
+
+def _nearest(gains: Float[Tensor, "... d"], wanted: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+    """The v of root mean square 1 for which gains * v is nearest to what is wanted.
+
+    That is gains * wanted / (gains^2 + m) with the m, found by bisection, which gives it this size.
+    """
+    squares, products = gains.square(), gains * wanted
+    low = -squares.amin(dim=-1, keepdim=True)
+    high = products.square().mean(dim=-1, keepdim=True).sqrt()
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        long = (products / (squares + middle)).square().mean(dim=-1, keepdim=True) > 1
+        low, high = torch.where(long, middle, low), torch.where(long, high, middle)
+    found = products / (squares + high)
+    return found / found.square().mean(dim=-1, keepdim=True).sqrt()
 
 
 def of_attention(block: Any) -> Contribution:
