@@ -157,10 +157,14 @@ def test_trace_edit_and_evaluate_hand_on_their_folders(records: Path, text: Path
 
 
 @pytest.mark.parametrize("method", ["rome", "grace"])
-def test_the_one_layer_named_is_edited(records: Path, text: Path, tmp_path: Path, method: str) -> None:
-    made = run("edit", "--model", TINY, "--records", records, "--text", text, "--preset", "gpt2-xl", "--method", method,
-               "--layers", 3, "--limit", 1, "--set", "steps=1", "--out", tmp_path / "edit")  # fmt: skip
-    assert made.exit_code == 0 and "1 edits at layer 3" in made.output, made.output
+def test_the_one_layer_named_is_edited(
+    records: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):  # it goes on in a folder called as the method is
+        made = run("edit", "--model", TINY, "--records", records, "--text", text, "--preset", "gpt2-xl",
+                   "--method", method, "--layers", 3, "--limit", 1, "--set", "steps=1", "--out", method)  # fmt: skip
+        assert made.exit_code == 0 and "1 edits at layer 3" in made.output, made.output
 
 
 def test_a_single_request_is_shown_before_and_after(records: Path, text: Path, tmp_path: Path) -> None:

@@ -30,11 +30,16 @@ def check_folder(folder: Path) -> None:
 
 
 def check_apart(folder: Path, asked: Mapping[str, Any]) -> None:
-    """ValueError where what a command reads, by its options, lies in the folder that it is to write."""
+    """ValueError where what a command reads, by its options, lies in the folder that it is to write.
+
+    A text may name something else than a file, as a method does after which the folder is called.
+    """
     for name, value in asked.items():
         for each in value if isinstance(value, list | tuple) else [value]:
-            read = name != "out" and isinstance(each, str | Path) and Path(each).exists()
-            if read and Path(each).resolve().is_relative_to(folder.resolve()):
+            if name == "out" or not isinstance(each, str | Path) or not Path(each).exists():
+                continue
+            place, to = Path(each).resolve(), folder.resolve()
+            if to in place.parents or (place == to and isinstance(each, Path)):
                 raise ValueError(f"'{each}' lies in '{folder}', which is to be written: choose another --out")
 
 
