@@ -207,6 +207,10 @@ def test_bad_input_is_one_clear_line(study: list[object], records: Path, tmp_pat
     assert "got '3;7'" in error("--positions", "3;7")
     assert "--engine is one of auto, fast, plain" in error("--engine", "quick")
     assert "one of float32, tf32" in error("--precision", "float64")
+    config = tmp_path / "run.yaml"
+    config.write_text("samples: 2.5\n")
+    half = run("trace", "--model", TINY, "--config", config)
+    assert half.exit_code == 2 and "'2.5'" in half.output
     below = run(*study, "--seed", -1, "--out", tmp_path / "bad")
     assert below.exit_code == 2 and "--seed" in below.output
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from command import TINY, Analyse
 from conftest import load_hf
+from known_evaluations import evaluation
 from known_records import capital
 from known_scores import nearly
 
@@ -339,6 +340,13 @@ def test_ticks_of_numbers_of_edits_do_not_touch() -> None:
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["1", "", "1,000"]
     wide = stack_figure(stacked(1, width=0.0), [Panel(measure="S", title="a", label="")])
     assert [label.get_text() for label in wide.axes[0].get_xticklabels()] == ["1", "316", "1,000"]
+
+
+def test_an_editor_whose_memory_was_not_measured_is_compared_all_the_same(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", {"seed": 0})
+    run.append("evaluations", evaluation(0).to_dict() | {"method": "kn", "name": "KN", "edit_seconds": 1.0})
+    memory = editor_report.single_summaries(run, seed=0)["KN"].post["edit_memory"]
+    assert math.isnan(memory.value) and memory.n == 0
 
 
 # The analyses ------------------------------------------------------------------------------------------

@@ -150,12 +150,12 @@ def evaluate(
     if not Path(named).exists():
         raise FileNotFoundError(f"'{named}', the records of '{edits}', is not there: call this where they were edited")
     every = read_records(named)
+    asked = every[: made.settings["limit"]]
     size = made.settings.get("batch")
     if size is None:
         chosen = [record for record in every if edit_path(made, record).exists()]
     else:
-        chosen = saved_batches(made, every[: made.settings["limit"]], size=size)
-    asked = every[: made.settings["limit"]]
+        chosen = saved_batches(made, asked, size=size)
     if 0 < len(chosen) < len(asked) and made.status != "complete":
         warnings.warn(f"'{edits}' was stopped: {len(chosen)} of its {len(asked)} records are edited", stacklevel=2)
     if not chosen:

@@ -38,11 +38,12 @@ def holds_moments(folder: Path) -> bool:
 def keep_moments(model: Model, moments: Mapping[int, SecondMoment], folder: Path, *, source: Mapping[str, Any]) -> None:
     """Write moments of a model, each with the model that it is of and where it comes from; ValueError, and nothing
     written, where the folder holds another model's of one of the layers."""
+    fingerprint = unedited_fingerprint(model)
     for path in (kept_path(folder, layer) for layer in moments):
-        if path.is_file() and (other := _others(path, unedited_fingerprint(model))):
+        if path.is_file() and (other := _others(path, fingerprint)):
             raise ValueError(f"'{path}' is of {other}: choose another folder")
     for layer, moment in moments.items():
-        of = {"model": model.name, "fingerprint": unedited_fingerprint(model), "layer": layer, "count": moment.count}
+        of = {"model": model.name, "fingerprint": fingerprint, "layer": layer, "count": moment.count}
         made = {name: environment()[name] for name in ("date", "versions")}
         save_sealed(kept_path(folder, layer), {"matrix": moment.matrix}, of | made | {"source": source}, format=_FORMAT)
 
@@ -58,7 +59,7 @@ def _others(path: Path, fingerprint: str) -> str:
 
 def read_kept(model: Model, layers: Sequence[int], folder: Path) -> dict[int, SecondMoment]:
     """The moments of layers from a folder; ValueError for one that is not there, damaged, or not of this model."""
-    found = {}
+    found, fingerprint = {}, unedited_fingerprint(model)
     for layer in layers:
         path = kept_path(folder, layer)
         if not path.is_file():
@@ -70,11 +71,10 @@ def read_kept(model: Model, layers: Sequence[int], folder: Path) -> dict[int, Se
             count = int(known["count"])
         except (Damaged, KeyError, TypeError) as error:
             raise ValueError(f"'{path}' is damaged or no second moment: {error}") from None
-        if of[1:] != (unedited_fingerprint(model), layer) or matrix.shape != (model.d_mlp, model.d_mlp):
-            here = unedited_fingerprint(model)[:12]
+        if of[1:] != (fingerprint, layer) or matrix.shape != (model.d_mlp, model.d_mlp):
             raise ValueError(
                 f"'{path}' is of layer {of[2]} of {of[0]} with weights {of[1][:12]}, not of layer {layer} of "
-                f"{model.name} with weights {here}: import or export it again for this model"
+                f"{model.name} with weights {fingerprint[:12]}: import or export it again for this model"
             )
         found[layer] = SecondMoment(layer=layer, matrix=matrix, count=count)
     return found
