@@ -17,11 +17,13 @@ from workbench.report.study import study_sections
 from workbench.runs.artifacts import SavedFigure
 from workbench.runs.run import Run
 from workbench.studies import attributed, measure
+from workbench.studies import edit as editing
 from workbench.studies import locate as locating
 from workbench.studies.attributed import show_neurons
-from workbench.studies.edit import edit_records
+from workbench.studies.edit import edit_records, follow_answers
 from workbench.studies.locate import locate, trace_edited, trace_path, true_facts
 from workbench.studies.measure import score_edits
+from workbench.tracing.lens import Lens, logit_lens
 from workbench.tracing.trace import CausalTrace
 
 pytestmark = pytest.mark.usefixtures("no_figures")
@@ -139,3 +141,20 @@ def test_files_that_share_case_ids_are_all_located_in(
     run = Run.create(tmp_path / "run", {})
     assert locating.settled_layer(run, tiny_gpt2, [*stated, *asked], layer=None, seed=0) == 2
     assert given == [record.request.fact for record in (*stated, *asked)]
+
+
+def test_the_average_path_is_over_prompts_that_go_on_after_their_subject(
+    tiny_gpt2: Model, records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[Lens, Lens]] = []
+    monkeypatch.setattr(editing, "lens_figure", lambda *lenses: drawn.append(lenses) or Figure())
+    first, *others = read_records(records)
+    ends = replace(first, request=replace(first.request, template="The capital of {}"))
+    for every in ([ends, *others], [ends]):
+        run = Run.create(tmp_path / f"run{len(every)}", {})
+        follow_answers(run, tiny_gpt2, [(record, nothing(tiny_gpt2, [record.request])) for record in every])
+    (average, _), (lens, _), (alone, after) = drawn
+    assert average.prompt == f"Average over {len(others)} prompts"
+    assert lens.prompt == alone.prompt == after.prompt == ends.request.prompt
+    read = [logit_lens(tiny_gpt2, one.request, [one.request.target_true, one.request.target_new]) for one in others]
+    assert np.allclose(average.probability, np.mean([each.probability.numpy() for each in read], axis=0), atol=1e-6)

@@ -1,15 +1,24 @@
 """Tracing one fact: published numbers, identities, bad input."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import GOLDEN
 from safetensors.torch import load_file
 
+import workbench
+from workbench.models.loading import load_model
 from workbench.models.model import SITES
 from workbench.records.facts import Fact
-from workbench.tracing.fact import trace_fact
+from workbench.records.reading import read_records
+from workbench.studies.defaults import records_path
+from workbench.studies.locate import true_facts
+from workbench.tracing.attribution import attribute_fact
+from workbench.tracing.fact import trace_alike, trace_fact
+from workbench.tracing.known import answer_token, as_asked, known_answer, known_answers, top_tokens
+from workbench.tracing.lens import logit_lens
 from workbench.tracing.noise import embedding_noise_std, gaussian_noise, subject_span
 from workbench.tracing.sweep import trace_facts
 from workbench.tracing.trace import restored_layers
@@ -255,3 +264,38 @@ def test_nan_embeddings_are_said(tiny_gpt2):
 def test_no_facts(tiny_gpt2):
     with pytest.raises(ValueError, match="needs at least one fact"):
         embedding_noise_std(tiny_gpt2, [])
+
+
+# Spaces at a prompt's end
+
+
+def test_a_space_at_the_end_of_a_prompt_is_left_to_the_answer():
+    model = load_model("atlas", device="cpu")
+    plain = next(fact for fact in true_facts(read_records(records_path("atlas"))).values() if known_answer(model, fact))
+    spaced = replace(plain, template=f"{plain.template} ")
+    facts = [replace(plain, template=f"{plain.template}  "), spaced, plain]
+    assert answer_token(model, spaced.prompt, plain.object) is None
+    assert len(set(known_answers(model, facts))) == 1 and None not in known_answers(model, facts)
+    assert top_tokens(model, [spaced.prompt]) != known_answers(model, [plain])
+    noise = noise_for(model, plain, samples=2)
+    form = {"window": 2, "sites": ["mlp_out"], "positions": "last_subject"}
+    every = [
+        *(trace_fact(model, fact, noise=noise, engine=one, **form) for fact in facts for one in ("fast", "plain")),
+        *trace_alike(model, facts, noises=[noise] * 3, **form),
+        workbench.trace(model, spaced.prompt, spaced.subject, samples=2, **form),
+    ]
+    assert [trace.fact.template for trace in every[:6:2]] == [fact.template for fact in facts]
+    assert {(trace.tokens, trace.answer) for trace in every} == {(every[-1].tokens, f" {plain.object.split()[0]}")}
+    for trace in every[:-1]:
+        torch.testing.assert_close(trace.restored["mlp_out"], every[0].restored["mlp_out"], atol=1e-5, rtol=0)
+    guess, answer = attribute_fact(model, spaced, noise=noise, **form), logit_lens(model, spaced, [plain.object])
+    assert torch.equal(guess.restored["mlp_out"], attribute_fact(model, plain, noise=noise, **form).restored["mlp_out"])
+    assert torch.equal(answer.rank, logit_lens(model, plain, [plain.object]).rank)
+
+
+def test_a_space_that_is_a_token_apart_from_the_answer_stays(tiny_gpt2):
+    spaced = replace(PORTUGAL, template=f"{PORTUGAL.template} ")
+    assert as_asked(tiny_gpt2, spaced) == spaced
+    (answer,) = known_answers(tiny_gpt2, [spaced])
+    assert answer == answer_token(tiny_gpt2, spaced.prompt, "Lisbon") != known_answers(tiny_gpt2, [PORTUGAL])[0]
+    assert trace_fact(tiny_gpt2, spaced, noise=noise_for(tiny_gpt2, spaced)).tokens[-1] == " "

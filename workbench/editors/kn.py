@@ -18,15 +18,14 @@ from workbench.edits.weights import WeightEdit, WeightUpdate
 from workbench.models.decoding import continue_tokens
 from workbench.models.model import Model
 from workbench.models.sampler import Sampler
-from workbench.records.facts import EditRequest
-from workbench.records.joining import opened
+from workbench.records.facts import EditRequest, opened
 from workbench.tracing.integrated import NeuronSite, Points
+from workbench.tracing.known import top_tokens
 from workbench.tracing.neurons import (
     AnswerTokens,
     KnowledgeNeurons,
     answered,
     check_attribution,
-    first_choice,
     knowledge_neurons,
     refined,
 )
@@ -185,7 +184,7 @@ class KN(Editor):
             change = easyedit_change(model, prompt, row.ids[first:])
             return lambda row: change
         if request.target_true is None:
-            replaced = first_choice(model, prompt)
+            (replaced,) = top_tokens(model, [opened(prompt)])
         else:
             old, place = answered(model, prompt, request.target_true, request.separator)
             replaced = old.ids[place]

@@ -11,7 +11,7 @@ from workbench.models.model import Model
 from workbench.models.sampler import Sampler
 from workbench.models.tokens import TokenRow
 from workbench.models.voices import groups
-from workbench.records.joining import opened
+from workbench.records.facts import opened
 
 
 def generate(

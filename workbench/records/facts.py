@@ -160,6 +160,17 @@ def fill(template: str, subject: str) -> str:
     return template.replace("{}", subject)
 
 
+def ends_with_subject(template: str) -> bool:
+    """Whether a prompt's last token is its subject's."""
+    return template.rstrip().endswith("{}")
+
+
+def opened(prompt: str) -> str:
+    """What is read of a prompt that is to be gone on with: without spaces at its end, for with them most tokenizers
+    begin no word."""
+    return prompt.rstrip(" ") or prompt
+
+
 def subject_characters(template: str, subject: str) -> tuple[int, int]:
     """First and one past the last character of the subject in the filled template."""
     _check_template(template)

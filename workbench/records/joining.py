@@ -47,12 +47,6 @@ def true_statements(records: Iterable[Record]) -> list[str]:
     return [join(request.prompt, true, request.separator) for request, true in requests if true is not None]
 
 
-def opened(prompt: str) -> str:
-    """What is read of a prompt that is to be gone on with: without a space at its end, for with it most tokenizers
-    begin no word."""
-    return prompt[:-1] if prompt.endswith(" ") and prompt.strip() else prompt
-
-
 def whole_word(text: str) -> str:
     """A regular expression that finds the text, but not inside a longer word of a script with spaces."""
     letter = rf"[^\W{UNSPACED}]"

@@ -14,7 +14,7 @@ from workbench.measuring.evaluate import evaluate as evaluate_record
 from workbench.measuring.scores import Evaluation
 from workbench.models.model import Model
 from workbench.models.tokens import visible
-from workbench.records.facts import EditRequest, Fact, Record, check_listed, fill
+from workbench.records.facts import EditRequest, Fact, Record, check_listed, fill, opened
 from workbench.records.questions import find_subject
 from workbench.records.reading import read_records
 from workbench.studies.defaults import default_records, default_window, records_path
@@ -164,7 +164,11 @@ def _fact(model: Model, prompt: str | Fact | EditRequest | Record, subject: str)
         return prompt.fact
     asked = isinstance(prompt, EditRequest)
     template, subject = (prompt.template, prompt.subject) if asked else _template(prompt, subject)
-    (answer,) = model.token_strings(torch.tensor(top_tokens(model, [fill(template, subject)])))
+    prompt = fill(template, subject)
+    for read in (opened(prompt), prompt):  # a space at its end is the answer's, but where it is a token by itself
+        (answer,) = model.token_strings(torch.tensor(top_tokens(model, [read])))
+        if answer.strip():
+            break
     return Fact(subject=subject, template=template, object=visible(answer))
 
 

@@ -20,14 +20,14 @@ from workbench.machine.plain import plain
 from workbench.machine.processes import Workers
 from workbench.models.generation import generate
 from workbench.models.model import Model
-from workbench.records.facts import EditRequest, Record
+from workbench.records.facts import EditRequest, Record, ends_with_subject
 from workbench.records.texts import read_texts
 from workbench.runs.run import Run
 from workbench.studies.ahead import Ahead
 from workbench.studies.defaults import default_text, training_records
 from workbench.studies.going_on import sound
-from workbench.tracing.known import answer_token
-from workbench.tracing.lens import LensError, average_lens, logit_lens
+from workbench.tracing.known import answer_token, as_asked
+from workbench.tracing.lens import Lens, LensError, average_lens, logit_lens
 
 SHOWN_TOKENS = 12
 """Tokens generated to show a single edit."""
@@ -167,30 +167,32 @@ def follow_answers(run: Run, model: Model, edits: Iterable[tuple[Record, Edit]])
     """The logit lens on every edited prompt before and after its edit: the first one, and the average, as figures.
 
     Records without a true target are left out, those whose answers begin with no token of their own, and edits of what
-    is asked, which change nothing of how the model itself comes to an answer. A warning where the lens cannot read the
-    model.
+    is asked, which change nothing of how the model itself comes to an answer; of the average prompts that end with
+    their subject too, whose last token is the subject's. A warning where the lens cannot read the model.
     """
-    befores, afters = [], []
+    read: list[tuple[Lens, Lens]] = []
+    apart = []
     for record, edit in edits:
         request = record.request
         if request.target_true is None or edit.redirects:
             continue
         answers = [request.target_true, request.target_new]
+        request = as_asked(model, request, *answers)
         if None not in (answer_token(model, request.prompt, answer, request.separator) for answer in answers):
             try:
-                befores.append(logit_lens(model, request, answers))
+                before = logit_lens(model, request, answers)
             except LensError as error:
                 warnings.warn(f"the path to the answer is not shown: {error}", stacklevel=2)
                 return
             with edit.applied(model):
-                afters.append(logit_lens(model, request, answers))
-    if not befores:
-        return
-    what = {"prompt": f"Average over {len(befores)} prompts", "targets": ("old answer", "new answer")}
-    figures = {
-        "lens_average": (average_lens(befores, **what), average_lens(afters, **what)),
-        "lens_1": (befores[0], afters[0]),
-    }
+                read.append((before, logit_lens(model, request, answers)))
+            if not ends_with_subject(request.template):
+                apart.append(read[-1])
+    figures = {"lens_1": read[0]} if read else {}
+    if apart:
+        what = {"prompt": f"Average over {len(apart)} prompts", "targets": ("old answer", "new answer")}
+        befores, afters = zip(*apart, strict=True)
+        figures = {"lens_average": (average_lens(befores, **what), average_lens(afters, **what)), **figures}
     for name, (before, after) in figures.items():
         caption = "Mean probability and geometric mean rank." if name == "lens_average" else f"“{before.prompt}”."
         run.save_figure(name, lens_figure(before, after), caption=f"Logit lens before and after the edit. {caption}")

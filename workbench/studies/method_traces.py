@@ -11,7 +11,7 @@ from workbench.atlas.card import held_out_facts
 from workbench.atlas.world import World
 from workbench.machine.progress import track
 from workbench.models.model import Model
-from workbench.records.facts import Fact
+from workbench.records.facts import Fact, ends_with_subject
 from workbench.records.reading import read_cases
 from workbench.runs.run import Run
 from workbench.studies.defaults import records_path
@@ -43,7 +43,7 @@ def choose_facts(model: Model, records: str, limit: int, seed: int) -> tuple[dic
         )
     else:
         every = read_cases(records_path(records))
-        if ending := [case for case, fact in every.items() if fact.template.rstrip().endswith("{}")]:
+        if ending := [case for case, fact in every.items() if ends_with_subject(fact.template)]:
             every = {case: fact for case, fact in every.items() if case not in set(ending)}
             warnings.warn(f"{len(ending)} prompts end with their subject and are left out", stacklevel=2)
         facts, others = dict(islice(every.items(), limit)), every.values()

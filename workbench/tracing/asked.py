@@ -10,6 +10,7 @@ from workbench.models.model import SITES, Model
 from workbench.models.tokens import Tokens
 from workbench.records.facts import Fact
 from workbench.tracing.corruption import Corruption
+from workbench.tracing.known import as_asked
 from workbench.tracing.noise import subject_span
 from workbench.tracing.positions import Positions, traced_positions
 
@@ -21,7 +22,7 @@ Shape = tuple[int, int, tuple[int, ...]]
 
 def shape_of(model: Model, fact: Fact, positions: Positions = "all") -> Shape:
     """What facts must have in common to be traced together."""
-    n_pos, (first, end) = model.tokenize([fact.prompt]).ids.shape[1], subject_span(model, fact)
+    n_pos, (first, end) = model.tokenize([as_asked(model, fact).prompt]).ids.shape[1], subject_span(model, fact)
     return n_pos, first, traced_positions(positions, n_tokens=n_pos, subject=(first, end))
 
 
@@ -76,7 +77,7 @@ def prompt_of(
     severed_noise: Tensor | None,
     foil: int | None,
 ) -> Prompt:
-    tokens = model.tokenize([fact.prompt])
+    tokens = model.tokenize([as_asked(model, fact).prompt])
     first, end = subject_span(model, fact)
     for each in (noise,) if severed_noise is None else (noise, severed_noise):
         if len(each) < 1 or tuple(each.shape[1:]) != (end - first, model.d_model) or len(each) != len(noise):

@@ -25,6 +25,7 @@ from workbench.models.model import SITES, Model
 from workbench.models.tokens import Tokens
 from workbench.records.facts import Fact
 from workbench.tracing.corruption import Corruption
+from workbench.tracing.known import as_asked
 from workbench.tracing.measure import Measure, make_measure
 from workbench.tracing.noise import subject_span
 from workbench.tracing.positions import Positions, traced_positions
@@ -58,7 +59,8 @@ def attribute_fact(
     if unknown or not sites:
         raise ValueError(f"sites must be some of {', '.join(SITES)}, got {', '.join(map(repr, sites)) or 'none'}")
     restored_layers(0, window, model.n_layers)
-    tokens = model.tokenize([fact.prompt])
+    prompt = as_asked(model, fact).prompt
+    tokens = model.tokenize([prompt])
     first, end = subject_span(model, fact)
     if len(noise) < 1 or tuple(noise.shape[1:]) != (end - first, model.d_model):
         raise ValueError(
@@ -72,7 +74,7 @@ def attribute_fact(
     measure = make_measure(metric, clean=clean_logits, answer=answer, foil=foil)
     clean = measure(clean_logits).item()
     corruption = Corruption(first=first, noise=noise.to(model.device), replace=replace)
-    rows = model.tokenize([fact.prompt] * corruption.samples)
+    rows = model.tokenize([prompt] * corruption.samples)
     corrupted, effects = _first_order(model, rows, names, clean_states, corruption, measure)
     for values in (torch.tensor([clean, corrupted]), effects):
         check_probabilities(values, model=model.name, prompt=fact.prompt)

@@ -14,6 +14,7 @@ from workbench.records.facts import Fact
 from workbench.tracing.asked import Form, Prompt, prompt_of
 from workbench.tracing.cells import Cell, grid
 from workbench.tracing.fast import FastRuns
+from workbench.tracing.known import as_asked
 from workbench.tracing.measure import make_measure
 from workbench.tracing.plain import PlainRuns
 from workbench.tracing.positions import Positions
@@ -116,7 +117,8 @@ def trace_alike(
 def _fast_runs(model: Model, prompts: Sequence[Prompt], memory: float | None, *, strict: bool) -> FastRuns | None:
     """The fast engine; unless `strict`, None with a warning for a model or a prompt that it does not know."""
     try:
-        tokens = prompts[0].tokens if len(prompts) == 1 else model.tokenize([each.fact.prompt for each in prompts])
+        alike = [as_asked(model, each.fact).prompt for each in prompts]
+        tokens = prompts[0].tokens if len(prompts) == 1 else model.tokenize(alike)
         return FastRuns(model, tokens, *(each.corruption for each in prompts), memory=memory)
     except BlocksError as error:
         if strict:

@@ -1,13 +1,17 @@
 """Which facts a model knows: those whose object begins with the token that it finds most likely."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import TypeVar
 
 import torch
 
 from workbench.models.model import Model
-from workbench.records.facts import Fact
+from workbench.records.facts import EditRequest, Fact, opened
 from workbench.records.joining import join
 from workbench.tracing.trace import check_probabilities
+
+Asked = TypeVar("Asked", Fact, EditRequest)
 
 NOT_KNOWN = "the model does not know it"
 """Why a fact has no trace: its object is not what the model predicts."""
@@ -23,6 +27,21 @@ def answer_token(model: Model, prompt: str, answer: str, separator: str | None =
     whole = model.tokenize([join(prompt, answer, separator)]).ids[0]
     n_pos = len(alone)
     return int(whole[n_pos]) if len(whole) > n_pos and torch.equal(whole[:n_pos], alone) else None
+
+
+def as_asked(model: Model, fact: Asked, *answers: str) -> Asked:
+    """What is read of a fact to find its object, or other answers.
+
+    That is the fact itself, but for spaces at its prompt's end that the tokenizer has in an answer's first token: they
+    are left to the answer, which the model could not give after them.
+    """
+    text = opened(fact.prompt)
+    if text == fact.prompt:
+        return fact
+    answers = answers or (fact.object,) if isinstance(fact, Fact) else answers
+    if None not in (answer_token(model, fact.prompt, answer, fact.separator) for answer in answers):
+        return fact
+    return replace(fact, template=opened(fact.template), separator=" ")
 
 
 def top_tokens(model: Model, prompts: Sequence[str]) -> list[int]:
@@ -44,8 +63,10 @@ def top_tokens(model: Model, prompts: Sequence[str]) -> list[int]:
 def known_answers(model: Model, facts: Sequence[Fact]) -> list[int | None]:
     """For each fact the id of its object's first token if it is the model's top token after the prompt, else None.
 
-    Where the object changes the prompt's tokens (`answer_token`), the model cannot predict it.
+    Where the object changes the prompt's tokens (`answer_token`), the model cannot predict it; of spaces at a prompt's
+    end see `as_asked`.
     """
+    facts = [as_asked(model, fact) for fact in facts]
     tops = top_tokens(model, [fact.prompt for fact in facts])
     answers = [answer_token(model, fact.prompt, fact.object, fact.separator) for fact in facts]
     return [answer if answer == top else None for answer, top in zip(answers, tops, strict=True)]

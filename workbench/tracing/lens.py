@@ -12,7 +12,7 @@ from workbench.machine.shown import Shown
 from workbench.models.model import Model
 from workbench.models.unembedding import Unembedding
 from workbench.records.facts import EditRequest, Fact, check_listed
-from workbench.tracing.known import answer_token
+from workbench.tracing.known import answer_token, as_asked
 from workbench.tracing.noise import subject_span
 from workbench.tracing.trace import check_probabilities
 
@@ -52,6 +52,7 @@ def logit_lens(model: Model, fact: Fact | EditRequest, targets: Sequence[str]) -
     check_listed("targets", targets)
     if not targets:
         raise ValueError("the logit lens needs at least one answer to follow, got none")
+    fact = as_asked(model, fact, *targets)
     found = [answer_token(model, fact.prompt, target, fact.separator) for target in targets]
     ids = [token for token in found if token is not None]
     if len(ids) < len(targets):

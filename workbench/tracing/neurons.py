@@ -12,9 +12,10 @@ from torch import Tensor
 from workbench.machine.shown import Shown
 from workbench.models.model import Model
 from workbench.models.tokens import TokenRow, answer_start
-from workbench.records.facts import EditRequest
-from workbench.records.joining import join, opened
+from workbench.records.facts import EditRequest, opened
+from workbench.records.joining import join
 from workbench.tracing.integrated import NeuronSite, Points, attribute_neurons
+from workbench.tracing.known import top_tokens
 
 AnswerTokens = Literal["first", "mean", "extended"]
 """What of an answer counts, where the paper's have one token each: its first token; the mean of its tokens, all at the
@@ -81,7 +82,7 @@ def knowledge_neurons(
     check_attribution(steps=steps, threshold=threshold, share=share, site=site, points=points, tokens=tokens)
     layers = tuple(range(model.n_layers) if layers is None else layers)
     prompts = tuple(replace(request, template=each).prompt for each in templates or (request.template,))
-    choice = first_choice(model, request.prompt)
+    (choice,) = top_tokens(model, [opened(request.prompt)])
     found = []
     for prompt in prompts:
         asked = _asked(model, prompt, request, choice, tokens)
@@ -124,12 +125,6 @@ def answered(model: Model, prompt: str, answer: str, separator: str | None) -> t
     """A prompt with its answer as tokens, and the index of the answer's first; ValueError if either has none."""
     (row,) = model.encode([join(prompt, answer, separator)])
     return row, answer_start(row.offsets, prompt)
-
-
-@torch.no_grad()
-def first_choice(model: Model, prompt: str) -> int:
-    """The token that the model finds most likely after a prompt."""
-    return int(model.logits(model.tokenize([opened(prompt)]), keep_last=1)[0, -1].argmax())
 
 
 def check_attribution(*, steps: int, threshold: float, share: float, site: str, points: str, tokens: str) -> None:

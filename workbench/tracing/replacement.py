@@ -18,7 +18,7 @@ from workbench.machine.processes import Processes
 from workbench.models.model import Model
 from workbench.records.facts import Fact
 from workbench.tracing.fact import trace_fact
-from workbench.tracing.known import NOT_KNOWN, known_answer
+from workbench.tracing.known import NOT_KNOWN, as_asked, known_answer
 from workbench.tracing.noise import fact_generator, subject_span
 from workbench.tracing.positions import Positions, parse_positions
 from workbench.tracing.sweep import TracedFact, check_facts, failure, sweep
@@ -58,7 +58,7 @@ def pair_facts(model: Model, facts: Sequence[Fact], *, seed: int, keep_failures:
     for index, fact in enumerate(facts):
         try:
             answer = known_answer(model, fact)
-            ids = model.tokenize([fact.prompt]).ids[0].tolist()
+            ids = model.tokenize([as_asked(model, fact).prompt]).ids[0].tolist()
             first, end = subject_span(model, fact)
         except FAILURES as error:
             if not keep_failures:
