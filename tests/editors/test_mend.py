@@ -287,6 +287,25 @@ def test_upper_passes_run_what_lies_below_once(tiny_gpt2: Model, monkeypatch: py
     assert places == [*below, last, last, *below, last]
 
 
+def test_texts_that_are_read_together_are_run_once_each(tiny_gpt2: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that several have in common too; those that stay are not run again."""
+    many, alone, longer = (whole(tiny_gpt2, some) for some in (REQUESTS, REQUESTS[:1], REQUESTS[::-1]))
+    passes, rows = UpperPasses(tiny_gpt2, [(tiny_gpt2.n_layers - 1, "W_out")]), []
+    leaving = passes.blocks.leaving
+    monkeypatch.setattr(
+        passes.blocks, "leaving", lambda layer, x, *more: rows.append((layer, len(x))) or leaving(layer, x, *more)
+    )
+    passes.read(many, alone, longer, stay=True)
+    below, last = range(tiny_gpt2.n_layers - 1), tiny_gpt2.n_layers - 1
+    assert rows == [(layer, len(REQUESTS)) for layer in below]
+    other = whole(tiny_gpt2, REQUESTS[-1:])
+    passes.read(other)
+    rows.clear()
+    for each in (many, alone, longer, other):
+        assert close(passes.logits(each), WholePasses(model=tiny_gpt2, places=[]).logits(each))
+    assert rows == [(last, len(REQUESTS)), (last, 1), (last, len(REQUESTS)), (last, 1)]
+
+
 # Training ----------------------------------------------------------------------------------------------
 
 

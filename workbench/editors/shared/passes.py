@@ -73,6 +73,9 @@ class Passes(ABC):
     def logits(self, scored: Scored, change: Change | None = None) -> Float[Tensor, "prediction vocab"]:
         """Logits of every prediction, in float32 at least; gradients flow to what the change brings in."""
 
+    def read(self, *texts: Scored, stay: bool = False) -> None:  # noqa: B027
+        """Say which texts come next, or, with `stay`, again and again: what does not change of them is run once."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class WholePasses(Passes):
@@ -112,7 +115,8 @@ def _open(model: Model, place: Place, change: Any) -> list[Hook]:
 
 
 class UpperPasses(Passes):
-    """From the lowest matrix that is open to change on, the states below it kept of the texts last read: for training.
+    """From the lowest matrix that is open to change on, the states below it kept of the texts that are `read`: for
+    training.
 
     BlocksError for a model whose blocks cannot be run part by part, or that has edits applied.
     """
@@ -121,11 +125,12 @@ class UpperPasses(Passes):
         self.blocks: Blocks = blocks_of(model)
         self.places = frozenset(places)
         self.first = min(layer for layer, _ in places)
-        self._last: tuple[Tokens, Tensor] | None = None
+        self._next: dict[Scored, Tensor] = {}
+        self._stay: dict[Scored, Tensor] = {}
 
     def logits(self, scored: Scored, change: Change | None = None) -> Float[Tensor, "prediction vocab"]:
         """See `Passes`."""
-        blocks, resid = self.blocks, self._below(scored.tokens)
+        blocks, resid = self.blocks, self._below(scored)
         everywhere = torch.arange(resid.shape[1], device=resid.device)
         for layer in range(self.first, blocks.n_layers):
             here = None if change is None else self._at(layer, change)
@@ -139,15 +144,26 @@ class UpperPasses(Passes):
         return here
 
     @torch.no_grad()
-    def _below(self, tokens: Tokens) -> Float[Tensor, "batch pos d_model"]:
-        """The residual stream that enters the first layer; what stands where there is padding, causality hides."""
-        if self._last is None or self._last[0] is not tokens:
-            everywhere = torch.arange(tokens.ids.shape[1], device=tokens.ids.device)
-            resid = self.blocks.resid_pre(self.blocks.embed_tokens(tokens.ids))
-            for layer in range(self.first):
-                resid = self.blocks.leaving(layer, resid, everywhere)
-            self._last = tokens, resid
-        return self._last[1]
+    def read(self, *texts: Scored, stay: bool = False) -> None:
+        """The states that enter the first layer, of each row once; what stands at padding, causality hides."""
+        width = max(each.tokens.ids.shape[1] for each in texts)
+        rows = [torch.nn.functional.pad(each.tokens.ids, (0, width - each.tokens.ids.shape[1])) for each in texts]
+        distinct, where = torch.cat(rows).unique(dim=0, return_inverse=True)
+        everywhere = torch.arange(width, device=distinct.device)
+        resid = self.blocks.resid_pre(self.blocks.embed_tokens(distinct))
+        for layer in range(self.first):
+            resid = self.blocks.leaving(layer, resid, everywhere)
+        parts = zip(texts, where.split([len(each) for each in rows]), strict=True)
+        found = {each: resid[part, : each.tokens.ids.shape[1]] for each, part in parts}
+        if stay:
+            self._stay |= found
+        else:
+            self._next = found
+
+    def _below(self, texts: Scored) -> Float[Tensor, "batch pos d_model"]:
+        if texts not in self._stay and texts not in self._next:
+            self.read(texts)
+        return self._stay[texts] if texts in self._stay else self._next[texts]
 
 
 def passes_of(model: Model, places: Sequence[Place]) -> Passes:

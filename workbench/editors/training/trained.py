@@ -215,8 +215,13 @@ def fit_network(
     at_once = [range(len(held))[start : start + recipe.edits] for start in range(0, len(held), recipe.edits)]
     fixed = [held.batch(some, random.Random(f"{recipe.seed} held out {some[0]}")) for some in at_once]
 
+    for batch in fixed:
+        passes.read(batch.edit, batch.outer, batch.kept, stay=True)
+
     def step(_: int, draw: random.Random) -> Tensor:
-        return loss(passes, examples.batch(draw.sample(range(len(examples)), min(recipe.edits, len(examples))), draw))
+        batch = examples.batch(draw.sample(range(len(examples)), min(recipe.edits, len(examples))), draw)
+        passes.read(batch.edit, batch.outer, batch.kept)
+        return loss(passes, batch)
 
     def validate() -> float:
         return sum(loss(passes, batch).item() * len(batch.requests) for batch in fixed) / len(held)
