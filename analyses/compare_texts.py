@@ -73,14 +73,14 @@ def main(
 ) -> None:
     """Edit every record once for each text, then print and save both tables."""
     check_tracing("last_subject", engine)
-    records = records or default_records(model)
-    every = stating_facts(read_records(records_path(records)), records)
-    loaded = load(model, device=device, dtype=dtype)
-    check_editor(loaded, "rome", layer=layer, preset_of=preset)
     # A file is named without its folder, so that the report says the same wherever it was read.
     names = {Path(text).name: text for text in texts}
     if len(names) < len(texts):
         raise ValueError(f"--texts takes files of different names, got {', '.join(texts)}: rename one")
+    records = records or default_records(model)
+    every = stating_facts(read_records(records_path(records)), records)
+    loaded = load(model, device=device, dtype=dtype)
+    check_editor(loaded, "rome", layer=layer, preset_of=preset)
     held = {name: digest(Path(text).read_bytes()) for name, text in names.items() if Path(text).is_file()}
     settings = given(records=records, texts=list(names), held=held)
     title, checks = "Which text for second moments?", [scored(every[:limit])]

@@ -63,6 +63,17 @@ def test_an_analysis_shows_its_question_and_its_options(
     assert {"--device", "--dtype", "--retry", "--precision"} <= set(options) or not edits_or_traces
 
 
+def test_an_option_that_names_nothing_is_one_clear_line(analyse: Analyse, tmp_path: Path) -> None:
+    for options in (["compare", "--stacked", ""], ["compare", "--methods", " , "], ["edit", "--layers", ""]):
+        result = run(*options)
+        assert result.exit_code == 2 and options[1] in result.output and "names nothing" in result.output
+    config = tmp_path / "run.yaml"
+    config.write_text("windows: []\n")
+    for options in (["--windows", ""], ["--config", str(config)]):
+        assert "'--windows': it names nothing" in analyse("compare_tracing.py", *options, code=2).errors
+    assert "not whole numbers" in analyse("compare_tracing.py", "--windows", "1;3", code=2).errors
+
+
 def test_help_does_not_wait_for_torch() -> None:
     """An analysis begins with `help_first`, a command imports what it needs when it runs."""
     code = """
@@ -145,6 +156,14 @@ def test_trace_edit_and_evaluate_hand_on_their_folders(records: Path, text: Path
         scored = run("evaluate", tmp_path / "edit", "--out", tmp_path / "scores", "--fluency", 0)
         assert scored.exit_code == 0, scored.output
         assert len(Run.open(tmp_path / "scores").rows("evaluations")) == present
+    status = tmp_path / "edit" / "status.json"
+    complete = status.read_text()
+    status.write_text(complete.replace('"complete"', '"interrupted"'))
+    late.rename(away)
+    scored = run("evaluate", tmp_path / "edit", "--out", tmp_path / "scores", "--fluency", 0)
+    assert "was stopped: 1 of its 2 records are edited" in scored.output
+    away.rename(late)
+    status.write_text(complete)
     itself = run("evaluate", tmp_path / "edit", "--out", tmp_path / "edit", "--fresh")
     assert itself.exit_code == 1 and f"'{tmp_path / 'edit'}' lies in" in itself.output, "what it reads stays"
     assert len([*(tmp_path / "edit" / "edits").iterdir()]) == 2
@@ -230,8 +249,10 @@ def test_a_run_is_repeated_and_its_edit_shown_at_work(records: Path, text: Path,
         assert (tmp_path / "one" / name).read_text() == (tmp_path / "one-rerun" / name).read_text()
     shown = run("apply", edit, "--model", TINY, "--prompt", "Argentina is", "--prompt", "Peru is", "--tokens", 2)
     assert shown.exit_code == 0 and "Peru is" in shown.output and "After" in shown.output
-    asked = CliRunner().invoke(app, ["chat", str(edit), "--model", str(TINY)], input="Argentina is\n\nPeru is\n")
-    assert asked.exit_code == 0 and "Argentina is" in asked.output and "Peru" not in asked.output
+    typed = f"{'Chile ' * 300}\nArgentina is\n\nPeru is\n"  # the first prompt is longer than the context
+    asked = CliRunner().invoke(app, ["chat", str(edit), "--model", str(TINY)], input=typed)
+    assert asked.exit_code == 0 and asked.output.count("error: ") == 1, asked.output
+    assert "Argentina is" in asked.output and "Peru" not in asked.output
     config.write_text("limt: 3\n")
     assert "limt" in run("edit", "--config", config).output
 

@@ -180,3 +180,8 @@ def test_tracing_benchmark(analyse: Analyse, monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr(workbench.studies.tracing_speed, "trace_fact", whole)
     analyse(*command, "--retry")
     assert len({row["case_id"] for row in run.rows("facts")}) == 2
+
+
+def test_texts_that_would_be_called_alike_are_refused(analyse: Analyse) -> None:
+    said = analyse("compare_texts.py", "--texts", "one/text.txt,other/text.txt", code=1)
+    assert "--texts takes files of different names, got one/text.txt, other/text.txt: rename one" in said.errors

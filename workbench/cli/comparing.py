@@ -51,7 +51,7 @@ def compare(
     from workbench.studies.stacked_edits import distinct
 
     check_tracing("last_subject", engine)
-    methods, stacked = methods or ready(model), [method for method in stacked or [] if method != "none"]
+    methods, stacked = methods or ready(model), [method for method in stacked if method != "none"]
     records = records or default_records(model)
     every = stating_facts(read_records(records_path(records)), records)
     loaded = load(model, device=device, dtype=dtype)

@@ -4,7 +4,6 @@ Options of several values take them with commas between, or the option again: `-
 80`. Nothing heavy is imported here, so that `--help` answers at once.
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, no_type_check
 
@@ -24,14 +23,18 @@ def several(name: str, kind: type, help: str) -> Any:
             numbers = "whole numbers" if kind is int else "numbers"
             raise typer.BadParameter(f"{text!r} is not {numbers} with commas between, such as 1,10") from None
 
-    def flat(values: Iterable[list[Any]] | None) -> list[Any] | None:
-        return [value for part in values or () for value in part] or None
+    @no_type_check  # what is passed is the class that this one derives from
+    def flat(param: typer.CallbackParam, values: list[list[Any]] | None) -> list[Any] | None:
+        found = [value for part in values or () for value in part]
+        if not found and (values or param.default is not None):
+            raise typer.BadParameter("it names nothing: leave it out, or give it a value")
+        return found or None
 
     metavar = "NAME,..." if kind is str else "NUMBER,..."
     return typer.Option(name, parser=parse, callback=flat, metavar=metavar, help=help)
 
 
-@no_type_check  # what is passed is the class that this one derives from
+@no_type_check  # as above
 def read_config(context: typer.Context, path: Path | None) -> Path | None:
     """Take the options in a file for defaults; ValueError for one that the command does not have."""
     if path is not None:
