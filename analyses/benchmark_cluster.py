@@ -57,7 +57,7 @@ def main(
     loaded = load(model, device="cpu", dtype=dtype)
     every = list(true_facts(read_records(records_path(default_records(model)))).values())[: 4 * facts]
     known = [fact for fact, answer in zip(every, known_answers(loaded, every), strict=True) if answer is not None]
-    with analysis(out, given(workers=workers), title="Speed of a cluster", headline="", presets=False) as page:
+    with analysis(out, given(workers=workers), title="Speed of a cluster", headline="") as page:
         page.show = lambda: show(page.run)
         done = len(page.run.rows("sweeps")) // 3
         for _ in range(done, repeats):

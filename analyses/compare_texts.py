@@ -84,7 +84,7 @@ def main(
     held = {name: digest(Path(text).read_bytes()) for name, text in names.items() if Path(text).is_file()}
     settings = given(records=records, texts=list(names), held=held)
     title, checks = "Which text for second moments?", [scored(every[:limit])]
-    with analysis(out, settings, loaded, title=title, headline="", checks=checks) as page:
+    with analysis(out, settings, loaded, title=title, headline="", methods=["rome"], checks=checks) as page:
         page.show = lambda: show(page.run)
         layer = settled_layer(page.run, loaded, every, layer=layer, seed=seed, engine=engine)
         for editor, name in editors(page.run, loaded, layer, names):

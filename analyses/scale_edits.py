@@ -112,7 +112,7 @@ def main(
     stacked = {record.case_id: record for some in plan.stacks.values() for record in some}
     checks = [scored(plan.sample, fluency=fluency), edited(list(stacked.values()))]
     title = "How many edits does a model bear?"
-    with analysis(out, settings, loaded, title=title, headline=headline, checks=checks) as page:
+    with analysis(out, settings, loaded, title=title, headline=headline, methods=methods, checks=checks) as page:
         run = page.run
         page.show = lambda: show(run, plan, texts=len(prose))
         layer = settled_layer(run, loaded, every, layer=layer, seed=seed, engine=engine)

@@ -96,7 +96,7 @@ def main(
     stacked = {record.case_id: record for some in plan.stacks.values() for record in some}
     checks = [scored(plan.sample, surveyed_pairs), edited(list(stacked.values()))]
     title = "Edits that follow one another"
-    with analysis(out, settings, loaded, title=title, headline=headline, checks=checks) as page:
+    with analysis(out, settings, loaded, title=title, headline=headline, methods=methods, checks=checks) as page:
         run = page.run
         page.show = lambda: show(run, plan)
         layer = settled_layer(run, loaded, every, layer=layer, seed=seed, engine=engine)

@@ -97,7 +97,7 @@ def main(
     title = "Every method, every data set: the survey's table"
     checks = [scored(some, surveyed_pairs, method=name) for name, some in sets.items()]
     crew = chosen_workers(loaded, workers=workers, cluster=cluster, gpus=gpus_per_worker, plugins=plugin)
-    with analysis(out, settings, loaded, title=title, headline=headline, checks=checks) as page, crew as those:
+    with analysis(out, settings, loaded, title=title, headline=headline, methods=methods, checks=checks) as page, crew as those:
         run = page.run
         page.show = lambda: show(run, sets)
         facts = [record for every in named.values() for record in every]
@@ -110,7 +110,7 @@ def main(
             left = {name: unfinished(run, asked, edited, method, name, some) for name, some in sets.items()}
             if any(left.values()) and (editor := made_editor(run, loaded, method, making)):
                 for name, some in left.items():
-                    edit_each(run, loaded, method, editor, name, some, together, those)
+                    edit_each(run, loaded, method, editor, name, some, len(sets[name]), together, those)
 
 
 def unfinished(
@@ -141,10 +141,11 @@ def edit_each(
     editor: Editor,
     name: str,
     records: Sequence[Record],
+    of: int,
     together: int,
     workers: Workers[Model] | None,
 ) -> None:
-    """Edit and score records of a data set, one at a time."""
+    """Edit and score what is left of the `of` records of a data set, one at a time."""
     before = states(run.rows("unedited"), name)
     measured = [row for row in run.rows("memory") if row["method"] == method]
     for record in records[: MEMORY_RECORDS - len(measured)]:  # first, so that what is made once is no part of an edit
@@ -158,7 +159,7 @@ def edit_each(
         records,
         partial(answered, before),
         title=f"Editing {name} with {method}",
-        of=len(records),
+        of=of,
         method=f"{method} on {name}",
         together=together,
         workers=workers,

@@ -86,7 +86,7 @@ def main(
     text = text or default_text(loaded)
     settings = given(text=text, without=["write", "methods"])  # another method goes on in the same folder
     title, checks = "Which hyperparameters?", [scored(records[: max(limit, edits)])]
-    with analysis(out, settings, loaded, title=title, headline="", presets=False, checks=checks) as page:
+    with analysis(out, settings, loaded, title=title, headline="", methods=methods, checks=checks) as page:
         page.show = lambda: show(page.run)
         layer = settled_layer(page.run, loaded, records, layer=layer, seed=seed, engine=engine)
         for method in methods:

@@ -85,7 +85,7 @@ def edit(
     text = text or default_text(loaded)
     settings = given(records=records, limit=len(chosen), layer=layer, text=text, without=["located"])
     crew = chosen_workers(loaded, workers=workers, cluster=cluster, gpus=gpus_per_worker, plugins=plugin)
-    with analysis(out, settings, loaded, report=False, checks=[edited(chosen)]) as page, crew as those:
+    with analysis(out, settings, loaded, report=False, methods=[method], checks=[edited(chosen)]) as page, crew as those:
         run = page.run
         if wanted.located or layer is not None:
             layer = settled_layer(run, loaded, every, layer=layer, seed=seed, engine=engine, workers=those)
@@ -166,10 +166,12 @@ def evaluate(
     crew = chosen_workers(loaded, workers=workers, cluster=cluster, gpus=gpus_per_worker, plugins=plugin)
     with analysis(out, settings, loaded, checks=[scored(chosen, fluency=fluency)]) as page, crew as those:
         run = page.run
-        known = run.rows("failures")
-        for row in made.rows("failures"):  # what could not be edited is missing here too
-            if row not in known:
-                run.append("failures", row)
+        own = [row for row in run.rows("failures") if not row.get("edited_in")]
+        run.retry()
+        for row in made.rows("failures"):  # what could not be edited is missing here too, until it is edited
+            run.append("failures", row | {"edited_in": str(edits)})
+        for row in own:
+            run.append("failures", row)
         pairs = load_edits(made, chosen) if size is None else load_batches(made, chosen, size=size)
         score_edits(run, loaded, pairs, records=chosen, seed=seed, fluency=fluency, workers=those)
 

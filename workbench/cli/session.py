@@ -161,12 +161,12 @@ def analysis(
     title: str = "Locating and editing facts",
     headline: "Callable[[Run], str] | str | None" = None,
     report: bool = True,
-    presets: bool = True,
+    methods: Iterable[str] = (),
     checks: "Sequence[Checks]" = (),
 ) -> Iterator[Page]:
     """Open the run folder, keep its state, and write and name its report at the end, also when it is interrupted.
 
-    The options --retry, --fresh, --method, --methods and --preset of the command that runs now are seen to here.
+    The options --retry, --fresh and --preset of the command that runs now are seen to here.
 
     Args:
         out: the folder; None for one in `runs/`, named by command and model.
@@ -174,7 +174,7 @@ def analysis(
         model: whose weights a run goes on with; ValueError for others.
         title, headline: of the report; the latter, or what makes it of the run, None for that of a study.
         report: whether there is one.
-        presets: whether results depend on the presets of the methods, so that a run goes on with none that changed.
+        methods: those on whose presets and trained networks results depend; a run goes on with none that changed.
         checks: what the model is to take; what it cannot is told, and kept as failed, before the block is entered.
 
     Exit code 3 if any record failed.
@@ -196,9 +196,8 @@ def analysis(
         run = Run.create(folder, {**settings, CONTENT: contents(settings)})
         if model is not None:
             run.check_model(model.fingerprint())
-        if model is not None and presets:
-            methods = [asked.get("method"), *(asked.get("methods") or [])]
-            run.check_presets(preset_contents(asked.get("preset") or model.name, [name for name in methods if name]))
+        if model is not None:
+            run.check_presets(preset_contents(model.name, methods, preset_of=asked.get("preset")))
         if asked.get("retry"):
             run.retry()
         beside = {name: value for name, value in asked.items() if name not in {*settings, *_OF_THIS_TIME}}

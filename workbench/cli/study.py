@@ -63,7 +63,7 @@ def study(
     settings = given(records=records, window=window, text=text)
     checks = [traced(dict(islice(facts.items(), traces))), scored(chosen, fluency=fluency)]
     crew = chosen_workers(loaded, workers=workers, cluster=cluster, gpus=gpus_per_worker, plugins=plugin)
-    with analysis(out, settings, loaded, checks=checks) as page, crew as those:
+    with analysis(out, settings, loaded, methods=[method], checks=checks) as page, crew as those:
         run = page.run
         located = locate(
             run, loaded, facts, limit=traces, seed=seed, window=window, samples=samples,

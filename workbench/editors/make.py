@@ -95,7 +95,8 @@ def make_editor(
         workers=workers,
         kept=kept,
     )
-    fields = {name: value for name, value in chosen.fields.items() if name != "layers"}  # the setting knows them
+    known = {"layers", "layer"} if alone else {"layers"}  # by the setting
+    fields = {name: value for name, value in chosen.fields.items() if name not in known}
     return EDITORS[method].prepare(setting, {**fields, **changes})
 
 

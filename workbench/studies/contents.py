@@ -1,15 +1,17 @@
 """What a run depends on beyond its settings' words: the content of the files they name, and of presets."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from workbench.editors.setup.presets import preset
 from workbench.editors.shared.kept_moments import holds_moments, kept_content
+from workbench.editors.training.network import network_path
 from workbench.machine.hashing import digest
 from workbench.machine.jsonl import dumps
 from workbench.studies.defaults import records_path, requests_path
 
-_FILES = ("records", "requests", "text", "texts", "plugin")
+_FILES = ("records", "requests", "text", "texts", "held_out", "plugin")
 """Settings that name files, or what stands for one."""
 
 
@@ -30,12 +32,13 @@ def contents(settings: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def preset_contents(model: str, methods: Sequence[str]) -> dict[str, str]:
-    """SHA-256 of the hyperparameters of each method that has some for the model of that name."""
-    found = {}
-    for method in methods:
-        try:
-            found[f"preset {method} of {model}"] = digest(dumps(preset(method, model)))
-        except ValueError:  # whoever needs it says so
-            continue
+def preset_contents(model: str, methods: Iterable[str], *, preset_of: str | None = None) -> dict[str, str]:
+    """SHA-256 of the hyperparameters of each method that has some for the model of that name, or the one whose presets
+    are borrowed, and of the network that was trained for the model."""
+    found, of = {}, preset_of or model
+    for method in dict.fromkeys(methods):
+        with suppress(ValueError):  # without a preset: whoever needs it says so
+            found[f"preset {method} of {of}"] = digest(dumps(preset(method, of)))
+        if (network := network_path(method, model)).is_file():
+            found[f"network {method} of {model}"] = digest(network.read_bytes())
     return found

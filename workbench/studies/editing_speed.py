@@ -88,7 +88,7 @@ def _prompt_by_prompt(model: Model, record: Record, found: list[float]) -> None:
 def many_table(run: Run) -> pd.DataFrame:
     """A line a model and what is done with many records."""
     lines = []
-    for row in run.rows("each"):
+    for row in {row["model"]: row for row in run.rows("each")}.values():  # again where scoring was stopped
         lines.append(_line(row, "ROME edits", row["timed_alone"], row["alone"], row["together"]))
     for row in run.rows("scoring"):
         lines.append(_line(row, "Scores before and after", 1, row["plain"], row["fast"]))

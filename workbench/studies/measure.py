@@ -17,6 +17,7 @@ from workbench.measuring.scores import FLUENCY_TOKENS, Evaluation
 from workbench.measuring.summaries import Summary, summarise
 from workbench.models.model import Model
 from workbench.records.facts import Record
+from workbench.runs.identity import AFRESH
 from workbench.runs.run import Run
 from workbench.studies.before import Before
 from workbench.tables import scores as tables
@@ -37,7 +38,7 @@ def score_edits(
     `records` are all that were to be edited; the first `fluency` of them have texts sampled, which takes most of the
     time; None for all. `workers`, of the same model, score several at once. A record that cannot be scored is kept as
     failed. The weights are compared bit for bit after every record: RuntimeError if they did not come back exactly.
-    ValueError if no record is left.
+    ValueError if no record is left, or where one was scored with another edit.
     """
     untouched, failed = state_fingerprint(model), run.failed()
     sampled = {record.case_id for record in records[:fluency]}
@@ -49,11 +50,17 @@ def score_edits(
         for one in left
     }
     given: deque[Record] = deque()
+    digests: dict[int, str] = {}
 
     def pairs() -> Iterator[tuple[Record, Edit]]:
         nonlocal method
         for record, edit in track(edits, "Editing and scoring", len(records)):
             method = edit.method
+            if (row := finished.get(record.case_id, {})).get("edit", edit.digest) != edit.digest:
+                raise ValueError(
+                    f"'{run.folder}' holds scores of another edit of record {record.case_id}: {AFRESH}"
+                )
+            digests[record.case_id] = edit.digest
             if record.case_id in options:
                 given.append(record)
                 yield record, edit
@@ -66,7 +73,8 @@ def score_edits(
         if isinstance(evaluation, str):
             run.fail(record.case_id, evaluation, of=len(records))
             continue
-        finished[record.case_id] = evaluation.to_dict() | {"method": method, "request": asdict(record.request)}
+        about = {"method": method, "request": asdict(record.request), "edit": digests[record.case_id]}
+        finished[record.case_id] = evaluation.to_dict() | about
         run.append("evaluations", finished[record.case_id])
     evaluations = [Evaluation.from_dict(row) for row in finished.values()]
     if not evaluations:
