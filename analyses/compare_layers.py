@@ -112,7 +112,10 @@ def main(
     settings = given(records=records, text=text, window=window, layers=layers)
     checks, title = [traced(true_facts(every[:limit])), scored(every[:limit])], "Does locating help?"
     crew = chosen_workers(loaded, workers=workers, cluster=cluster, gpus=gpus_per_worker, plugins=plugin)
-    with analysis(out, settings, loaded, title=title, headline=headline, methods=methods, checks=checks) as page, crew as those:
+    with (
+        analysis(out, settings, loaded, title=title, headline=headline, methods=methods, checks=checks) as page,
+        crew as those,
+    ):
         located = locate(
             page.run, loaded, true_facts(every), limit=limit, seed=seed, window=window, positions=positions,
             engine=engine, workers=those,

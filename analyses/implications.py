@@ -91,7 +91,10 @@ def main(
     checks = [scored(every[:limit], asks)]
     title = "What follows from an edit?"
     crew = chosen_workers(loaded, workers=workers, cluster=cluster, gpus=gpus_per_worker, plugins=plugin)
-    with analysis(out, settings, loaded, title=title, headline=headline, methods=methods, checks=checks) as page, crew as those:
+    with (
+        analysis(out, settings, loaded, title=title, headline=headline, methods=methods, checks=checks) as page,
+        crew as those,
+    ):
         run = page.run
         page.show = lambda: show(run, every[:limit])
         layer = settled_layer(run, loaded, every, layer=layer, seed=seed, engine=engine)

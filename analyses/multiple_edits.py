@@ -95,7 +95,9 @@ def main(
     text = text or default_text(loaded)
     settings = given(requests=requests, text=text, without=["methods", "edits"])  # others go on in the run
     checks = [scored(records, lambda record: [(one.prompt, None) for one in questions([record])])]
-    with analysis(out, settings, loaded, title="Many edits in one model", headline=headline, methods=methods, checks=checks) as page:
+    with analysis(
+        out, settings, loaded, title="Many edits in one model", headline=headline, methods=methods, checks=checks
+    ) as page:
         run = page.run
         places = grouped(records, [*edits, *(row["edits"] for row in run.rows("groups"))], groups)
         page.show = lambda: show(run, places)

@@ -6,9 +6,9 @@
 
 Of all records one a subject and relation is used, since others repeat or contradict it. A fixed sample of them is
 scored with more and more edits kept beside them: at small numbers in several groups, so that always the same records
-and prompts are scored. Prompts whose right answer another of the edits changes are left out everywhere. FT, FT-L,
-MEMIT, EMMET, PMET and AlphaEdit write all edits as one batch (or --chunk after --chunk), ROME and r-ROME one after
-another.
+and prompts are scored. Prompts whose right answer another of the edits changes are left out everywhere. ROME and r-ROME
+make one edit after another, all other methods are given all requests at once (or --chunk after --chunk), also those
+that survey_sequential.py gives one after another (FT, LoRA, KE).
 
 Measured are ES, PS, NS and S and portability (teacher-forced), the fluency of sampled text, perplexity, and
 ||dW|| / ||W|| of all updates together by layer. The perplexity is that of the embedded model on statements that it was

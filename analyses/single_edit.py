@@ -93,7 +93,9 @@ def main(
     folder = out or Path("runs") / f"single_edit-{Path(model).name}-{digest}"  # so that the next request needs no --out
     alone = Record(case_id=case or 0, request=single.request)
     checks = [scored([alone], lambda _: [(asked.prompt, None) for asked in single.prompts])]
-    with analysis(folder, settings, loaded, title="What one edit changes", headline=headline, methods=[method], checks=checks) as page:
+    with analysis(
+        folder, settings, loaded, title="What one edit changes", headline=headline, methods=[method], checks=checks
+    ) as page:
         run = page.run
         page.show = lambda: show(run, single)
         if wanted.located or layer is not None:

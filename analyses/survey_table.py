@@ -97,7 +97,10 @@ def main(
     title = "Every method, every data set: the survey's table"
     checks = [scored(some, surveyed_pairs, method=name) for name, some in sets.items()]
     crew = chosen_workers(loaded, workers=workers, cluster=cluster, gpus=gpus_per_worker, plugins=plugin)
-    with analysis(out, settings, loaded, title=title, headline=headline, methods=methods, checks=checks) as page, crew as those:
+    with (
+        analysis(out, settings, loaded, title=title, headline=headline, methods=methods, checks=checks) as page,
+        crew as those,
+    ):
         run = page.run
         page.show = lambda: show(run, sets)
         facts = [record for every in named.values() for record in every]

@@ -4,8 +4,8 @@
     python analyses/tune_editors.py --model smollm2 --write     # and put the best into data/presets
 
 What is tried stands in data/searches/MODEL.yaml, a list of fields and their values for each method; `layer` is the one
-edited in place of the located one. Each is scored on --limit records edited one at a time and, for methods that write a
-batch, on --edits records kept together; the best is that with the highest mean of the two S, over the records that all
+edited in place of the located one. Each is scored on --limit records edited one at a time and, for MEMIT and its kin,
+on --edits records kept together; the best is that with the highest mean of the two S, over the records that all
 settings have, and one that lacks an S is never the best. Records are the model's training records, whose subjects no
 evaluation record has.
 

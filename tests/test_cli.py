@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 import workbench.studies.measure
 from workbench.cli import app
+from workbench.edits.edit import Edit
 from workbench.runs.run import Run
 
 pytestmark = pytest.mark.usefixtures("cache", "no_figures")
@@ -164,6 +165,24 @@ def test_trace_edit_and_evaluate_hand_on_their_folders(records: Path, text: Path
     assert "was stopped: 1 of its 2 records are edited" in scored.output
     away.rename(late)
     status.write_text(complete)
+    whole, (first, other) = late.read_bytes(), sorted((tmp_path / "edit" / "edits").iterdir())
+    late.write_bytes(whole[:200])
+    cut = run("evaluate", tmp_path / "edit", "--out", tmp_path / "cut", "--fluency", 0)
+    assert cut.exit_code == 1 and "`workbench edit --out " in cut.output and "makes it again" in cut.output
+    late.write_bytes(whole)
+    edited, scores = Run.open(tmp_path / "edit"), Run.open(tmp_path / "scores")
+    edited.fail(1, "made up", of=2)
+    missing = run("evaluate", tmp_path / "edit", "--out", tmp_path / "scores", "--fluency", 0)
+    assert missing.exit_code == 3 and "made up" in missing.output
+    edited.retry()  # as `edit --retry` does, which then edits it
+    assert run("evaluate", tmp_path / "edit", "--out", tmp_path / "scores", "--fluency", 0).exit_code == 0
+    rows = scores.rows("evaluations")
+    assert [row["edit"] for row in rows] == [Edit.load(path).digest for path in (first, other)]
+    (tmp_path / "scores" / "evaluations.jsonl").unlink()
+    for row in rows:
+        scores.append("evaluations", row | {"edit": "of another"})
+    again = run("evaluate", tmp_path / "edit", "--out", tmp_path / "scores", "--fluency", 0)
+    assert again.exit_code == 1 and "holds scores of another edit of record 0" in again.output
     itself = run("evaluate", tmp_path / "edit", "--out", tmp_path / "edit", "--fresh")
     assert itself.exit_code == 1 and f"'{tmp_path / 'edit'}' lies in" in itself.output, "what it reads stays"
     assert len([*(tmp_path / "edit" / "edits").iterdir()]) == 2

@@ -64,6 +64,12 @@ def test_perplexity_weighs_tokens_alike_however_they_are_batched(tiny_gpt2: Mode
     assert math.log(together) == pytest.approx(sum(sums) / sum(counts), rel=1e-5)
 
 
+@pytest.mark.parametrize("texts", ["The capital of Portugal is Lisbon.", [], ["a\ud800b"]])
+def test_what_is_no_list_of_texts_has_no_perplexity(tiny_gpt2: Model, texts: Any) -> None:
+    with pytest.raises(ValueError, match=r"expected (a list of one or more texts|texts without lone surrogates)"):
+        perplexity(tiny_gpt2, texts)
+
+
 def test_a_model_that_knows_nothing_has_the_vocabulary_as_perplexity(tiny_gpt2: Model) -> None:
     before = tiny_gpt2.snapshot()
     try:

@@ -104,6 +104,13 @@ def test_texts_and_scores_are_those_without_and_with_the_edits(tiny_gpt2: Model)
     assert all(pre == post for pre, post in nothing.scores.values())
 
 
+def test_the_answer_is_the_word_that_its_first_token_begins(tiny_gpt2: Model) -> None:
+    (said,) = generate(tiny_gpt2, [PROMPT], max_new_tokens=5)
+    assert said.strip().startswith(TRUE)
+    assert bench.first_word(tiny_gpt2, PROMPT, f" {TRUE[:3]}", edits=[]) == TRUE
+    assert bench.first_word(tiny_gpt2, PROMPT, "\n", edits=[]) == ""
+
+
 def test_what_is_missing_is_said_by_its_name() -> None:
     for prompt, subject, new, said in (
         ("", "France", "Rome", "the prompt is empty"),

@@ -14,13 +14,15 @@ import torch
 from drawn import outside, texts
 from known_traces import N_LAYERS, make_trace
 from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from workbench.figures.editors import editor_figure
 from workbench.figures.effects import average_effect_figure, trace_heatmap
 from workbench.figures.layers import layer_comparison_figure
 from workbench.figures.neurons import neuron_figure
-from workbench.figures.plotting import AFTER, ROLE_LABELS, SCORE_STYLES, SITE_STYLES
+from workbench.figures.plotting import AFTER, ROLE_LABELS, SCORE_STYLES, SITE_STYLES, heatmap
 from workbench.figures.scores import score_figure
 from workbench.machine.intervals import Estimate
 from workbench.measuring.summaries import Summary
@@ -106,6 +108,17 @@ def test_heat_map_shows_the_trace() -> None:
         shown = np.asarray(cells.get_array()).reshape(len(trace.tokens), N_LAYERS)
         np.testing.assert_allclose(shown, trace.restored[site].numpy())
         assert cells.get_clim() == (trace.corrupted, trace.clean)
+
+
+def test_small_probabilities_are_told_apart() -> None:
+    figure = trace_heatmap(replace(random_trace(), corrupted=0.001, clean=0.004))
+    assert "0.001 with the subject* corrupted, 0.004 clean" in figure.get_suptitle()
+
+
+def test_the_bar_has_a_tip_where_values_leave_a_scale_that_ends_at_zero() -> None:
+    ax = Figure().subplots()
+    assert heatmap(ax, np.full((1, 2), -0.06), "viridis", Normalize(-0.02, 0.0)).extend == "min"
+    assert heatmap(ax, np.full((1, 2), -0.01), "viridis", Normalize(-0.02, 0.0)).extend == "neither"
 
 
 def test_heat_map_stars_the_subject_and_names_answer_and_window() -> None:
@@ -254,6 +267,18 @@ def test_score_figure_shows_estimates_and_leaves_out_what_is_unknown() -> None:
     assert labels == ["S", "ES", "PS"]
     points = sorted(float(np.asarray(line.get_xdata())[0]) for line in ax.lines if line.get_linestyle() == "None")
     np.testing.assert_allclose(points, [5, 10, 10, 80, 90, 100])
+
+
+def test_headings_say_how_many_records_and_whether_there_are_intervals() -> None:
+    def heading(*counts: int) -> str:
+        summaries = {str(n): replace(make_summary(), n=n) for n in counts}
+        said = [draw(summaries).get_suptitle() for draw in (score_figure, editor_figure)]
+        assert said[0] == said[1].replace(", one edit at a time", "")
+        return said[0]
+
+    assert heading(20, 200) == "20 to 200 records; lines are 95 % bootstrap intervals"
+    assert heading(2, 20) == "2 to 20 records; lines are 95 % bootstrap intervals, none of fewer than 10"
+    assert heading(1) == "1 record; no intervals below 10"
 
 
 def test_summaries_are_needed() -> None:

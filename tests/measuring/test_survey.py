@@ -56,6 +56,8 @@ def test_every_prompt_counts_for_what_it_tests() -> None:
     ]
     unknown = replace(RECORD, request=replace(REQUEST, target_true=None))
     assert questions(unknown)[2][3] == ("Moscow",), "some places to compare outputs at"
+    once = Probe(prompt="nq question: who", targets_new=("Rumi",))
+    assert questions(replace(RECORD, locality_prompts=(once,)))[3][3] == ("Rumi",), "the same before and after"
 
 
 def test_a_state_is_what_scoring_and_generation_say(tiny_gpt2: Model) -> None:

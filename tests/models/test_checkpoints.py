@@ -13,11 +13,17 @@ from conftest import load_hf
 from known_scores import scored
 from safetensors.torch import load_file, save_file
 
-from workbench.models.loading import load_model
+from workbench.models.loading import load_model, named_device
 from workbench.models.model import Model
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("device", ["gpu", "mps", "cuda:99"])
+def test_a_device_that_is_not_there_is_named(device: str) -> None:
+    with pytest.raises(ValueError, match=f'device \'{device}\' is not available here; give "cpu" or "auto"'):
+        named_device(device)
+
+
 def test_an_edited_model_is_saved_and_reloaded(family_model: Model, tmp_path: Path, texts: list[str]) -> None:
     tokens = family_model.tokenize(texts)
     snapshot = family_model.snapshot()

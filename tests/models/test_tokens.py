@@ -193,7 +193,9 @@ def test_an_answer_begins_with_the_first_token_that_ends_beyond_the_prompt(
     assert token_span(offsets, (7, 12))[0] == first
 
 
-@pytest.mark.parametrize(("offsets", "what"), [(((0, 12),), "prompt"), (((0, 2), (2, 7)), "target")])
+@pytest.mark.parametrize(
+    ("offsets", "what"), [(((0, 12),), "prompt"), (((0, 0), (0, 12)), "prompt"), (((0, 2), (2, 7)), "target")]
+)
 def test_prompt_and_answer_need_a_token_each(offsets: tuple[tuple[int, int], ...], what: str) -> None:
     with pytest.raises(ValueError, match=f"the {what} has no token of its own: lengthen it, .* 'In Rome'"):
         answer_start(offsets, "In Rome")

@@ -140,12 +140,17 @@ def test_the_courses_and_the_surveys_counterfact(tmp_path: Path) -> None:
         "portability": {"New Question": "Whose is it?", "New Answer": "Asia's"},
         "alternative_subject": "Ngola",
     }
+    said = read(write(tmp_path, [written]))[1]
+    assert "the schema of CounterFact, 1 record; they have no paraphrase prompts" in said, "so that there is no S"
+    written["paraphrase_prompts"] = ["In Angola one is in"]
     (read_back,), said = read(write(tmp_path, [written | added]))
     assert [(one.kind, one.prompt) for one in read_back.portability_prompts] == [
         ("one hop", "Whose is it?"),
         ("alias", "Ngola lies in"),
     ]
     assert not said, "of CounterFact's own schema there is nothing to say"
+    empty = {"portability": {"Recalled Relation": "", "New Question": "", "New Answer": ""}}
+    assert read(write(tmp_path, [written | empty]))[0][0].portability_prompts == ()
 
 
 @pytest.mark.parametrize(
@@ -213,6 +218,10 @@ def test_easyedits_flat_records_keep_what_else_they_ask(tmp_path: Path) -> None:
     for form in (surveyed, paired):
         (record,), _ = read(write(tmp_path, [FLAT | form]))
         assert record.portability_prompts == (one,)
+    (record,), _ = read(write(tmp_path, [FLAT | more | paired]))
+    assert [each.kind for each in record.portability_prompts] == ["one hop", "logic", "alias"]
+    (record,), said = read(write(tmp_path, [FLAT | paired | {"portability_ground_truth": ""}]))
+    assert not record.portability_prompts and "1 question has no right answer: left out" in said
 
 
 def test_a_natural_question_is_no_neighbor_whatever_its_answer(tmp_path: Path) -> None:

@@ -46,6 +46,20 @@ def test_jsonl_names_a_malformed_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"corpus\.jsonl: line 2: expected"):
         read_texts(str(path))
     assert read_texts(str(path), limit=1) == ["one"]
+    for odd in ('{"text": "\\ud800"}', "[" * 5000):
+        path.write_text(odd, encoding="utf-8")
+        with pytest.raises(ValueError, match=r"corpus\.jsonl: line 1: expected"):
+            read_texts(str(path))
+
+
+@pytest.mark.parametrize("name", ["corpus.jsonl", "corpus.JSONL", "corpus.txt"])
+def test_a_byte_order_mark_and_blank_lines_are_passed_over_and_other_encodings_named(tmp_path: Path, name: str) -> None:
+    path, text = tmp_path / name, "café" if name.endswith("txt") else '{"text": "café"}'
+    path.write_text(f"{text}\n\n", encoding="utf-8-sig")
+    assert read_texts(str(path)) == ["café"]
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=f"{name}: expected text in UTF-8"):
+        read_texts(str(path))
 
 
 def test_missing_and_empty_files_say_what_to_give(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,16 +12,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from command import ANALYSES
 from matplotlib.figure import Figure
 
+from workbench.editors.training.network import own_path
 from workbench.figures.plotting import font_families
 from workbench.machine import environment as provenance
+from workbench.machine import paths
 from workbench.machine.intervals import Estimate
+from workbench.machine.paths import ROOT
 from workbench.measuring.summaries import Summary
 from workbench.runs.artifacts import save_figure
-from workbench.runs.folder import clear, locked
+from workbench.runs.folder import check_apart, clear, locked
 from workbench.runs.run import Run
-from workbench.studies.contents import contents
+from workbench.studies.contents import contents, preset_contents
 from workbench.tables.scores import main_table
 from workbench.tables.table import to_latex, to_markdown
 
@@ -204,6 +209,7 @@ def test_another_content_of_the_files_is_refused_by_name(tmp_path: Path) -> None
     records.write_text("[2]")
     with pytest.raises(ValueError, match=rf"begun with another content of records {records}: .*--fresh"):
         Run.create(tmp_path / "run", {**settings, "content": contents(settings)})
+    assert contents({"held_out": str(records)}).keys() == {f"held_out {records}"}
 
 
 def test_a_preset_that_changed_is_refused_by_name(run: Run) -> None:
@@ -211,6 +217,27 @@ def test_a_preset_that_changed_is_refused_by_name(run: Run) -> None:
     run.check_presets({"preset rome of atlas": "a", "preset memit of atlas": "b"})
     with pytest.raises(ValueError, match="begun with another preset memit of atlas: "):
         run.check_presets({"preset rome of atlas": "a", "preset memit of atlas": "c"})
+
+
+def test_a_trained_network_is_part_of_what_a_run_goes_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = preset_contents("atlas", ["mend", "rome", "rome"])
+    assert before.keys() == {"preset mend of atlas", "network mend of atlas", "preset rome of atlas"}
+    monkeypatch.setattr(paths, "CACHE", tmp_path)
+    own_path("mend", "atlas").parent.mkdir()
+    own_path("mend", "atlas").write_bytes(b"another")
+    after = preset_contents("atlas", ["mend", "rome"])
+    assert [name for name in before if after[name] != before[name]] == ["network mend of atlas"]
+    assert preset_contents("no-such-model", ["rome"], preset_of="gpt2-xl").keys() == {"preset rome of gpt2-xl"}
+
+
+@pytest.mark.parametrize(
+    "script", sorted([*ANALYSES.glob("*.py"), *(ROOT / "workbench" / "cli").glob("*.py")]), ids=lambda path: path.stem
+)
+def test_a_command_that_edits_says_by_which_methods(script: Path) -> None:
+    source = script.read_text(encoding="utf-8")
+    opened = re.findall(r"\banalysis\((?:[^()]|\([^()]*\))*\) as", source)
+    if opened and re.search(r"\b(make_editor|made_editor|ask|edit_alone)\(", source):
+        assert any("methods=" in call for call in opened)
 
 
 @pytest.mark.parametrize("killed_at", [1, 2, 3])
@@ -256,6 +283,27 @@ def test_afresh_deletes_a_run_and_nothing_else(run: Run, tmp_path: Path) -> None
         with pytest.raises(ValueError, match=r"holds files but is no run"):
             use(tmp_path / "thesis")
     assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["thesis.tex"]
+
+
+def test_what_is_stopped_in_the_midst_of_deleting_is_ended_by_the_next(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.write_text("tables/scores.md", "old")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("shutil.rmtree", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+        clear(run.folder)
+    with locked(run.folder):
+        assert [path.name for path in run.folder.iterdir()] == [".lock"]
+        Run.create(run.folder, SETTINGS)
+
+
+def test_a_text_is_no_file_that_lies_in_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    check_apart(tmp_path, {"prompt": "", "subject": "very " * 200, "out": tmp_path})
+    with pytest.raises(ValueError, match="'here' lies in"):
+        (tmp_path / "below" / "here").touch()
+        check_apart(tmp_path, {"records": "here"})
 
 
 def test_status_of_a_finished_run(run: Run) -> None:
@@ -345,6 +393,14 @@ def test_a_table_is_saved_in_every_form(run: Run) -> None:
     saved = run.tables()["scores"]
     assert saved.caption == table.caption and saved.columns[0] == "Editor"
     assert saved.rows[1][:2] == ("ROME", "50.0 (40.0-60.0)")
+
+
+def test_numbers_of_a_frame_of_texts_are_columns_of_their_own(run: Run) -> None:
+    frame = pd.DataFrame({"Site": ["a", "b"], "Effect": ["0.37 ± 0.01", "0.4"], "Inside (%)": ["-", "97 (-3 to 99)"]})
+    found = pd.read_csv(run.save_table("effects", frame))
+    assert found.columns.tolist() == ["Site", "Effect", "Effect ±", "Inside (%)", "Inside (%) from", "Inside (%) to"]
+    assert found.loc[0, ["Effect", "Effect ±"]].tolist() == [0.37, 0.01] and found.loc[1, "Inside (%) from"] == -3
+    assert run.tables()["effects"].rows[0][1] == "0.37 ± 0.01"
 
 
 def test_a_frame_is_saved_in_every_form(run: Run) -> None:

@@ -156,5 +156,5 @@ def test_the_average_path_is_over_prompts_that_go_on_after_their_subject(
     (average, _), (lens, _), (alone, after) = drawn
     assert average.prompt == f"Average over {len(others)} prompts"
     assert lens.prompt == alone.prompt == after.prompt == ends.request.prompt
-    read = [logit_lens(tiny_gpt2, one.request, [one.request.target_true, one.request.target_new]) for one in others]
+    read = [logit_lens(tiny_gpt2, one.request, [one.request.fact.object, one.request.target_new]) for one in others]
     assert np.allclose(average.probability, np.mean([each.probability.numpy() for each in read], axis=0), atol=1e-6)

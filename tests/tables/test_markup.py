@@ -17,7 +17,8 @@ def test_a_cell_cannot_end_its_column() -> None:
     text = markdown(pd.DataFrame({"Name": [EVIL], "x": ["1"]}), caption=escaped("What|\n."), align="lr")
     caption, _, head, rule, row = text.splitlines()
     assert (caption, head, rule) == ("What\\| .", "| Name | x |", "| --- | ---: |")
-    assert row == "| a\\|b\\\\c d & 5 % of {x}_1 ~ y^2 \\<z> ± #$ | 1 |"
+    assert row == "| a\\|b\\\\c d & 5 % of {x}_1 \\~ y^2 \\<z> ± #\\$ | 1 |"
+    assert escaped("*a* **b** &lt; a & b") == "\\*a\\* **b** \\&lt; a & b"
 
 
 def test_latex_escapes_cells_and_captions_alike() -> None:

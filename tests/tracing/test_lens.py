@@ -82,9 +82,9 @@ def test_a_subject_at_the_end_is_both_places(tiny_gpt2):
 def test_bad_input_is_named(tiny_gpt2):
     with pytest.raises(ValueError, match="at least one answer to follow, got none"):
         logit_lens(tiny_gpt2, REQUEST, [])
-    merging = Fact(subject="Spain", template="People in {} speak ", object="Spanish")
-    with pytest.raises(ValueError, match="'Spanish' has no token of its own behind 'People in Spain speak '"):
-        logit_lens(tiny_gpt2, merging, ["Spanish"])
+    merging = Fact(subject="Spain", template="People in {} speak Span", object="ish", separator="")
+    with pytest.raises(ValueError, match="'ish' has no token of its own behind 'People in Spain speak Span'"):
+        logit_lens(tiny_gpt2, merging, ["ish"])
     before = tiny_gpt2.snapshot()
     try:
         with torch.no_grad():

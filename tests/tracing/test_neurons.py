@@ -221,7 +221,7 @@ def test_bad_input(tiny_gpt2: Model):
     before = tiny_gpt2.snapshot()
     try:
         tiny_gpt2.weight(4).fill_(float("nan"))
-        with pytest.raises(ValueError, match="after 'The language spoken in Iceland is Icelandic' are not finite"):
+        with pytest.raises(ValueError, match="NaN probabilities for 'The language spoken in Iceland is'"):
             knowledge_neurons(tiny_gpt2, REQUEST, steps=1, layers=[3])
     finally:
         tiny_gpt2.restore_(before)

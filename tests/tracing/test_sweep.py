@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -227,9 +228,10 @@ def test_one_foil_a_fact(tiny_gpt2):
 
 
 def test_an_object_that_merges_with_the_prompt_is_not_known(tiny_gpt2):
-    # The prompt's own last token is a space, which is part of the object's token " Spanish" in the whole text.
-    fact = Fact(subject="Spain", template="People in {} speak ", object="Spanish")
+    fact = Fact(subject="Spain", template="People in {} speak Span", object="ish", separator="")
     assert known_answer(tiny_gpt2, fact) is None
+    spaced = replace(fact, template="People in {} speak ", object="Spanish", separator=None)
+    assert known_answer(tiny_gpt2, spaced) == known_answer(tiny_gpt2, replace(spaced, template="People in {} speak"))
 
 
 def test_no_facts(tiny_gpt2):

@@ -23,6 +23,7 @@ from workbench.measuring.scores import RecordScores
 from workbench.models.generation import generate
 from workbench.models.model import Model
 from workbench.records.facts import EditRequest, Fact, Probe, Record
+from workbench.records.joining import UNSPACED
 from workbench.records.questions import find_subject
 from workbench.records.reading import read_records
 from workbench.runs.artifacts import save_figure
@@ -217,6 +218,15 @@ def _scores(scores: RecordScores) -> dict[str, float]:
     return {name: found[name] for name in SCORES}
 
 
+def first_word(model: Model, prompt: str, token: str, *, edits: Sequence[Edit]) -> str:
+    """The word that the first token of an answer begins, as the model writes it; empty where it is white space."""
+    with standing(model, edits):
+        (said,) = generate(model, [prompt], max_new_tokens=5)
+    begun = token.strip()
+    found = re.match(rf"{re.escape(begun)}[^\W{UNSPACED}]*", said.strip())
+    return found[0] if begun and found else begun
+
+
 # Kept --------------------------------------------------------------------------------------------------------
 
 
@@ -224,6 +234,7 @@ def save_edits(edits: Sequence[Edit], folder: Path) -> list[Path]:
     """Write the edits into a folder, to be applied in the order of their names; ValueError for none."""
     if not edits:
         raise ValueError("there is no edit to save: make one first")
+    folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for number, edit in enumerate(edits, start=1):
         words = "-".join(re.findall(r"\w+", f"{edit.method} {edit.requests[0].subject}")).lower()[:60]
@@ -236,5 +247,6 @@ def save_map(trace: CausalTrace | None, folder: Path) -> list[Path]:
     """Write the heat map as PNG and PDF; ValueError where nothing was traced."""
     if trace is None:
         raise ValueError("there is no heat map to save: trace a prompt first")
+    folder.mkdir(parents=True, exist_ok=True)
     png = save_figure(trace_heatmap(trace), folder / "trace")
     return [png, png.with_suffix(".pdf")]

@@ -1,6 +1,8 @@
 """The page: a thin layer of Gradio over `bench`. Nothing leaves the machine, and what goes wrong is a line on it."""
 
 import inspect
+import shlex
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from importlib.resources import files
@@ -17,7 +19,6 @@ from workbench.app.shown import comparison_html, line_html, stack_html, trace_ht
 from workbench.edits.edit import Edit
 from workbench.machine.failures import told_in_a_line
 from workbench.models.model import Model
-from workbench.models.tokens import visible
 from workbench.records.facts import Record
 from workbench.tracing.trace import CausalTrace
 
@@ -88,8 +89,8 @@ def build(model: Model, folder: Path, *, samples: int = 10) -> gr.Blocks:
                 said = f"Tracing: {len(grown.positions)} of {len(grown.tokens)} tokens"
                 yield {heat: trace_html(grown), line: line_html(said)}
             assert grown is not None
-            answer = visible(grown.answer)  # its first token, of which an answer that is there may be the whole
-            answer = known if known.strip().startswith(answer) else answer
+            word = bench.first_word(model, asked, grown.answer, edits=_edits(kept))
+            answer = known if known.strip().startswith(word) else word
             found = bench.recalling_layer(grown)
             chosen = {} if found is None else {layer: found}
             yield {trace: grown, old: answer, line: line_html(bench.recall(grown))} | chosen
@@ -126,7 +127,9 @@ def build(model: Model, folder: Path, *, samples: int = 10) -> gr.Blocks:
 
         def run_save(kept: Sequence[Standing]) -> Changes:
             paths = bench.save_edits(_edits(kept), _fresh(folder, "edits"))
-            chat = f"workbench chat {' '.join(map(str, paths))} --model {model.name}"
+            dtype = str(model.dtype).removeprefix("torch.")
+            loaded = ["--model", model.name, *(["--dtype", dtype] if dtype != "float32" else [])]
+            chat = shlex.join(["workbench", "chat", *map(str, paths), *loaded])
             return {saved: gr.update(value=list(map(str, paths)), visible=True), line: line_html(f"Saved: {chat}")}
 
         def run_figure(traced: CausalTrace | None) -> Changes:
@@ -151,7 +154,15 @@ def build(model: Model, folder: Path, *, samples: int = 10) -> gr.Blocks:
 
 
 def serve(model: Model, folder: Path, *, host: str, port: int | None) -> tuple[gr.Blocks, str]:
-    """Serve the page in the background, to this machine alone unless the host says otherwise; it, and its address."""
+    """Serve the page in the background, to this machine alone unless the host says otherwise; it, and its address.
+
+    ValueError for a host or a port that cannot be listened at.
+    """
+    try:
+        socket.create_server((host, port or 0)).close()
+    except OSError as error:
+        at = f"--host {host}" + (f" --port {port}" if port else "")
+        raise ValueError(f"the page cannot be served at {at} ({error.strerror}): give others") from None
     folder.mkdir(parents=True, exist_ok=True)
     page = build(model, folder)
     _, address, _ = page.launch(
@@ -206,7 +217,5 @@ def _standing(kept: Sequence[Standing]) -> str:
 
 
 def _fresh(folder: Path, name: str) -> Path:
-    """A folder that is not there yet."""
-    number = next(number for number in count(1) if not (folder / f"{name}-{number}").exists())
-    (folder / f"{name}-{number}").mkdir()
-    return folder / f"{name}-{number}"
+    """A name for a folder that is not there yet."""
+    return next(path for number in count(1) if not (path := folder / f"{name}-{number}").exists())

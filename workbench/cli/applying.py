@@ -43,8 +43,11 @@ def chat(
     dtype: options.Dtype = "float32",
 ) -> None:
     """Read prompts line by line, and show what a model says before and after saved edits; an empty line ends it."""
+    from workbench.edits.sequence import applied_files
+
     loaded = load(model, device=device, dtype=dtype, device_map=device_map)
-    console.print("A prompt a line; an empty line ends.")
+    with applied_files(loaded, edits, force=force):  # what is wrong with them is told before anything is asked
+        console.print("A prompt a line; an empty line ends.")
     while prompt := _line():
         try:
             show_both(loaded, edits, [prompt], tokens=tokens, force=force)

@@ -64,7 +64,12 @@ def compare(
     checks, title = [scored(every[:limit], fluency=fluency)], "Which editor writes facts best?"
     checks += [scored(distinct(every)[:edits])] if stacked else []
     crew = chosen_workers(loaded, workers=workers, cluster=cluster, gpus=gpus_per_worker, plugins=plugin)
-    with analysis(out, settings, loaded, title=title, headline=headline, methods=[*methods, *stacked], checks=checks) as page, crew as those:
+    with (
+        analysis(
+            out, settings, loaded, title=title, headline=headline, methods=[*methods, *stacked], checks=checks
+        ) as page,
+        crew as those,
+    ):
         run = page.run
         page.show = lambda: show(run, loaded)
         layer = settled_layer(run, loaded, every, layer=layer, seed=seed, engine=engine)

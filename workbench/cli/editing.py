@@ -1,6 +1,7 @@
 """`workbench edit` and `workbench evaluate`: rewrite facts, and score what that did."""
 
 import warnings
+from collections.abc import Iterator
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +12,7 @@ from workbench.cli import options
 from workbench.cli.session import analysis, console, given, load
 
 if TYPE_CHECKING:
+    from workbench.edits.edit import Edit
     from workbench.records.facts import Record
 
 
@@ -85,7 +87,10 @@ def edit(
     text = text or default_text(loaded)
     settings = given(records=records, limit=len(chosen), layer=layer, text=text, without=["located"])
     crew = chosen_workers(loaded, workers=workers, cluster=cluster, gpus=gpus_per_worker, plugins=plugin)
-    with analysis(out, settings, loaded, report=False, methods=[method], checks=[edited(chosen)]) as page, crew as those:
+    with (
+        analysis(out, settings, loaded, report=False, methods=[method], checks=[edited(chosen)]) as page,
+        crew as those,
+    ):
         run = page.run
         if wanted.located or layer is not None:
             layer = settled_layer(run, loaded, every, layer=layer, seed=seed, engine=engine, workers=those)
@@ -173,7 +178,14 @@ def evaluate(
         for row in own:
             run.append("failures", row)
         pairs = load_edits(made, chosen) if size is None else load_batches(made, chosen, size=size)
-        score_edits(run, loaded, pairs, records=chosen, seed=seed, fluency=fluency, workers=those)
+        score_edits(run, loaded, _readable(pairs, edits), records=chosen, seed=seed, fluency=fluency, workers=those)
+
+
+def _readable(pairs: Iterator[tuple["Record", "Edit"]], edits: Path) -> Iterator[tuple["Record", "Edit"]]:
+    try:
+        yield from pairs
+    except ValueError as error:
+        raise ValueError(f"{error}; `workbench edit --out {edits}`, called as it was, makes it again") from error
 
 
 def _request(prompt: str, subject: str, target: str) -> "Record":

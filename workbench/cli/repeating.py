@@ -44,7 +44,8 @@ def rerun(
     given = {**made.read_json(GOING_ON), **settings}
     given.pop("located", None)  # the run whose layer was taken: the layer is settled
     values = {each: _value(option, given) for each, option in inspect.signature(main).parameters.items()}
-    again = {"out": out or folder.with_name(f"{folder.name}-rerun"), "device": device}
+    named = folder if folder.name not in ("", "..") else folder.resolve()  # "." has no name
+    again = {"out": out or named.with_name(f"{named.name}-rerun"), "device": device}
     told(main, name)(**values | {key: value for key, value in again.items() if key in values})
 
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from workbench.figures.plotting import SCORE_STYLES, STYLE, WIDTH, LineStyle, write_heading
+from workbench.figures.scores import records_drawn
 from workbench.machine.intervals import Estimate
 from workbench.measuring.summaries import Summary
 from workbench.tables.scores import UNEDITED
@@ -84,8 +85,7 @@ def editor_figure(summaries: Mapping[str, Summary], *, bars: Mapping[str, float]
         (handle,) = ax.plot([], [], color="#b2182b", linewidth=1.4, linestyle=":")
         handles, labels = [*handles, handle], [*labels, "Least S asked for"]
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
-    heading = f"{first.n} records, one edit at a time; lines are {100 * first.level:g} % bootstrap intervals"
-    write_heading(figure, heading)
+    write_heading(figure, records_drawn(summaries.values(), ", one edit at a time"))
     return figure
 
 

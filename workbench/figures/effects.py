@@ -44,9 +44,10 @@ def trace_heatmap(trace: CausalTrace) -> Figure:
     answer = visible(trace.answer)
     title = textwrap.fill(f"{trace.fact.prompt} → {answer}", 105)
     values = "its clean value" if trace.span == 1 else "clean values"
+    corrupted, clean = ends = _told_apart(trace.corrupted, trace.clean)
     subtitle = (
         f"{METRIC_LABELS[trace.metric].format(answer)} with {trace.restoring} restored to {values}: "
-        f"{trace.corrupted:.2f} with the subject* corrupted, {trace.clean:.2f} clean"
+        f"{corrupted} with the subject* corrupted, {clean} clean"
     )
     if trace.total_effect <= 0:
         subtitle += ", so that the noise takes nothing away"
@@ -58,13 +59,19 @@ def trace_heatmap(trace: CausalTrace) -> Figure:
     scale = Normalize(low, max(high, low + 1e-6))
     for ax, (site, restored) in zip(panels, trace.restored.items(), strict=True):
         bar = heatmap(ax, restored.float().cpu().numpy(), SITE_STYLES[site].cmap, scale)
-        bar.set_ticks([low, high], labels=[f"{low:.2f}", f"{high:.2f}"])
+        bar.set_ticks([low, high], labels=ends if trace.corrupted <= trace.clean else ends[::-1])
         ax.set_title(SITE_STYLES[site].label)
         ax.set_xlabel(layer_label(site, trace.window))
     subject = range(*trace.subject)
     row_labels(panels[0], [visible(trace.tokens[pos]) + "*" * (pos in subject) for pos in trace.positions])
     write_heading(figure, f"{title}\n{subtitle}")
     return figure
+
+
+def _told_apart(*values: float) -> list[str]:
+    """With two decimals, or where these are the same with two digits that count."""
+    texts = [f"{value:.2f}" for value in values]
+    return texts if len(set(texts)) > 1 else [f"{value:.2g}" for value in values]
 
 
 @matplotlib.rc_context(STYLE)
@@ -118,8 +125,9 @@ def average_effect_figure(
 
     first = averages[0]
     interval = f" ± {first.total_half_width:.2f}" if np.isfinite(first.total_half_width) else ""
+    facts = f"{first.facts} fact{'s' * (first.facts != 1)}"
     heading = (
-        f"Average indirect effect on {METRIC_LABELS[first.metric].format('answer')} over {first.facts} facts; "
+        f"Average indirect effect on {METRIC_LABELS[first.metric].format('answer')} over {facts}; "
         f"the average total effect is {first.total:.2f}{interval}"
     )
     write_heading(figure, f"{title}\n{heading}" if title else heading)

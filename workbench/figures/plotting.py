@@ -146,7 +146,7 @@ def heatmap(ax: Axes, values: np.ndarray, cmap: str, scale: Normalize) -> Colorb
     ax.tick_params(axis="y", left=False)
     for spine in ax.spines.values():
         spine.set_visible(True)
-    low, high = float(scale.vmin or 0), float(scale.vmax or 1)
+    low, high = (end if given is None else float(given) for given, end in ((scale.vmin, 0.0), (scale.vmax, 1.0)))
     slack = 0.05 * (high - low)
     below, above = np.nanmin(values) < low - slack, np.nanmax(values) > high + slack
     extend = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}

@@ -1,6 +1,6 @@
 """Scores by editor, before the edits and after them."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import matplotlib
@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from workbench.figures.plotting import AFTER, BEFORE, SCORE_PANELS, STYLE, WIDTH, write_heading
-from workbench.machine.intervals import Estimate
+from workbench.machine.intervals import FEWEST, Estimate
 from workbench.measuring.summaries import Summary
+from workbench.tables.scores import span
 
 
 @matplotlib.rc_context(STYLE)
@@ -50,8 +51,17 @@ def score_figure(summaries: Mapping[str, Summary]) -> Figure:
         sns.despine(ax=ax, left=True)
     handles = [Line2D([], [], markersize=6, linewidth=1.4, **look) for _, look in states]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
-    write_heading(figure, f"{first.n} records; lines are {100 * first.level:g} % bootstrap intervals")
+    write_heading(figure, records_drawn(summaries.values()))
     return figure
+
+
+def records_drawn(summaries: Collection[Summary], how: str = "") -> str:
+    """How many records each of the summaries drawn is of, and what their lines are."""
+    counts, level = {summary.n for summary in summaries}, next(iter(summaries)).level
+    lines = f"lines are {100 * level:g} % bootstrap intervals"
+    if min(counts) < FEWEST:
+        lines = f"{lines}, none of fewer than {FEWEST}" if max(counts) >= FEWEST else f"no intervals below {FEWEST}"
+    return f"{span(counts)} record{'s' * (counts != {1})}{how}; {lines}"
 
 
 def _known(estimate: Estimate | None) -> bool:

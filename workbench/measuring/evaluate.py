@@ -102,8 +102,9 @@ def score_states(
     Args:
         generate: Whether to continue the prompts greedily.
         fluency_tokens: Length of sampled texts, prompts included, cut at the context; None or 0: no fluency.
-        seed: Of the sampling. A record's draws depend on it and on the case id alone: not on the order of
-            records, and they are the same before and after an edit.
+        seed: Of the sampling. A record's draws depend on it and on the case id: not on the order of records, and they
+            are the same before and after an edit. Where its prompts do not fit into one batch, which draws in turn,
+            they depend on how these are parted.
     """
     texts: Sequence[tuple[str, ...]] = [()] * len(records)
     with keeping_passage():

@@ -157,7 +157,7 @@ def probes(record: Record, others: Sequence[Record]) -> list[Question]:
     same = [other for other in elsewhere if other.request.subject == request.subject]
     far = [other for other in elsewhere if other.request.subject != request.subject]
     about = list(dict.fromkeys((other.request.prompt, _right(other)) for other in same))[:OTHERS]
-    about += [(one.prompt, one.targets_true) for one in record.locality_prompts if one.kind == _OF_THE_SUBJECT]
+    about += [(one.prompt, one.answers_before) for one in record.locality_prompts if one.kind == _OF_THE_SUBJECT]
     drawn = random.Random(record.case_id).sample(far, min(OTHERS, len(far)))
     return [
         *found,

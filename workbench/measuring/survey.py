@@ -148,7 +148,7 @@ def questions(record: Record) -> list[Question]:
         ("reliability", "", request.prompt, new),
         *(("generalization", "", prompt, new) for prompt in record.paraphrase_prompts),
         *(("locality", "neighborhood", prompt, old) for prompt in record.neighborhood_prompts),
-        *(("locality", one.kind or "other", one.prompt, one.targets_true) for one in record.locality_prompts),
+        *(("locality", one.kind or "other", one.prompt, one.answers_before) for one in record.locality_prompts),
         *(("portability", one.kind or "one hop", one.prompt, one.targets_new) for one in record.portability_prompts),
         *(("portability", "reversed", one.prompt, one.targets_new) for one in record.reversion_prompts),
     ]

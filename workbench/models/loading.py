@@ -42,9 +42,11 @@ def load_model(
 
 
 def named_device(device: str) -> str:
-    """The device that "auto" stands for, or the one of that name; ValueError for a GPU where there is none."""
+    """The device that "auto" stands for, or the one of that name; ValueError for one that is not there."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f'device {device!r} is not available here; give "cpu" or "auto"')
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):  # a name that torch does not know, no GPU, not so many
+        raise ValueError(f'device {device!r} is not available here; give "cpu" or "auto"') from None
     return device

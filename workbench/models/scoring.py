@@ -100,11 +100,12 @@ def _score(
     ends = firsts if model.edit_hooks() else [0] * len(pairs)
     served: dict[int, list[int]] = {}  # by row: the pairs it serves
     home: dict[tuple[int, tuple[int, ...]], int] = {}  # by its prompt's end, and the tokens a row begins with: that row
+    asked = {len(text) - 1 for text in texts}  # all beginnings of long texts would take memory in their square
     for pair in sorted(range(len(pairs)), key=lambda index: -len(texts[index])):
         row = home.get((ends[pair], texts[pair][:-1]), pair)
         served.setdefault(row, []).append(pair)
         if row == pair:
-            home.update({(ends[row], texts[row][:end]): row for end in range(1, len(texts[row]) + 1)})
+            home.update({(ends[row], texts[row][:end]): row for end in asked if end <= len(texts[row])})
 
     # Rows end together, so only the last positions need to be unembedded.
     keeps = {row: max(len(texts[row]) - firsts[pair] + 1 for pair in pairs) for row, pairs in served.items()}

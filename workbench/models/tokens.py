@@ -76,12 +76,9 @@ class TextTokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[TokenRow]:
         """Tokenise; ValueError for no texts, or one that is empty, longer than the context, or unfit for the model."""
-        if isinstance(texts, str) or not texts:
-            raise ValueError(f"expected a list of one or more texts, got {texts!r}")
+        _check(texts)
         if "" in texts:
             raise ValueError(f"text {list(texts).index('')} is empty; give at least one character")
-        if odd := next((text for text in texts if not encodable(text)), None):
-            raise ValueError(f"expected texts without lone surrogates, which UTF-8 cannot hold, got {odd[:60]!r}")
         rows = self._rows(texts)
         unknown: Any = self.tokenizer.unk_token_id
         special = set(self.tokenizer.all_special_ids) - {unknown}
@@ -114,7 +111,11 @@ class TextTokenizer:
             raise ValueError(f"the tokenizer of {self.name} has no token for {text!r}: write it otherwise")
 
     def pieces(self, texts: Sequence[str], longest: int) -> list[TokenRow]:
-        """Tokenise plain text, every text cut into pieces of at most `longest` tokens, each begun like a text."""
+        """Tokenise plain text, every text cut into pieces of at most `longest` tokens, each begun like a text.
+
+        ValueError for no texts, or one with lone surrogates.
+        """
+        _check(texts)
         step = longest - len(self._prefix)
         return [
             TokenRow(
@@ -191,6 +192,13 @@ class TextTokenizer:
         return _BETWEEN.sub("", text) if self._word_pieces else text
 
 
+def _check(texts: Sequence[str]) -> None:
+    if isinstance(texts, str) or not texts:
+        raise ValueError(f"expected a list of one or more texts, got {texts!r}")
+    if odd := next((text for text in texts if not encodable(text)), None):
+        raise ValueError(f"expected texts without lone surrogates, which UTF-8 cannot hold, got {odd[:60]!r}")
+
+
 def prompt_tokens(offsets: Sequence[tuple[int, int]], characters: int) -> int:
     """How many tokens of a text belong to its prompt of so many characters: those before the first that ends beyond it.
 
@@ -202,8 +210,11 @@ def prompt_tokens(offsets: Sequence[tuple[int, int]], characters: int) -> int:
 def answer_start(offsets: Sequence[tuple[int, int]], prompt: str) -> int:
     """Index of the first token of the answer that follows a prompt; ValueError if either has no token of its own."""
     first = prompt_tokens(offsets, len(prompt))
-    if first in (0, len(offsets)):
-        what = "prompt" if first == 0 else "target"
+    begun = next(
+        (index for index, (_, end) in enumerate(offsets) if end > 0), 0
+    )  # behind what the tokenizer puts there
+    if first == begun or first == len(offsets):
+        what = "prompt" if first == begun else "target"
         raise ValueError(f"the {what} has no token of its own: lengthen it, in the text after {prompt!r}")
     return first
 

@@ -48,6 +48,7 @@ def _each(source: Source, read: Callable[[Node], Record]) -> list[Record]:
         nonlocal unanswered
         record = read(node)
         unanswered += sum(not answers for field in _KINDS for *_, answers in _questions(node, field))
+        unanswered += node.says("portability_prompt") and not _answers(node.at("portability_ground_truth"))
         return record
 
     records = each(found, counted)
@@ -95,12 +96,11 @@ def _knowedit(node: Node) -> Record:
 
 def _portability(node: Node, subject: str) -> tuple[Probe, ...]:
     """By kind, or the survey's one question, or what EasyEdit makes of one."""
-    if node.has("portability_prompt"):
-        answers = _answers(node.at("portability_ground_truth"))
-        return (probe(node.at("portability_prompt"), answers, (), kind="one hop"),) if answers else ()
-    if _surveyed(node):
-        return tuple(one_hop(node))
     found: list[Probe] = []
+    if node.says("portability_prompt") and (answers := _answers(node.at("portability_ground_truth"))):
+        found.append(probe(node.at("portability_prompt"), answers, (), kind="one hop"))
+    if _surveyed(node):
+        found += one_hop(node)
     for name, prompt, answers in _questions(node, "portability"):
         kind = _PORTABILITY[name.lower()]
         if answers:

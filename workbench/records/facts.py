@@ -96,6 +96,11 @@ class Probe:
     kind: str = ""
     """What it tests: of portability one of `PORTABILITY` (empty: one hop), of locality what its data set calls it."""
 
+    @property
+    def answers_before(self) -> tuple[str, ...]:
+        """The right answers before the edit; those after it where no others are known, as where both are the same."""
+        return self.targets_true or self.targets_new
+
     def __post_init__(self) -> None:
         _check_text("prompt", self.prompt)
         if not self.targets_new:

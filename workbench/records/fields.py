@@ -51,6 +51,11 @@ class Node:
     def has(self, name: str) -> bool:
         return isinstance(self.value, dict) and name in self.value
 
+    def says(self, name: str) -> bool:
+        """Whether something stands there: public files leave fields empty."""
+        value = self.value.get(name) if self.has(name) else None
+        return bool(value.strip() if isinstance(value, str) else value)
+
     def text(self) -> str:
         if not isinstance(self.value, str) or not self.value.strip():
             self.fail("a non-empty string")

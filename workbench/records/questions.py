@@ -55,5 +55,7 @@ def one_hop(node: Node, true: Sequence[str] = ()) -> list[Probe]:
     if not node.value.get("portability"):
         return []
     asked = node.at("portability")
+    if any(asked.has(name) and not asked.says(name) for name in ("New Question", "New Answer")):
+        return []
     answer = asked.at("New Answer").text()
     return [probe(asked.at("New Question"), (answer,), true, kind="one hop")]

@@ -97,8 +97,9 @@ def _by_suffix(path: str | Path) -> str:
 def read_records(path: str | Path) -> list[Record]:
     """Records of a file in any schema that is known, which is recognised by its first record.
 
-    Of files that are not in CounterFact's schema a warning says once what was seen, and which prompts they lack: what
-    these would score is left out. FileNotFoundError, or RecordError naming file, record and field, or the schemas.
+    Of files that are not in CounterFact's schema, or lack prompts that its scores need, a warning says once what was
+    seen, and which prompts there are none of: what these would score is left out. FileNotFoundError, or RecordError
+    naming file, record and field, or the schemas.
     """
     if name := _by_suffix(path):
         return _told(path, name, _read(READERS[name], Path(path)))
@@ -124,7 +125,8 @@ def _told(path: str | Path, name: str, records: list[Record]) -> list[Record]:
             "that compare the two are 0",
             stacklevel=4,
         )
-    if name != "CounterFact":
+    asked = [any(getattr(one, f"{kind}_prompts") for one in records) for kind in ("paraphrase", "neighborhood")]
+    if name != "CounterFact" or not all(asked):  # CounterFact's own has all that its scores need
         warnings.warn(seen(path, name, records), stacklevel=4)
     return records
 

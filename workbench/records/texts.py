@@ -7,6 +7,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
+from workbench.records.facts import encodable
+
 LONGEST = 2**16
 """Characters of one text."""
 MOST = 2**28
@@ -28,13 +30,17 @@ def read_texts(name: str, *, limit: int = 100_000) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"no text at '{path}': give a .txt or .jsonl file, 'wikitext', 'self', or 'atlas'")
     texts, left = [], MOST
-    with path.open(encoding="utf-8") as file:
-        for text in islice(_jsonl(path, file) if path.suffix == ".jsonl" else _lines(file), limit):
-            left -= len(text)
-            if left < 0:
-                warnings.warn(f"{path}: no more than its first {MOST:,} characters are used", stacklevel=2)
-                break
-            texts.append(text)
+    with path.open(encoding="utf-8-sig") as file:
+        lines = _jsonl(path, file) if path.suffix.lower() == ".jsonl" else _lines(file)
+        try:
+            for text in islice(lines, limit):
+                left -= len(text)
+                if left < 0:
+                    warnings.warn(f"{path}: no more than its first {MOST:,} characters are used", stacklevel=2)
+                    break
+                texts.append(text)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: expected text in UTF-8, after {len(texts):,} texts: {error}") from None
     if not texts:
         raise ValueError(f"{path} holds no text")
     return texts
@@ -76,15 +82,16 @@ def _lines(file: TextIO) -> Iterator[str]:
 
 def _jsonl(path: Path, file: TextIO) -> Iterator[str]:
     for number, line in enumerate(file, start=1):
-        yield from cut(_jsonl_text(path, number, line).strip())
+        if line.strip():
+            yield from cut(_jsonl_text(path, number, line).strip())
 
 
 def _jsonl_text(path: Path, number: int, line: str) -> str:
     try:
         text = json.loads(line)["text"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         text = None
-    if not isinstance(text, str):
+    if not isinstance(text, str) or not encodable(text):
         raise ValueError(f'{path}: line {number}: expected {{"text": "..."}}, got {line.strip()[:60]!r}')
     return text
 

@@ -40,16 +40,16 @@ def _mend(node: Node) -> Record:
     template, subject = subject_template(node.at("src"), [node.at("subject").text()])
     probes = one_hop(node)
     for kind, field in _ASKED.items():
-        if node.has(field):
+        if node.says(field):
             alias = kind == "alias"
             right = new if alias else node.at("subject").text()
             probes.append(probe(node.at(field), (right,), answers if alias else (), kind=kind))
     return Record(
         case_id=node.record,
         request=EditRequest(template=template, subject=subject, target_new=new, target_true=answers[0]),
-        paraphrase_prompts=(node.at("rephrase").text(),) if node.has("rephrase") else (),
+        paraphrase_prompts=(node.at("rephrase").text(),) if node.says("rephrase") else (),
         portability_prompts=tuple(probes),
-        locality_prompts=(own_answer(node.at("loc"), node.at("loc_ans").text()),) if node.has("loc") else (),
+        locality_prompts=(own_answer(node.at("loc"), node.at("loc_ans").text()),) if node.says("loc") else (),
     )
 
 
@@ -102,7 +102,7 @@ def _written(record: Record) -> dict[str, Any]:
     if record.paraphrase_prompts:
         item["rephrase"] = record.paraphrase_prompts[0]
     if record.locality_prompts:
-        item |= {"loc": record.locality_prompts[0].prompt, "loc_ans": record.locality_prompts[0].targets_true[0]}
+        item |= {"loc": record.locality_prompts[0].prompt, "loc_ans": record.locality_prompts[0].answers_before[0]}
     for one in record.portability_prompts:
         if one.kind == "one hop":
             item["portability"] = {"New Question": one.prompt, "New Answer": one.targets_new[0]}

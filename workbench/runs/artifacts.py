@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from workbench.machine.as_json import AsJson
 from workbench.machine.files import write_whole
 from workbench.machine.jsonl import dumps, load_json
-from workbench.tables.markup import csv, escaped, latex, markdown
+from workbench.tables.markup import apart, csv, escaped, latex, markdown
 from workbench.tables.table import Table, to_csv, to_latex, to_markdown
 
 _GLYPH = re.compile(r"Glyph (\d+) ")
@@ -95,18 +95,19 @@ def _missing_glyphs(name: str) -> Iterator[None]:
 def save_table(table: Table | pd.DataFrame, path: str | Path, *, caption: str = "") -> Path:
     """Write `<path>.csv` (numbers), `.md` and `.tex`, and `.json` (what is shown); the CSV's path.
 
-    A `Table` has its own caption. The index of a frame is left out: names of rows belong in a column.
+    A `Table` has its own caption. The index of a frame is left out: names of rows belong in a column. Of its cells that
+    are texts such as "0.37 ± 0.01" the CSV has the numbers in columns of their own.
     """
     path = Path(path)
     shown, label = SavedTable.of(table, caption), f"tab:{path.name}"
     if isinstance(table, Table):
-        values, md, tex = to_csv(table), to_markdown(table), to_latex(table, label=label)
+        numbers, md, tex = to_csv(table), to_markdown(table), to_latex(table, label=label)
     else:
-        values = csv(table)
+        numbers = csv(apart(table))
         cells, align = pd.DataFrame(list(shown.rows), columns=list(shown.columns)), "l" * len(shown.columns)
         md = markdown(cells, caption=escaped(caption), align=align)
         tex = latex(cells, caption=caption, align=align, label=label)
-    for suffix, text in (("json", dumps(shown.to_dict())), ("md", md), ("tex", tex), ("csv", values)):
+    for suffix, text in (("json", dumps(shown.to_dict())), ("md", md), ("tex", tex), ("csv", numbers)):
         write_whole(path.parent / f"{path.name}.{suffix}", text.encode())
     return path.parent / f"{path.name}.csv"
 

@@ -31,7 +31,9 @@ def grouped(records: Sequence[Record], numbers: Sequence[int], most: int) -> Gro
     """At most so many groups of each number; ValueError for a number that the file cannot fill."""
     for number in numbers:
         if not 1 <= number <= len(records):
-            raise ValueError(f"cannot keep {number} edits together: the file has {len(records)} requests")
+            raise ValueError(
+                f"cannot keep {number} edits together: the file has {len(records)} requests: ask for fewer (--edits)"
+            )
     if most < 1:
         raise ValueError(f"--groups must be at least 1, got {most}")
     return {

@@ -14,6 +14,7 @@ from workbench.records.facts import Fact
 from workbench.runs.run import Run
 from workbench.studies.defaults import planted_layers
 from workbench.tables.published import published_effects
+from workbench.tables.table import plus_minus
 from workbench.tracing.averages import ROLES, AverageEffect, token_roles
 from workbench.tracing.noise import Noise
 from workbench.tracing.sweep import TraceSet
@@ -51,8 +52,10 @@ class Located(Shown):
 def show_location(run: Run, model: Model, located: Located) -> None:
     planted = planted_layers(model)
     traces, mlp = located.found.traces, located.averages[SITES.index("mlp_out")]
-    counted = f"{len(traces)} facts that {model.name} knows ({len(located.found.skipped)} skipped: not known)"
+    facts, skipped = f"{len(traces)} fact{'s' * (len(traces) != 1)}", len(located.found.skipped)
+    counted = f"{facts} that {model.name} knows ({skipped} skipped: not known)"
     measured, restored = METRIC_LABELS[mlp.metric].format("answer"), traces[0].restoring
+    windows = f"of MLP and attention in windows of {mlp.window} layers around the one named"
     used, capped = [trace.samples for trace in traces], sum(map(reached_most, traces))
     if located.samples == AUTO:
         counted += (
@@ -66,16 +69,16 @@ def show_location(run: Run, model: Model, located: Located) -> None:
         run.save_figure(
             "average_effects",
             average_effect_figure(located.averages, planted=planted),
-            caption=f"Average indirect effect on {measured} of restoring {restored}, of MLP and attention in windows "
-            f"of {mlp.window} layers, over {counted}; bands are 95 % intervals over facts. Average total effect "
+            caption=f"Average indirect effect on {measured} of restoring {restored}, {windows}, over {counted}; bands "
+            f"are 95 % intervals over facts{', of which one has none' * (len(traces) == 1)}. Average total effect "
             f"{mlp.total:.3f}.",
         )
         run.save_table(
             "average_effects",
             _average_table(located.averages),
-            caption=f"Largest average indirect effect on {measured} of restoring {restored}, by site and token role, "
-            f"over {counted}; ± is half of a 95 % interval (Student's t). Average total effect {mlp.total:.3f} ± "
-            f"{mlp.total_half_width:.3f}.",
+            caption=f"Largest average indirect effect on {measured} of restoring {restored}, {windows}, by site and "
+            f"token role, over {counted}; ± is half of a 95 % interval (Student's t). Average total effect "
+            f"{plus_minus(mlp.total, mlp.total_half_width)}.",
         )
     for number, trace in enumerate(traces[:HEAT_MAPS], start=1):
         some = f" Traced at {len(trace.positions)} of {len(trace.tokens)} tokens."
@@ -121,8 +124,9 @@ def _average_table(averages: Sequence[AverageEffect]) -> pd.DataFrame:
             "Role": ROLE_LABELS[role],
             "Facts": average.counts[role],
             "Peak layer": int(average.row(role).argmax()),
-            "Average indirect effect": f"{average.row(role).max():.3f}"
-            f" ± {average.half_width[index][average.row(role).argmax()]:.3f}",
+            "Average indirect effect": plus_minus(
+                float(average.row(role).max()), float(average.half_width[index][average.row(role).argmax()])
+            ),
         }
         for average in averages
         for index, role in enumerate(ROLES)

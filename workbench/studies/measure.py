@@ -56,10 +56,8 @@ def score_edits(
         nonlocal method
         for record, edit in track(edits, "Editing and scoring", len(records)):
             method = edit.method
-            if (row := finished.get(record.case_id, {})).get("edit", edit.digest) != edit.digest:
-                raise ValueError(
-                    f"'{run.folder}' holds scores of another edit of record {record.case_id}: {AFRESH}"
-                )
+            if finished.get(record.case_id, {}).get("edit", edit.digest) != edit.digest:
+                raise ValueError(f"'{run.folder}' holds scores of another edit of record {record.case_id}: {AFRESH}")
             digests[record.case_id] = edit.digest
             if record.case_id in options:
                 given.append(record)

@@ -9,6 +9,7 @@ import pandas as pd
 from workbench.figures.plotting import SITE_STYLES
 from workbench.machine.intervals import Estimate
 from workbench.studies.tracing_methods import MethodResult
+from workbench.tables.table import plus_minus
 from workbench.tracing.attribution import Agreement
 
 
@@ -80,5 +81,4 @@ def _interval(estimate: Estimate, scale: float, digits: int) -> str:
 
 
 def _half(estimate: Estimate, digits: int) -> str:
-    half = (estimate.high - estimate.low) / 2
-    return f"{estimate.value:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
+    return plus_minus(estimate.value, (estimate.high - estimate.low) / 2, digits)

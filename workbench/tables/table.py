@@ -124,6 +124,11 @@ def shown(estimate: Estimate | None, column: Column, style: Style) -> str:
     return f"{value} ({low}{between}{high})"
 
 
+def plus_minus(value: float, half: float, decimals: int = 3) -> str:
+    """A value with half of its interval; alone where it has none."""
+    return f"{value:.{decimals}f}" + ("" if math.isnan(half) else f" ± {half:.{decimals}f}")
+
+
 def _number(value: float, decimals: int) -> str:
     """Rounded; a negative zero is zero."""
     text = f"{value:.{decimals}f}"

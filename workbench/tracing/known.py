@@ -11,7 +11,7 @@ from workbench.records.facts import EditRequest, Fact, opened
 from workbench.records.joining import join
 from workbench.tracing.trace import check_probabilities
 
-Asked = TypeVar("Asked", Fact, EditRequest)
+Asked = TypeVar("Asked", bound=Fact | EditRequest)
 
 NOT_KNOWN = "the model does not know it"
 """Why a fact has no trace: its object is not what the model predicts."""

@@ -99,7 +99,7 @@ def _before(record: Record) -> str:
 def _unrelated(record: Record) -> list[_Asked]:
     """What the record asks that its edit has nothing to do with."""
     near = [(prompt, _before(record)) for prompt in record.neighborhood_prompts]
-    own = [(each.prompt, (each.targets_true or each.targets_new)[0]) for each in record.locality_prompts]
+    own = [(each.prompt, each.answers_before[0]) for each in record.locality_prompts]
     return [(prompt, answer, record.request.separator) for prompt, answer in near + own]
 
 
