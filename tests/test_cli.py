@@ -212,6 +212,8 @@ def test_a_single_request_is_shown_before_and_after(records: Path, text: Path, t
     assert shown.exit_code == 0, shown.output
     assert "Before  Spanish." in shown.output
     assert "After   Polish" in shown.output
+    assert f"--records {records} are not read" in shown.output
+    assert Run.open(tmp_path / "one").settings["records"] is None
     half = run("edit", "--model", TINY, "--prompt", "{} is", "--out", tmp_path / "two")
     assert half.exit_code == 1
     assert "--subject, --target is missing" in half.output

@@ -79,8 +79,11 @@ def edit(
         check_batches(method)
     check_tracing("last_subject", engine)
     layer = _settled(layer, layers, located)
-    records = records or default_records(model)
-    every = [] if prompt and (layer is not None or layers) else read_records(records_path(records))
+    settled = bool(prompt) and (layer is not None or bool(layers))  # no records are edited, nor located over
+    if settled and records is not None:
+        warnings.warn(f"--records {records} are not read: the request and its layer are given", stacklevel=2)
+    records = None if settled else records or default_records(model)
+    every = [] if records is None else read_records(records_path(records))
     chosen = [_request(prompt, subject, target)] if prompt else every[:limit]
     loaded = load(model, device=device, dtype=dtype, device_map=device_map)
     wanted = ask(loaded, method, preset_of=preset, settings=changes or (), layer=layer, layers=layers)
