@@ -210,10 +210,9 @@ def prompt_tokens(offsets: Sequence[tuple[int, int]], characters: int) -> int:
 def answer_start(offsets: Sequence[tuple[int, int]], prompt: str) -> int:
     """Index of the first token of the answer that follows a prompt; ValueError if either has no token of its own."""
     first = prompt_tokens(offsets, len(prompt))
-    begun = next(
-        (index for index, (_, end) in enumerate(offsets) if end > 0), 0
-    )  # behind what the tokenizer puts there
-    if first == begun or first == len(offsets):
+    # What the tokenizer puts in front has no characters, and is no part of the prompt.
+    begun = next((index for index, (_, end) in enumerate(offsets) if end > 0), 0)
+    if first in (begun, len(offsets)):
         what = "prompt" if first == begun else "target"
         raise ValueError(f"the {what} has no token of its own: lengthen it, in the text after {prompt!r}")
     return first
