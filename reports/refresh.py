@@ -35,15 +35,15 @@ ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "runs" / "reports"
 """Where they are made; what was interrupted goes on from there."""
 ANALYSES = (
-    "survey_table",
     "scale_edits",
-    "compare_layers",
+    "survey_table",
     "compare_editors",
-    "implications",
     "survey_sequential",
-    "compare_tracing",
-    "multiple_edits",
+    "implications",
     "locate_facts",
+    "multiple_edits",
+    "compare_layers",
+    "compare_tracing",
     "check_families",
     "benchmark_tracing",
     "benchmark_editing",
