@@ -97,10 +97,9 @@ class Model(Weights):
         def keeper(name: str) -> Callable:
             return lambda tensor, hook: found.update({name: tensor.detach()})
 
-        needed = [*names, *(name for name, _ in hooks)]
-        layers = [re.match(r"blocks\.(\d+)\.", name) for name in needed]
-        stop = 1 + max((int(layer[1]) for layer in layers if layer), default=-1)
-        early = all(layer or name == HOOK_NAMES["embed"] for layer, name in zip(layers, needed, strict=True))
+        layers = {name: re.match(r"blocks\.(\d+)\.", name) for name in (*names, *(name for name, _ in hooks))}
+        stop = 1 + max((int(layer[1]) for layer in layers.values() if layer), default=-1)
+        early = all(layer or name == HOOK_NAMES["embed"] for name, layer in layers.items())
         keepers = [(name, keeper(name)) for name in names if name != "logits"]
         options = {"stop_at_layer": stop} if early and stop < self.n_layers else {}
         logits = self._run(tokens, [*keepers, *hooks], 1, **options)
