@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -286,15 +287,21 @@ def test_afresh_deletes_a_run_and_nothing_else(run: Run, tmp_path: Path) -> None
 
 
 def test_what_is_stopped_in_the_midst_of_deleting_is_ended_by_the_next(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run.write_text("tables/scores.md", "old")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("shutil.rmtree", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
         clear(run.folder)
+    stopped = tmp_path / "another"
+    shutil.copytree(run.folder, stopped)
     with locked(run.folder):
         assert [path.name for path in run.folder.iterdir()] == [".lock"]
         Run.create(run.folder, SETTINGS)
+    again = Run.create(stopped, SETTINGS)  # without a lock, as in Python
+    again.append("scores", {"case_id": 1})
+    with locked(stopped):
+        assert again.rows("scores"), "what was made since stays"
 
 
 def test_a_text_is_no_file_that_lies_in_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

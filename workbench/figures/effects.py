@@ -27,6 +27,7 @@ from workbench.figures.plotting import (
     write_heading,
 )
 from workbench.models.tokens import visible
+from workbench.tables.table import plus_minus
 from workbench.tracing.averages import ROLES, AverageEffect
 from workbench.tracing.trace import CausalTrace
 
@@ -124,11 +125,10 @@ def average_effect_figure(
     below.legend(handles=handles, loc="outside lower center", ncols=len(handles), handlelength=3)
 
     first = averages[0]
-    interval = f" ± {first.total_half_width:.2f}" if np.isfinite(first.total_half_width) else ""
     facts = f"{first.facts} fact{'s' * (first.facts != 1)}"
     heading = (
         f"Average indirect effect on {METRIC_LABELS[first.metric].format('answer')} over {facts}; "
-        f"the average total effect is {first.total:.2f}{interval}"
+        f"the average total effect is {plus_minus(first.total, first.total_half_width, 2)}"
     )
     write_heading(figure, f"{title}\n{heading}" if title else heading)
     return figure

@@ -18,7 +18,7 @@ from workbench.figures.plotting import (
     banded_line,
     write_heading,
 )
-from workbench.machine.intervals import Estimate
+from workbench.tables.table import with_half
 from workbench.tracing.attribution import agreement
 from workbench.tracing.averages import ROLES, AverageEffect, token_roles
 from workbench.tracing.trace import CausalTrace
@@ -57,7 +57,7 @@ def attribution_figure(exact: Sequence[CausalTrace], estimated: Sequence[CausalT
                 x, y = np.concatenate(groups[group], axis=1)
                 ax.scatter(x, y, s=14, c=color, marker=marker, alpha=0.6, linewidths=0.7, label=label, rasterized=True)
         ax.axline((0, 0), slope=1, color="#777777", linewidth=0.8, zorder=0)
-        ax.set_title(f"{SITE_STYLES[site].label}: r_s = {_with_interval(found[site].spearman)}")
+        ax.set_title(f"{SITE_STYLES[site].label}: r_s = {with_half(found[site].spearman, 2)}")
         ax.set_xlabel("Exact indirect effect")
         sns.despine(ax=ax)
     figure.axes[0].set_ylabel("Estimate (attribution patching)")
@@ -123,9 +123,3 @@ def sensitivity_figure(averages: Mapping[tuple[float, int], AverageEffect], *, p
     )
     write_heading(figure, heading)
     return figure
-
-
-def _with_interval(estimate: Estimate) -> str:
-    """A mean and half of its symmetric interval, where it has one."""
-    half = (estimate.high - estimate.low) / 2
-    return f"{estimate.value:.2f} ± {half:.2f}" if np.isfinite(half) else f"{estimate.value:.2f}"

@@ -60,8 +60,7 @@ def locked(folder: Path) -> Iterator[None]:
             f"'{folder}' is being written by process {process}: wait until it is done, or choose another --out"
         ) from None
     try:
-        if (folder / CLEARING).exists():  # it was stopped in the midst
-            clear(folder)
+        end_clearing(folder)
         yield
     finally:
         lock.release()
@@ -70,7 +69,7 @@ def locked(folder: Path) -> Iterator[None]:
 def clear(folder: Path) -> None:
     """Delete what a run has left in its folder, but for the lock; ValueError, see `check_folder`, deletes nothing.
 
-    Stopped in the midst, it is ended by the next who writes there.
+    Stopped in the midst, it is ended by the next who writes there, see `end_clearing`.
     """
     check_folder(folder)
     (folder / CLEARING).touch()
@@ -78,3 +77,9 @@ def clear(folder: Path) -> None:
         if path.name not in (LOCK, CLEARING):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     (folder / CLEARING).unlink()
+
+
+def end_clearing(folder: Path) -> None:
+    """Delete what is left where `clear` was stopped in the midst."""
+    if (folder / CLEARING).exists():
+        clear(folder)

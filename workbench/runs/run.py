@@ -20,7 +20,7 @@ from workbench.machine.hashing import digest
 from workbench.machine.jsonl import append_line, dumps, load_json, read_lines, sweep_lines
 from workbench.measuring.scores import Evaluation
 from workbench.runs.artifacts import SavedFigure, SavedTable, figures_in, save_figure, save_table, tables_in
-from workbench.runs.folder import check_folder
+from workbench.runs.folder import check_folder, end_clearing
 from workbench.runs.identity import AFRESH, refuse_other_settings, release
 from workbench.tables.table import Table
 
@@ -48,6 +48,7 @@ class Run:
         """
         folder, settings = Path(folder), json.loads(dumps(dict(settings)))  # as it will be read back
         check_folder(folder)
+        end_clearing(folder)
         if (folder / "settings.json").exists():
             run = cls.open(folder)
             refuse_other_settings(folder, run.settings, settings)

@@ -49,8 +49,7 @@ def score_edits(
         one.case_id: {"seed": seed, "fluency_tokens": FLUENCY_TOKENS if one.case_id in sampled else None}
         for one in left
     }
-    given: deque[Record] = deque()
-    digests: dict[int, str] = {}
+    given: deque[tuple[Record, str]] = deque()
 
     def pairs() -> Iterator[tuple[Record, Edit]]:
         nonlocal method
@@ -58,20 +57,19 @@ def score_edits(
             method = edit.method
             if finished.get(record.case_id, {}).get("edit", edit.digest) != edit.digest:
                 raise ValueError(f"'{run.folder}' holds scores of another edit of record {record.case_id}: {AFRESH}")
-            digests[record.case_id] = edit.digest
             if record.case_id in options:
-                given.append(record)
+                given.append((record, edit.digest))
                 yield record, edit
 
     crew, before = workers or Processes(state=model), None
     if not several(workers):  # several score each record before its edit themselves
         before = Before(model=model, records=left, options=lambda record: options[record.case_id])
     for evaluation in crew.map(partial(_score, untouched, options, before), pairs()):
-        record = given.popleft()
+        record, made = given.popleft()
         if isinstance(evaluation, str):
             run.fail(record.case_id, evaluation, of=len(records))
             continue
-        about = {"method": method, "request": asdict(record.request), "edit": digests[record.case_id]}
+        about = {"method": method, "request": asdict(record.request), "edit": made}
         finished[record.case_id] = evaluation.to_dict() | about
         run.append("evaluations", finished[record.case_id])
     evaluations = [Evaluation.from_dict(row) for row in finished.values()]

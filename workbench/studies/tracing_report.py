@@ -9,7 +9,7 @@ import pandas as pd
 from workbench.figures.plotting import SITE_STYLES
 from workbench.machine.intervals import Estimate
 from workbench.studies.tracing_methods import MethodResult
-from workbench.tables.table import plus_minus
+from workbench.tables.table import with_half
 from workbench.tracing.attribution import Agreement
 
 
@@ -19,9 +19,9 @@ def method_table(found: Mapping[str, MethodResult]) -> pd.DataFrame:
         {"Tracing": name, "Facts": str(one.facts)}
         | ({} if one.inside is None else {"Inside planted (%)": _interval(one.inside, 100.0, 1)})
         | {
-            "Mean peak": _half(one.mean_peak, 1),
+            "Mean peak": with_half(one.mean_peak, 1),
             "Peak of average": str(one.peak),
-            "Effect there": _half(one.effect, 3),
+            "Effect there": with_half(one.effect, 3),
             "Of total (%)": "-" if math.isnan(one.share) else f"{100 * one.share:.0f}",
             "Seconds a fact": "-" if one.seconds is None else f"{one.seconds:.3f}",
         }
@@ -35,8 +35,8 @@ def agreement_table(found: Mapping[str, Agreement]) -> pd.DataFrame:
         {
             "Site": SITE_STYLES[site].label,
             "Facts": str(one.facts),
-            "Rank correlation": _half(one.spearman, 2),
-            "Correlation": _half(one.pearson, 2),
+            "Rank correlation": with_half(one.spearman, 2),
+            "Correlation": with_half(one.pearson, 2),
             "Same peak (%)": _interval(one.same_layer, 100.0, 0),
         }
         for site, one in found.items()
@@ -78,7 +78,3 @@ def _percent(estimate: Mapping[str, float]) -> str:
 def _interval(estimate: Estimate, scale: float, digits: int) -> str:
     value, low, high = (f"{scale * part:.{digits}f}" for part in (estimate.value, estimate.low, estimate.high))
     return f"{value} ({low}-{high})"
-
-
-def _half(estimate: Estimate, digits: int) -> str:
-    return plus_minus(estimate.value, (estimate.high - estimate.low) / 2, digits)

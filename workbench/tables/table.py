@@ -126,7 +126,12 @@ def shown(estimate: Estimate | None, column: Column, style: Style) -> str:
 
 def plus_minus(value: float, half: float, decimals: int = 3) -> str:
     """A value with half of its interval; alone where it has none."""
-    return f"{value:.{decimals}f}" + ("" if math.isnan(half) else f" ± {half:.{decimals}f}")
+    return f"{value:.{decimals}f}" + (f" ± {half:.{decimals}f}" if math.isfinite(half) else "")
+
+
+def with_half(estimate: Estimate, decimals: int) -> str:
+    """`plus_minus` of an estimate with a symmetric interval."""
+    return plus_minus(estimate.value, (estimate.high - estimate.low) / 2, decimals)
 
 
 def _number(value: float, decimals: int) -> str:

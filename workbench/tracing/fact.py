@@ -117,8 +117,9 @@ def trace_alike(
 def _fast_runs(model: Model, prompts: Sequence[Prompt], memory: float | None, *, strict: bool) -> FastRuns | None:
     """The fast engine; unless `strict`, None with a warning for a model or a prompt that it does not know."""
     try:
-        alike = [as_asked(model, each.fact).prompt for each in prompts]
-        tokens = prompts[0].tokens if len(prompts) == 1 else model.tokenize(alike)
+        tokens = prompts[0].tokens
+        if len(prompts) > 1:
+            tokens = model.tokenize([as_asked(model, each.fact).prompt for each in prompts])
         return FastRuns(model, tokens, *(each.corruption for each in prompts), memory=memory)
     except BlocksError as error:
         if strict:
