@@ -187,4 +187,4 @@ def test_the_analysis_compares_resumes_and_reports(
     for some in ("1,3", 1):  # and with fewer shows all that it holds
         assert analyse(*arguments, some).printed == first and len(run.rows("groups")) == 4
     refused = analyse(*arguments, 4, code=1)
-    assert refused.errors == "error: cannot keep 4 edits together: the file has 3 requests\n"
+    assert refused.errors == "error: cannot keep 4 edits together: the file has 3 requests: ask for fewer (--edits)\n"
