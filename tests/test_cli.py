@@ -68,10 +68,11 @@ def test_an_option_that_names_nothing_is_one_clear_line(analyse: Analyse, tmp_pa
     for options in (["compare", "--stacked", ""], ["compare", "--methods", " , "], ["edit", "--layers", ""]):
         result = run(*options)
         assert result.exit_code == 2 and options[1] in result.output and "names nothing" in result.output
+    assert "'--windows': it names nothing" in analyse("compare_tracing.py", "--windows", "", code=2).errors
     config = tmp_path / "run.yaml"
-    config.write_text("windows: []\n")
-    for options in (["--windows", ""], ["--config", str(config)]):
-        assert "'--windows': it names nothing" in analyse("compare_tracing.py", *options, code=2).errors
+    for script, option in (("compare_tracing.py", "windows"), ("survey_table.py", "methods")):
+        config.write_text(f"{option}: []\n")
+        assert f"names nothing for {option}: leave it out" in analyse(script, "--config", config, code=2).errors
     assert "not whole numbers" in analyse("compare_tracing.py", "--windows", "1;3", code=2).errors
 
 

@@ -110,3 +110,16 @@ def test_bad_generation(tiny_gpt2: Model) -> None:
         generate(tiny_gpt2, ["Rome"], max_new_tokens=1, temperature=-1.0)
     with pytest.raises(ValueError, match=r"top_k >= 1 or None, got 0\.0 and 0"):
         generate(tiny_gpt2, ["Rome"], max_new_tokens=1, top_k=0)
+
+
+def test_a_model_that_gives_nan_writes_no_empty_text(tiny_gpt2: Model) -> None:
+    weight = tiny_gpt2.weight(1, "W_out")
+    before = weight.clone()
+    with torch.no_grad():
+        weight.mul_(torch.nan)
+    try:
+        with pytest.raises(ValueError, match="gives NaN for the next token: look at its weights and dtype"):
+            generate(tiny_gpt2, ["The capital of France is"], max_new_tokens=3)
+    finally:
+        with torch.no_grad():
+            weight.copy_(before)

@@ -208,7 +208,9 @@ def test_files_that_are_no_list_of_records(tmp_path: Path, reader) -> None:
     bad = {
         "": "expected JSON in UTF-8: Expecting value: line 1 column 1",
         '[{"case_id": 1},': "expected JSON in UTF-8: ",
-        '{"a": 1}': "expected a list of records, got {'a': 1}",
+        "3": "expected a list of records, got 3",
+        '{"a": 1}': "record 0: ",
+        "{}": "expected a list of records, got {}",
         "[]": "expected one or more records, got an empty list",
         "[3]": "record 0: expected ",
         "[null]": "record 0: expected ",

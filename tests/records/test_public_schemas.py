@@ -79,6 +79,14 @@ def test_the_original_zsre_in_lines(tmp_path: Path, name: str) -> None:
     assert "the schema of the original zsRE, 2 records; they have no" in said
 
 
+@pytest.mark.parametrize("name", ["records.jsonl", "records.json", "records.yaml"])
+def test_a_record_alone_needs_no_list(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text(json.dumps(ORIGINAL))
+    (record,), said = read(path)
+    assert record.request.subject == "Tolk Island" and "1 record; they have no" in said
+
+
 def test_easyedits_counterfact_and_zsre(tmp_path: Path) -> None:
     (record,), said = read(write(tmp_path, [FLAT]))
     assert record == Record(

@@ -12,7 +12,8 @@ def options_in(path: Path, known: Iterable[Any]) -> dict[str, Any]:
     """The options of a YAML or JSON file by the names of the command's parameters (click's).
 
     Of an option that is given several times, or takes several values, a list is all of them, and a mapping
-    NAME: VALUE gives one "NAME=VALUE" each. BadParameter for a file that cannot be read, and for unknown options.
+    NAME: VALUE gives one "NAME=VALUE" each. BadParameter for a file that cannot be read, for unknown options,
+    and for empty lists.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -25,6 +26,8 @@ def options_in(path: Path, known: Iterable[Any]) -> dict[str, Any]:
         raise typer.BadParameter(
             f"'{path}' has {', '.join(unknown)}; the options of this command are {', '.join(sorted(names))}"
         )
+    if empty := [str(name) for name, value in content.items() if value == []]:
+        raise typer.BadParameter(f"'{path}' names nothing for {', '.join(empty)}: leave it out, or give it a value")
     return {names[name].name: _value(names[name], value) for name, value in content.items() if value is not None}
 
 

@@ -41,7 +41,10 @@ def continue_together(
     weights: Float[Tensor, "row model"] | None,
     manner: Manner,
 ) -> list[list[int]]:
-    """As `continue_tokens`, by the mixture of several models that each read tokens of their own and then the same."""
+    """As `continue_tokens`, by the mixture of several models that each read tokens of their own and then the same.
+
+    ValueError for a model that gives NaN.
+    """
     runs = [_Run(model, some, manner.steps) for model, some in zip(models, tokens, strict=True)]
     ends = [] if manner.past_ends else models[0].ends
     finished = torch.zeros(len(tokens[0].ids), dtype=torch.bool, device=models[0].device)
@@ -50,6 +53,8 @@ def continue_together(
     for _ in range(manner.steps):
         logits = [run.logits() for run in runs]
         mixed = logits[0] if weights is None else mixture([_log_probs(each) for each in logits], weights)
+        if mixed.isnan().any():
+            raise ValueError(f"{models[0].name} gives NaN for the next token: look at its weights and dtype")
         chosen = manner.sampler(mixed)
         new.append(chosen)
         finished = finished | torch.isin(chosen, end_ids)

@@ -24,7 +24,7 @@ _DIGITS = 19
 
 
 def nodes(source: Source) -> list[Node]:
-    """The records of a file: a list in JSON, one a line in JSON Lines, or a list in YAML (by its suffix).
+    """The records of a file: a list in JSON, or one alone; one a line in JSON Lines; or a list in YAML (by its suffix).
 
     FileNotFoundError, or RecordError for a file that holds no records.
     """
@@ -32,6 +32,8 @@ def nodes(source: Source) -> list[Node]:
         return list(source)
     path = Path(source)
     found = load(path, lines=True)
+    if isinstance(found, dict) and found:
+        found = [found]
     if not isinstance(found, list):
         raise RecordError(f"{path}: expected a list of records, got {brief(found)}")
     if not found:
