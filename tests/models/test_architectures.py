@@ -13,7 +13,7 @@ import transformers
 
 from workbench.models.architectures import refusal
 from workbench.models.loading import load_model
-from workbench.studies.tiny_models import CONFIGS, make_config, make_tokenizer
+from workbench.studies.tiny_models import CONFIGS, make_checkpoint, make_config, make_tokenizer
 
 SMALL: dict[str, Any] = {"vocab_size": 340, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 32}
 TEXT: dict[str, Any] = SMALL | {"num_hidden_layers": 3, "num_key_value_heads": 2, "max_position_embeddings": 48}
@@ -55,6 +55,20 @@ def test_what_transformerlens_does_not_know_is_refused_in_a_sentence(tmp_path: P
     with pytest.raises(ValueError, match="TransformerLens cannot hook CTRLLMHeadModel") as caught:
         load_model(str(tmp_path), device="cpu")
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+def test_a_configuration_that_transformerlens_passes_by_is_refused(tmp_path: Path) -> None:
+    """It scales GPT-2's attention by the heads' width, whatever the configuration says."""
+    for scaled in (False, True):
+        folder = tmp_path / str(scaled)
+        make_checkpoint("gpt2", folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"scale_attn_weights": scaled}))
+    with pytest.raises(ValueError, match=r"cannot hook GPT2LMHeadModel: its logits are off by 0\.\d+ of their size"):
+        load_model(str(tmp_path / "False"), device="cpu")
+    assert load_model(str(tmp_path / "True"), device="cpu").n_layers == 3
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        assert load_model(str(tmp_path / "True"), device="cpu", dtype=dtype).dtype == dtype
 
 
 # Nothing on the machine changes ----------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import load_hf
+from conftest import PLAIN, load_hf
 
 from workbench.machine.precision import float32_products
 from workbench.models.blocks import Blocks, BlocksError
@@ -21,8 +21,6 @@ from workbench.models.rotary import rotations
 from workbench.studies.tiny_models import CONFIGS
 
 DTYPES = (torch.float32, torch.bfloat16)
-PLAIN = ("bloom", "mpt")
-"""Families with linear biases in place of positions."""
 
 
 @pytest.fixture(scope="module")

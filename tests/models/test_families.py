@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import PLAIN
 from known_scores import scored
 
 from workbench.editors import rome
@@ -30,7 +31,6 @@ from workbench.studies.tiny_models import CONFIGS
 from workbench.tracing.fact import trace_fact
 from workbench.tracing.noise import gaussian_noise, subject_span
 
-PLAIN = ("bloom", "mpt")
 WINDOWED = ("mistral", "gemma3", "gpt_neo", "gemma2")
 INDIRECT = ("gemma2", "gemma3", "olmo2", "granite")
 """W_out's output is not what they add to the residual stream."""

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from workbench.models.loading import load_model
 from workbench.records.facts import Fact
 from workbench.tracing.corruption import Corruption
-from workbench.tracing.noise import NoiseRule, embedding_gaussian, embedding_noise_std, gaussian_noise
+from workbench.tracing.fact import trace_fact
+from workbench.tracing.noise import NoiseRule, embedding_gaussian, embedding_noise_std, gaussian_noise, subject_span
 
 FACTS = [
     Fact(subject="Portugal", template="The capital of {} is", object="Lisbon"),
@@ -76,6 +78,16 @@ def test_moments_of_every_family(family_model):
     embeddings = embedding_matrix(family_model)
     torch.testing.assert_close(mean, embeddings.mean(dim=0), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(root @ root, torch.cov(embeddings.T), atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("text", ["s3", "replace:m"])
+def test_noise_is_as_wide_as_the_embeddings(checkpoints, text):
+    """OPT-350m's are projected to the width of the model."""
+    model = load_model(str(checkpoints["opt_350m"]), device="cpu")
+    assert (model.d_embed, model.d_model) == (16, 32)
+    noise = draw(model, text, samples=2, tokens=subject_span(model, FACTS[0])[1] - subject_span(model, FACTS[0])[0])
+    found = trace_fact(model, FACTS[0], noise=noise, replace=text.startswith("replace"), engine="plain")
+    assert noise.shape[-1] == 16 and found.total_effect != 0
 
 
 @pytest.mark.parametrize("text", ["s3", "0.2", "us3", "u0.2", "m", "replace:m"])

@@ -23,6 +23,7 @@ from workbench.machine.allocator import out_of_memory
 from workbench.machine.paths import ATLAS, CACHE
 from workbench.machine.shown import Shown
 from workbench.models.architectures import cast_rotary_tables_, load_decoder, missing_parts, quantisation, refusal
+from workbench.models.bridge_check import ordinary_prompt, own_logits, unlike
 from workbench.models.placement import Placement, automatic, main_device, place_
 
 FETCHED = {"smollm2": CACHE / "models" / "smollm2"}
@@ -172,24 +173,28 @@ def load_checkpoint(name: str, *, device: str, dtype: torch.dtype | None, device
 def bridged(
     hf: Any, tokenizer: PreTrainedTokenizerBase, *, place: str, placement: Placement | None = None
 ) -> Checkpoint:
-    """A Hugging Face model under TransformerLens, gradients off; ValueError for one that cannot be hooked.
+    """A Hugging Face model under TransformerLens, gradients off; ValueError for one that cannot be hooked, or that
+    says something else then.
 
     With a placement its weights are moved to where that says.
     """
     # Taken before bridging, which renames: these are the names that a checkpoint is saved under.
     parameters, persistent = dict(hf.named_parameters()), hf.state_dict().keys()
     buffers = {name: buffer for name, buffer in hf.named_buffers() if name in persistent}
+    ids = ordinary_prompt(hf, tokenizer)
     try:
+        expected = own_logits(hf, ids)
         bridge = TransformerBridge.boot_transformers(  # pyright: ignore[reportAttributeAccessIssue]
             place, hf_model=hf, tokenizer=copy.deepcopy(tokenizer), device=hf.device, dtype=hf.dtype
         )
+        bridge.eval()
+        wrong = missing_parts(bridge) or unlike(bridge, ids, expected)
     except Exception as error:  # TransformerLens meets what it does not know in as many ways
         if out_of_memory(error):
             raise
         raise ValueError(f"TransformerLens cannot hook {type(hf).__name__}: {_reason(error)}") from error
-    if (missing := missing_parts(bridge)) is not None:
-        raise ValueError(missing)
-    bridge.eval()
+    if wrong is not None:
+        raise ValueError(f"TransformerLens cannot hook {type(hf).__name__}: {wrong}")
     for module in bridge.modules():  # the bridge splits fused attention into parameters of its own
         for parameter in module.parameters(recurse=False):
             parameter.requires_grad_(False)

@@ -1,31 +1,15 @@
 """Whether a model's hooks mean what editors take them for, seen on ordinary text."""
 
-from typing import Any
-
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from workbench.models.model import Model
+from workbench.models.ordinary import LENGTH, ordinary_ids, relative_error, tolerance
 from workbench.models.tokens import Tokens
-
-_TEXT = (
-    "The old harbour of Lisbon was rebuilt after the earthquake of 1755, and its broad new squares soon filled with "
-    "merchants from Brazil, Genoa and London. Most of them traded in sugar, gold or cloth; a few sold books. "
-)
-_LENGTH = 16
-"""Tokens of it that hooks are read on."""
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3}
-"""Largest difference of a state from what it should be, relative to its size; wider for half precision."""
 
 
 def ordinary_tokens(model: Model, length: int, *, rows: int = 1) -> Tokens:
     """Ordinary text of so many tokens, in several equal rows."""
-    encode: Any = model.tokenizer
-    text = _TEXT
-    while len(encode(text)["input_ids"]) < length + 2:  # one or two may be special
-        text += _TEXT
-    ids = torch.tensor([encode(text)["input_ids"][:length]] * rows, device=model.device)
+    ids = torch.tensor([ordinary_ids(model.tokenizer, length)] * rows, device=model.device)
     first = torch.zeros(rows, dtype=torch.long, device=model.device)
     last = first + length - 1
     return Tokens(ids=ids, mask=torch.ones_like(ids), offsets=(), starts=first, lasts=last, prompt_ends=last)
@@ -43,7 +27,7 @@ def hook_faults(model: Model) -> dict[str, str]:
     names = {(site, layer): model.hook_name(site, layer) for layer in range(model.n_layers) for site in sites}
     applied, model.edits[:] = list(model.edits), []
     try:
-        found = model.activations(ordinary_tokens(model, min(_LENGTH, model.n_ctx)), list(names.values()))
+        found = model.activations(ordinary_tokens(model, min(LENGTH, model.n_ctx)), list(names.values()))
     except RuntimeError as error:
         if "never fired" not in str(error):
             raise
@@ -63,16 +47,9 @@ def hook_faults(model: Model) -> dict[str, str]:
             ("resid_post", after, before + attn + added, "resid_pre + attn_out + what the MLP adds"),
             ("resid_post", mlp, added, "what the MLP adds"),
         ):
-            error = _error(seen, expected)
-            if error > _TOLERANCE.get(model.dtype, 0.1):
+            error = relative_error(seen, expected)
+            if error > tolerance(model.dtype):
                 name = "mlp_out" if seen is mlp else site
                 told = f"in layer {layer} of {model.name} {name} is not {rule} ({error:.2g} of its size away)"
                 faults.setdefault(site, told)
     return faults
-
-
-def _error(found: Float[Tensor, "batch pos d"], expected: Float[Tensor, "batch pos d"]) -> float:
-    """Relative error over all positions; 0 where states are not finite, which is told where they are used."""
-    found, expected = found.double(), expected.double()
-    error = ((found - expected).norm() / expected.norm().clamp(min=1e-30)).item()
-    return error if error == error else 0.0

@@ -39,6 +39,7 @@ class Reader:
         cfg, hf = self.bridge.cfg, self.hf
         self.n_layers: int = cfg.n_layers
         self.d_model: int = cfg.d_model
+        self.d_embed: int = hf.get_input_embeddings().weight.shape[1]  # OPT-350m's are projected to d_model
         self.d_vocab: int = cfg.d_vocab
         self.n_ctx: int = cfg.n_ctx
         self.d_mlp: int = self.bridge.blocks[0].mlp.W_out.shape[0]

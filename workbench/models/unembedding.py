@@ -1,10 +1,14 @@
-"""From a residual stream to logits: the final norm, the unembedding, and what some families do to logits."""
+"""From a residual stream to logits: the final norm, the unembedding, and what some families do to logits.
+
+OPT-350m has no final norm, and projects to narrower embeddings.
+"""
 
 from collections.abc import Callable
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import Identity
 
 from workbench.models.kernels import fused_norm, linear
 from workbench.models.model import Model
@@ -16,7 +20,10 @@ class Unembedding:
     def __init__(self, model: Model) -> None:
         bridge: Any = model.bridge
         hf: Any = model.hf
-        self._norm: Callable = fused_norm(bridge.ln_final.original_component)
+        self._norm: Callable = (
+            fused_norm(bridge.ln_final.original_component) if hasattr(bridge, "ln_final") else Identity()
+        )
+        self._project: Any = bridge.project_out.original_component if hasattr(bridge, "project_out") else None
         self._head: Any = hf.get_output_embeddings()
         while hasattr(self._head, "original_component"):
             self._head = self._head.original_component
@@ -27,6 +34,7 @@ class Unembedding:
         """To which Gemma 2 bends them."""
 
     def __call__(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... vocab"]:
-        logits = linear(self._head, self._norm(resid))
+        normed = self._norm(resid)
+        logits = linear(self._head, normed if self._project is None else linear(self._project, normed))
         logits = logits if self.scale == 1 else logits * self.scale
         return logits if self.cap is None else self.cap * (logits / self.cap).tanh()

@@ -72,7 +72,7 @@ def _logits(model: Model, folder: Path) -> float:
 def _fast(model: Model) -> tuple[float | None, float]:
     """`FamilyCheck.fast` and `effect`; the prompt is longer than the windows of the tiny models."""
     first, end = subject_span(model, _FACT)
-    noise = gaussian_noise(0.5, 2, end - first, model.d_model, generator=torch.Generator().manual_seed(0))
+    noise = gaussian_noise(0.5, 2, end - first, model.d_embed, generator=torch.Generator().manual_seed(0))
 
     def trace(engine: str) -> CausalTrace:
         return trace_fact(model, _FACT, noise=noise, window=2, metric="kl", engine=engine)

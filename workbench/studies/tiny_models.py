@@ -30,12 +30,25 @@ _LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+_YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 12}
+_LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "original_max_position_embeddings": 96,
+    "short_factor": [1.0, 1.1, 1.2, 1.3],
+    "long_factor": [1.0, 2.0, 3.0, 4.0],
+}
+_LINEAR_GLOBALLY = {
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+}
 _WINDOWED = ["sliding_attention", "full_attention", "sliding_attention"]
 
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2Config", _OLD | {"n_inner": 96}),
     "gptj": ("GPTJConfig", _OLD | {"n_inner": 80, "rotary_dim": 4}),
     "gpt_neox": ("GPTNeoXConfig", _NEW | {"intermediate_size": 72}),
+    "gpt_neox_sequential": ("GPTNeoXConfig", _NEW | {"intermediate_size": 72, "use_parallel_residual": False}),
     "gpt_neo": (
         "GPTNeoConfig",
         {
@@ -49,8 +62,20 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "opt": ("OPTConfig", _NEW | {"ffn_dim": 96, "word_embed_proj_dim": 32}),
+    "opt_350m": ("OPTConfig", _NEW | {"ffn_dim": 96, "word_embed_proj_dim": 16, "do_layer_norm_before": False}),
     "bloom": ("BloomConfig", {"n_layer": 3, "hidden_size": 32, "n_head": 4, "seq_length": 48}),
     "falcon": ("FalconConfig", _NEW | {"new_decoder_architecture": False, "parallel_attn": True, "alibi": False}),
+    "falcon_rw": (
+        "FalconConfig",
+        _NEW
+        | {
+            "new_decoder_architecture": False,
+            "parallel_attn": False,
+            "alibi": True,
+            "multi_query": False,
+            "bias": True,
+        },
+    ),
     "mpt": ("MptConfig", {"d_model": 32, "n_heads": 4, "n_layers": 3, "max_seq_len": 48, "expansion_ratio": 2}),
     "llama": ("LlamaConfig", _SHARED_HEADS | {"intermediate_size": 56}),
     "llama_llama3": ("LlamaConfig", _SHARED_HEADS | {"intermediate_size": 56, "rope_parameters": _LLAMA3}),
@@ -62,11 +87,23 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0},
         },
     ),
+    "llama_yarn": ("LlamaConfig", _SHARED_HEADS | {"intermediate_size": 56, "rope_parameters": _YARN}),
     "mistral": ("MistralConfig", _SHARED_HEADS | {"intermediate_size": 56, "sliding_window": 8}),
     "qwen2": ("Qwen2Config", _SHARED_HEADS | {"intermediate_size": 64, "tie_word_embeddings": True}),
     "qwen3": ("Qwen3Config", _SHARED_HEADS | {"intermediate_size": 64, "head_dim": 16}),
     "phi": ("PhiConfig", _NEW | {"intermediate_size": 80}),
     "phi3": ("Phi3Config", _SHARED_HEADS | {"intermediate_size": 56, "sliding_window": 8}),
+    "phi3_longrope": (
+        "Phi3Config",
+        _SHARED_HEADS
+        | {
+            "intermediate_size": 56,
+            "sliding_window": None,
+            "max_position_embeddings": 192,
+            "original_max_position_embeddings": 96,
+            "rope_parameters": _LONGROPE,
+        },
+    ),
     "gemma": ("GemmaConfig", _SHARED_HEADS | {"intermediate_size": 56, "head_dim": 16}),
     "gemma2": (
         "Gemma2Config",
@@ -92,10 +129,30 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "layer_types": _WINDOWED,
         },
     ),
+    "gemma3_4b": (
+        "Gemma3TextConfig",
+        _SHARED_HEADS
+        | {
+            "intermediate_size": 56,
+            "head_dim": 16,
+            "query_pre_attn_scalar": 24,
+            "sliding_window": 8,
+            "layer_types": _WINDOWED,
+            "rope_parameters": _LINEAR_GLOBALLY,
+        },
+    ),
     "olmo": ("OlmoConfig", _SHARED_HEADS | {"intermediate_size": 56}),
     "olmo2": ("Olmo2Config", _SHARED_HEADS | {"intermediate_size": 56}),
     "stablelm": ("StableLmConfig", _SHARED_HEADS | {"intermediate_size": 56}),
+    "stablelm_12b": (
+        "StableLmConfig",
+        _SHARED_HEADS | {"intermediate_size": 56, "qk_layernorm": True, "use_parallel_residual": True},
+    ),
     "cohere": ("CohereConfig", _SHARED_HEADS | {"intermediate_size": 56, "logit_scale": 0.5}),
+    "cohere_plus": (
+        "CohereConfig",
+        _SHARED_HEADS | {"intermediate_size": 56, "logit_scale": 0.5, "use_qk_norm": True},
+    ),
     "granite": (
         "GraniteConfig",
         _SHARED_HEADS
@@ -110,7 +167,8 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3": ("SmolLM3Config", _SHARED_HEADS | {"intermediate_size": 56, "no_rope_layer_interval": 2}),
     "starcoder2": ("Starcoder2Config", _SHARED_HEADS | {"intermediate_size": 96, "sliding_window": 8}),
 }
-"""Family -> its configuration's class and sizes: 3 layers x 32, 4 heads, a context of 48, windows of 8."""
+"""Family, or a form of it that some of its models have -> its configuration's class and sizes: 3 layers x 32, 4 heads,
+a context of 48, windows of 8."""
 
 
 def make_config(family: str) -> transformers.PretrainedConfig:

@@ -80,10 +80,10 @@ def prompt_of(
     tokens = model.tokenize([as_asked(model, fact).prompt])
     first, end = subject_span(model, fact)
     for each in (noise,) if severed_noise is None else (noise, severed_noise):
-        if len(each) < 1 or tuple(each.shape[1:]) != (end - first, model.d_model) or len(each) != len(noise):
+        if len(each) < 1 or tuple(each.shape[1:]) != (end - first, model.d_embed) or len(each) != len(noise):
             raise ValueError(
                 f"noise for {fact.subject!r} in {fact.prompt!r} must be [samples, {end - first} subject tokens, "
-                f"{model.d_model}], got {list(each.shape)}"
+                f"{model.d_embed}], got {list(each.shape)}"
             )
     chosen = traced_positions(positions, n_tokens=tokens.ids.shape[1], subject=(first, end))
     corruption = Corruption(first=first, noise=noise, replace=replace, frozen_noise=severed_noise)

@@ -62,10 +62,10 @@ def attribute_fact(
     prompt = as_asked(model, fact).prompt
     tokens = model.tokenize([prompt])
     first, end = subject_span(model, fact)
-    if len(noise) < 1 or tuple(noise.shape[1:]) != (end - first, model.d_model):
+    if len(noise) < 1 or tuple(noise.shape[1:]) != (end - first, model.d_embed):
         raise ValueError(
             f"noise for {fact.subject!r} in {fact.prompt!r} must be [samples, {end - first} subject tokens, "
-            f"{model.d_model}], got {list(noise.shape)}"
+            f"{model.d_embed}], got {list(noise.shape)}"
         )
     chosen = traced_positions(positions, n_tokens=tokens.ids.shape[1], subject=(first, end))
     names = [model.hook_name(site, layer) for site in dict.fromkeys(sites) for layer in range(model.n_layers)]

@@ -59,8 +59,8 @@ def embedding_gaussian(model: Model) -> tuple[Float[Tensor, " d_model"], Float[T
     Both on the CPU in float32. ValueError for embeddings that are not finite.
     """
     n = min(len(model.tokenizer), int(model.bridge.cfg.d_vocab))
-    total = torch.zeros(model.d_model, dtype=torch.float64)
-    products = torch.zeros(model.d_model, model.d_model, dtype=torch.float64)
+    total = torch.zeros(model.d_embed, dtype=torch.float64)
+    products = torch.zeros(model.d_embed, model.d_embed, dtype=torch.float64)
     for ids in torch.arange(n, device=model.device).split(_TOKENS_AT_ONCE):
         some = model.bridge.embed(ids[None])[0].double().cpu()
         total += some.sum(dim=0)
@@ -146,7 +146,7 @@ class NoiseRule:
         """Noise of the size that the rule means on this model and these facts."""
         size = self.scale * embedding_noise_std(model, facts) if self.relative else self.scale
         mean, root = embedding_gaussian(model) if self.kind == "multivariate" else (None, None)
-        return Noise(rule=self, size=size, d_model=model.d_model, mean=mean, root=root)
+        return Noise(rule=self, size=size, d_model=model.d_embed, mean=mean, root=root)
 
 
 _PREFIXES: tuple[tuple[str, Kind, bool], ...] = (
