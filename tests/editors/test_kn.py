@@ -17,6 +17,7 @@ from workbench.editors.setup.presets import PRESETS
 from workbench.edits.weights import WeightEdit
 from workbench.models.loading import load_model
 from workbench.models.model import Model
+from workbench.models.unembedding import Unembedding
 from workbench.records.facts import EditRequest
 from workbench.tracing.neurons import answered
 
@@ -237,3 +238,12 @@ def test_published_presets():
         assert editor.steps == (1 if name.startswith(("llama", "mistral", "qwen")) else 20)
         assert ("training records" in entry["source"]) == (name in ("atlas", "smollm2"))
         assert editor.signed == (name == "smollm2")  # the only one that was tried on a gated MLP
+
+
+def test_rows_of_the_unembedding_are_as_wide_as_the_states(checkpoints: dict[str, Path]):
+    """OPT-350m, which has no last norm, projects its states to narrower embeddings."""
+    model = load_model(str(checkpoints["opt_350m"]), device="cpu")
+    resid = torch.randn(model.d_model, requires_grad=True)
+    (gradient,) = torch.autograd.grad(Unembedding(model)(resid)[[5, 7]].sum(), resid)
+    torch.testing.assert_close(Unembedding(model).rows([5, 7]).sum(dim=0), gradient)
+    assert replace(PLAIN, layers=range(3))(model, [REQUEST]).updates

@@ -18,6 +18,7 @@ from workbench.edits.weights import WeightEdit, WeightUpdate
 from workbench.models.decoding import continue_tokens
 from workbench.models.model import Model
 from workbench.models.sampler import Sampler
+from workbench.models.unembedding import Unembedding
 from workbench.records.facts import EditRequest, opened
 from workbench.tracing.integrated import NeuronSite, Points
 from workbench.tracing.known import top_tokens
@@ -188,7 +189,7 @@ class KN(Editor):
         else:
             old, place = answered(model, prompt, request.target_true, request.separator)
             replaced = old.ids[place]
-        old, new = _unembedding(model, [replaced, row.ids[first]])
+        old, new = Unembedding(model).rows([replaced, row.ids[first]]).to(model.device)
         if self.rule == "paper":
             return lambda row: self.write * new - self.erase * old
         direction = self.write * new / new.norm() - self.erase * old / old.norm()
@@ -199,14 +200,9 @@ def easyedit_change(model: Model, prompt: str, answer: Sequence[int]) -> Float[T
     """What EasyEdit's code adds to every row for an answer of these tokens; see `KN`."""
     tokens = model.tokenize([opened(prompt)], padding_side="left")
     (own,) = continue_tokens(model, tokens, steps=len(answer), sampler=Sampler())
-    lost = _unembedding(model, own).sum(dim=0)
-    return _unembedding(model, answer).sum(dim=0) - (2 * lost if len(answer) == 1 else lost)
-
-
-def _unembedding(model: Model, ids: Sequence[int]) -> Float[Tensor, "token d_model"]:
-    table = model.hf.get_output_embeddings().weight.detach()
-    rows = table[torch.tensor(ids, device=table.device, dtype=torch.long)].to(model.device)
-    return rows.to(torch.promote_types(model.dtype, torch.float32))
+    rows = Unembedding(model).rows
+    lost = rows(own).sum(dim=0).to(model.device)
+    return rows(answer).sum(dim=0).to(model.device) - (2 * lost if len(answer) == 1 else lost)
 
 
 def _update(model: Model, layer: int, neurons: Sequence[int], changes: Sequence[Tensor]) -> WeightUpdate:

@@ -3,9 +3,10 @@
 OPT-350m has no final norm, and projects to narrower embeddings.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import Identity
@@ -38,3 +39,10 @@ class Unembedding:
         logits = linear(self._head, normed if self._project is None else linear(self._project, normed))
         logits = logits if self.scale == 1 else logits * self.scale
         return logits if self.cap is None else self.cap * (logits / self.cap).tanh()
+
+    def rows(self, ids: Sequence[int]) -> Float[Tensor, "token d_model"]:
+        """What the normed stream is multiplied with for the logits of some tokens, in float32 at least."""
+        table = self._head.weight.detach()
+        rows = table[torch.tensor(ids, device=table.device, dtype=torch.long)]
+        rows = rows if self._project is None else rows @ self._project.weight.detach().to(rows)
+        return rows.to(torch.promote_types(rows.dtype, torch.float32))
