@@ -36,7 +36,7 @@ GOLDEN = TINY.parent
 FAMILIES = ("gpt2", "gptj", "gpt_neox", "llama", "qwen2")
 QUICK = ("gpt2", "llama")
 """One with a plain MLP and one with a gated one; the others are among the slow tests."""
-PLAIN = ("bloom", "mpt", "falcon_rw", "opt_350m", "stablelm_12b")
+PLAIN = ("bloom", "mpt", "opt_350m", "stablelm_12b")
 """Those whose blocks cannot be run part by part: linear biases in place of positions, norms behind sums or by head."""
 loaded_once = functools.lru_cache(maxsize=4)(load_model)
 """Commands leave a model as they find it, and check that they do."""

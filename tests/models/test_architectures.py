@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 
+from workbench.models import architectures
 from workbench.models.architectures import refusal
 from workbench.models.loading import load_model
 from workbench.studies.tiny_models import CONFIGS, make_checkpoint, make_config, make_tokenizer
@@ -69,6 +70,14 @@ def test_a_configuration_that_transformerlens_passes_by_is_refused(tmp_path: Pat
     assert load_model(str(tmp_path / "True"), device="cpu").n_layers == 3
     for dtype in (torch.bfloat16, torch.float16, torch.float64):
         assert load_model(str(tmp_path / "True"), device="cpu", dtype=dtype).dtype == dtype
+
+
+def test_a_falcon_whose_biases_count_twice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers 5.23 adds them to the mask, and its eager attention once more; where they agree it is read."""
+    config = transformers.FalconConfig(alibi=True)
+    assert "adds its linear biases (ALiBi) twice" in str(refusal(config))
+    monkeypatch.setattr(architectures, "_counts_biases_twice", lambda: False)
+    assert refusal(config) is None
 
 
 # Nothing on the machine changes ----------------------------------------------------------------------------

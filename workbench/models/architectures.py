@@ -11,8 +11,12 @@ from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    FalconConfig,
+    FalconForCausalLM,
     PretrainedConfig,
 )
+
+from workbench.models.ordinary import relative_error, tolerance
 
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
 _STATES = ("state_size", "ssm_state_size", "mamba_d_state", "mamba_num_heads", "rescale_every", "lru_width")
@@ -50,7 +54,27 @@ def refusal(config: PretrainedConfig) -> str | None:
         return "it is a mixture of experts, whose layers have no single W_out to read and edit"
     if any(getattr(config, name, None) for name in _STATES):
         return "it is a state-space or recurrent model, whose layers have no attention to trace and no MLP to edit"
+    if config.model_type == "falcon" and getattr(config, "alibi", False) and _counts_biases_twice():
+        return "transformers adds its linear biases (ALiBi) twice where attention can be traced, unlike by default"
     return None
+
+
+def _counts_biases_twice() -> bool:
+    """Whether a Falcon with linear biases says something else under eager attention than under its default, as in
+    transformers 5.23; seen on a tiny one."""
+    sizes = {"vocab_size": 16, "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2}
+
+    def tiny(how: str | None) -> Any:
+        config = FalconConfig(**sizes, alibi=True, parallel_attn=False, initializer_range=0.2)
+        return FalconForCausalLM._from_config(config, attn_implementation=how)
+
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        eager, default = tiny("eager"), tiny(None)
+        default.load_state_dict(eager.state_dict())
+        ids = torch.arange(16)[None]
+        said, expected = (each.eval()(input_ids=ids, use_cache=False).logits for each in (eager, default))
+    return relative_error(said, expected) > tolerance(expected.dtype)
 
 
 def missing_parts(bridge: Any) -> str | None:

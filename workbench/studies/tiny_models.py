@@ -65,17 +65,6 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "opt_350m": ("OPTConfig", _NEW | {"ffn_dim": 96, "word_embed_proj_dim": 16, "do_layer_norm_before": False}),
     "bloom": ("BloomConfig", {"n_layer": 3, "hidden_size": 32, "n_head": 4, "seq_length": 48}),
     "falcon": ("FalconConfig", _NEW | {"new_decoder_architecture": False, "parallel_attn": True, "alibi": False}),
-    "falcon_rw": (
-        "FalconConfig",
-        _NEW
-        | {
-            "new_decoder_architecture": False,
-            "parallel_attn": False,
-            "alibi": True,
-            "multi_query": False,
-            "bias": True,
-        },
-    ),
     "mpt": ("MptConfig", {"d_model": 32, "n_heads": 4, "n_layers": 3, "max_seq_len": 48, "expansion_ratio": 2}),
     "llama": ("LlamaConfig", _SHARED_HEADS | {"intermediate_size": 56}),
     "llama_llama3": ("LlamaConfig", _SHARED_HEADS | {"intermediate_size": 56, "rope_parameters": _LLAMA3}),
