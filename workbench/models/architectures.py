@@ -62,7 +62,7 @@ def refusal(config: PretrainedConfig) -> str | None:
 def _counts_biases_twice() -> bool:
     """Whether a Falcon with linear biases says something else under eager attention than under its default, as in
     transformers 5.23; seen on a tiny one."""
-    sizes = {"vocab_size": 16, "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2}
+    sizes: dict[str, Any] = {"vocab_size": 16, "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2}
 
     def tiny(how: str | None) -> Any:
         config = FalconConfig(**sizes, alibi=True, parallel_attn=False, initializer_range=0.2)
