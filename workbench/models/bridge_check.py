@@ -12,7 +12,7 @@ from workbench.models.ordinary import LENGTH, ordinary_ids, relative_error, tole
 
 
 def ordinary_prompt(hf: Any, tokenizer: PreTrainedTokenizerBase) -> Int[Tensor, "1 pos"]:
-    """A few tokens of ordinary text that the model has embeddings for and room."""
+    """A few tokens of ordinary text that the model has embeddings and room for; none where its tokenizer knows none."""
     rows = hf.get_input_embeddings().num_embeddings
     known = [each for each in ordinary_ids(tokenizer, LENGTH) if each < rows]
     room = getattr(hf.config, "max_position_embeddings", None) or LENGTH

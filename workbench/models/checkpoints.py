@@ -184,7 +184,7 @@ def bridged(
     buffers = {name: buffer for name, buffer in hf.named_buffers() if name in persistent}
     ids = ordinary_prompt(hf, tokenizer)
     try:
-        expected = own_logits(hf, ids) if placement is None else None
+        expected = own_logits(hf, ids) if placement is None and ids.numel() else None
         bridge = TransformerBridge.boot_transformers(  # pyright: ignore[reportAttributeAccessIssue]
             place, hf_model=hf, tokenizer=copy.deepcopy(tokenizer), device=hf.device, dtype=hf.dtype
         )
