@@ -77,7 +77,7 @@ REAL = {
             "multiple_edits": "--layer 5 --methods rome,memit",
             "scale_edits": "--layer 5 --edits 10,32,100,200,400 --sample 20 --fluency 0 --methods memit,emmet",
             "survey_table": f"--layer 5 --limit 100 --together 20 --workers 2 --methods {SURVEYED}",
-            "survey_sequential": "--layer 5 --methods rome,memit,grace,mend,serac",
+            "survey_sequential": "--layer 5 --methods rome,memit,mend,serac",
             "implications": "--layer 5 --limit 40 --together 20 --workers 2 --methods rome,memit",
             "compare_texts": "--layer 5 --limit 20 --texts self,wikitext2_valid.txt",
         }.items()
