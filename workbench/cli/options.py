@@ -26,7 +26,7 @@ def several(name: str, kind: type, help: str) -> Any:
     @no_type_check  # what is passed is the class that this one derives from
     def flat(param: typer.CallbackParam, values: list[list[Any]] | None) -> list[Any] | None:
         found = [value for part in values or () for value in part]
-        if not found and (values or param.default is not None):
+        if values and not found:
             raise typer.BadParameter("it names nothing: leave it out, or give it a value")
         return found or None
 

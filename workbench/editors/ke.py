@@ -189,7 +189,7 @@ def built(network: TrainedNetwork, model: Model) -> GradientShifts:
     """The module of a frozen network, on the model's device."""
     settings = network.settings
     shapes = {(layer, matrix): shape_of(model, (layer, matrix)) for layer, matrix in settings["places"]}
-    made = GradientShifts(shapes, _d_embed(model), hidden=settings["hidden"], width=settings["width"], margin=0.0)
+    made = GradientShifts(shapes, model.d_embed, hidden=settings["hidden"], width=settings["width"], margin=0.0)
     made.load_state_dict({name: tensor.float() for name, tensor in network.tensors.items()})
     return made.to(model.device).eval()
 
@@ -199,12 +199,8 @@ def _new(model: Model, recipe: KERecipe) -> GradientShifts:
     # The seed is set inside a fork, so that a caller's random numbers are left alone.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.seed)  # torch.manual_seed would reseed GPUs too
-        made = GradientShifts(shapes, _d_embed(model), hidden=recipe.hidden, width=recipe.width, margin=recipe.margin)
+        made = GradientShifts(shapes, model.d_embed, hidden=recipe.hidden, width=recipe.width, margin=recipe.margin)
     return made.to(model.device)
-
-
-def _d_embed(model: Model) -> int:
-    return model.hf.get_input_embeddings().weight.shape[1]
 
 
 def _frozen(

@@ -189,7 +189,7 @@ class KN(Editor):
         else:
             old, place = answered(model, prompt, request.target_true, request.separator)
             replaced = old.ids[place]
-        old, new = Unembedding(model).rows([replaced, row.ids[first]]).to(model.device)
+        old, new = Unembedding(model).rows([replaced, row.ids[first]])
         if self.rule == "paper":
             return lambda row: self.write * new - self.erase * old
         direction = self.write * new / new.norm() - self.erase * old / old.norm()
@@ -201,8 +201,8 @@ def easyedit_change(model: Model, prompt: str, answer: Sequence[int]) -> Float[T
     tokens = model.tokenize([opened(prompt)], padding_side="left")
     (own,) = continue_tokens(model, tokens, steps=len(answer), sampler=Sampler())
     rows = Unembedding(model).rows
-    lost = rows(own).sum(dim=0).to(model.device)
-    return rows(answer).sum(dim=0).to(model.device) - (2 * lost if len(answer) == 1 else lost)
+    lost = rows(own).sum(dim=0)
+    return rows(answer).sum(dim=0) - (2 * lost if len(answer) == 1 else lost)
 
 
 def _update(model: Model, layer: int, neurons: Sequence[int], changes: Sequence[Tensor]) -> WeightUpdate:

@@ -15,12 +15,11 @@ from workbench.machine.precision import float32_products
 from workbench.models.blocks import LONGEST_WINDOW, Blocks, unknown
 from workbench.models.hooks_check import ordinary_tokens
 from workbench.models.model import SITES, Model
+from workbench.models.ordinary import LENGTH
 from workbench.models.tokens import Tokens
 
-_LENGTH = 16
-"""Tokens of the text on which every layer is compared."""
 _OTHERS = (3, 72)
-"""Tokens of those on which the first layer of each kind is: attention over many keys has another kernel."""
+"""Tokens of texts on which the first layer of each kind alone is: attention over many keys has another kernel."""
 _ABOVE = ("mlp_out", "resid_post")
 """The sites of a layer that stand above W_out."""
 
@@ -63,7 +62,7 @@ def difference(blocks: Blocks) -> str | None:
     unit = _rounding_unit(model)
     # Faults reach thousandths: in half precision they stand out less, in single there is room for unlucky rounding.
     spreads = 64 if unit < 1e-5 else 2
-    for length, layers in [(_LENGTH, model.n_layers), *((length, some) for length in (*_OTHERS, *beyond))]:
+    for length, layers in [(LENGTH, model.n_layers), *((length, some) for length in (*_OTHERS, *beyond))]:
         tokens = ordinary_tokens(model, min(length, model.n_ctx), rows=2)
         for where, own, moved, mine in _states(blocks, tokens, layers, unit):
             if not own.isfinite().all():

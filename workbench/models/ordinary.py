@@ -24,9 +24,9 @@ def tolerance(dtype: torch.dtype) -> float:
 def ordinary_ids(tokenizer: Any, length: int) -> list[int]:
     """Ids of the text's first tokens, as many as asked for; fewer of a tokenizer that makes next to none of it."""
     text = _TEXT
-    while len(tokenizer(text)["input_ids"]) < length + 2 and len(text) < _LONGEST:  # one or two may be special
+    while len(ids := tokenizer(text)["input_ids"]) < length + 2 and len(text) < _LONGEST:  # one or two may be special
         text += _TEXT
-    return tokenizer(text)["input_ids"][:length]
+    return ids[:length]
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

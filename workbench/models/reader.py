@@ -39,7 +39,7 @@ class Reader:
         cfg, hf = self.bridge.cfg, self.hf
         self.n_layers: int = cfg.n_layers
         self.d_model: int = cfg.d_model
-        self.d_embed: int = hf.get_input_embeddings().weight.shape[1]  # OPT-350m's are projected to d_model
+        n_rows, self.d_embed = hf.get_input_embeddings().weight.shape  # OPT-350m's are projected to d_model
         self.d_vocab: int = cfg.d_vocab
         self.n_ctx: int = cfg.n_ctx
         self.d_mlp: int = self.bridge.blocks[0].mlp.W_out.shape[0]
@@ -47,7 +47,7 @@ class Reader:
             self.tokenizer,
             name=self.name,
             n_ctx=self.n_ctx,
-            n_rows=len(hf.get_input_embeddings().weight),
+            n_rows=n_rows,
             device=self.device,
         )
         self.keeps_logits: bool = "logits_to_keep" in inspect.signature(hf.forward).parameters

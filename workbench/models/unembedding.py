@@ -19,6 +19,7 @@ class Unembedding:
     """Logits of a residual stream, as if it left the last layer."""
 
     def __init__(self, model: Model) -> None:
+        self._device = model.device
         bridge: Any = model.bridge
         hf: Any = model.hf
         self._norm: Callable = (
@@ -45,4 +46,4 @@ class Unembedding:
         table = self._head.weight.detach()
         rows = table[torch.tensor(ids, device=table.device, dtype=torch.long)]
         rows = rows if self._project is None else rows @ self._project.weight.detach().to(rows)
-        return rows.to(torch.promote_types(rows.dtype, torch.float32))
+        return rows.to(self._device, torch.promote_types(rows.dtype, torch.float32))

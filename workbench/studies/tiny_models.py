@@ -43,6 +43,13 @@ _LINEAR_GLOBALLY = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
 }
 _WINDOWED = ["sliding_attention", "full_attention", "sliding_attention"]
+_GEMMA3: dict[str, Any] = _SHARED_HEADS | {
+    "intermediate_size": 56,
+    "head_dim": 16,
+    "query_pre_attn_scalar": 24,
+    "sliding_window": 8,
+    "layer_types": _WINDOWED,
+}
 
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2Config", _OLD | {"n_inner": 96}),
@@ -107,29 +114,8 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "final_logit_softcapping": 8.0,
         },
     ),
-    "gemma3": (
-        "Gemma3TextConfig",
-        _SHARED_HEADS
-        | {
-            "intermediate_size": 56,
-            "head_dim": 16,
-            "query_pre_attn_scalar": 24,
-            "sliding_window": 8,
-            "layer_types": _WINDOWED,
-        },
-    ),
-    "gemma3_4b": (
-        "Gemma3TextConfig",
-        _SHARED_HEADS
-        | {
-            "intermediate_size": 56,
-            "head_dim": 16,
-            "query_pre_attn_scalar": 24,
-            "sliding_window": 8,
-            "layer_types": _WINDOWED,
-            "rope_parameters": _LINEAR_GLOBALLY,
-        },
-    ),
+    "gemma3": ("Gemma3TextConfig", _GEMMA3),
+    "gemma3_4b": ("Gemma3TextConfig", _GEMMA3 | {"rope_parameters": _LINEAR_GLOBALLY}),
     "olmo": ("OlmoConfig", _SHARED_HEADS | {"intermediate_size": 56}),
     "olmo2": ("Olmo2Config", _SHARED_HEADS | {"intermediate_size": 56}),
     "stablelm": ("StableLmConfig", _SHARED_HEADS | {"intermediate_size": 56}),
