@@ -23,8 +23,7 @@ def several(name: str, kind: type, help: str) -> Any:
             numbers = "whole numbers" if kind is int else "numbers"
             raise typer.BadParameter(f"{text!r} is not {numbers} with commas between, such as 1,10") from None
 
-    @no_type_check  # what is passed is the class that this one derives from
-    def flat(param: typer.CallbackParam, values: list[list[Any]] | None) -> list[Any] | None:
+    def flat(values: list[list[Any]] | None) -> list[Any] | None:
         found = [value for part in values or () for value in part]
         if values and not found:
             raise typer.BadParameter("it names nothing: leave it out, or give it a value")
@@ -34,7 +33,7 @@ def several(name: str, kind: type, help: str) -> Any:
     return typer.Option(name, parser=parse, callback=flat, metavar=metavar, help=help)
 
 
-@no_type_check  # as above
+@no_type_check  # what is passed is the class that this one derives from
 def read_config(context: typer.Context, path: Path | None) -> Path | None:
     """Take the options in a file for defaults; ValueError for one that the command does not have."""
     if path is not None:
